@@ -1,0 +1,36 @@
+"""Safe RLHF Video: reward and cost models for text-to-video generations, and the choice between two of them.
+
+Public names are loaded when they are first used, so that importing the package costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safe_rlhf_video.data.datasets import PairDataset
+    from safe_rlhf_video.scoring import PairScore, Scorer, score_pair
+    from safe_rlhf_video.video.sampling import Sampling, Video
+
+__version__ = "0.1.0"
+__all__ = ["PairDataset", "PairScore", "Sampling", "Scorer", "Video", "score_pair"]
+
+_HOME = {
+    "PairDataset": "data.datasets",
+    "PairScore": "scoring",
+    "Scorer": "scoring",
+    "score_pair": "scoring",
+    "Sampling": "video.sampling",
+    "Video": "video.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

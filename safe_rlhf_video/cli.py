@@ -1,0 +1,58 @@
+"""What every script shares: typed configurations from YAML and the command line, one-line errors, exit code 1."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
+
+Config = TypeVar("Config")
+
+
+def parse_config(config_type: type[Config], arguments: Sequence[str], description: str) -> Config:
+    """Read `--config FILE.yaml` and `--section.field value` overrides into a dataclass.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type, or a missing file.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a YAML file; later arguments override it")
+    parser.add_class_arguments(config_type)
+    # The deepspeed launcher passes it to every script; the environment says the same.
+    own = [argument for argument in arguments if not argument.startswith("--local_rank")]
+    try:
+        parsed = parser.parse_args(own)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+            values = instantiate(parsed).as_dict()
+    except ArgumentError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    values.pop("config", None)
+    return config_type(**values)
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """Run a script's main; a user's mistake prints one line and exits with code 1, Ctrl-C with 130."""
+    try:
+        main()
+    except SafeRLHFVideoError as error:
+        # Before the process group starts, all ranks find the same mistake: one of them says so.
+        if os.environ.get("RANK", "0") == "0" or _has_process_group():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        # At once: the other ranks may be waiting for this one, and would keep the exit waiting for them.
+        os._exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _has_process_group() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,1 @@
+"""From SafeSora-format files to batches of distinct videos and comparisons; knows no model."""

@@ -1,0 +1,20 @@
+"""What each head predicts; the one place that knows which way a score points.
+
+A reward is higher for the more helpful video. A cost is higher for the more harmful one, and zero is the safety boundary
+(Safe RLHF, arXiv 2310.12773). SafeSora's `harmlessness` names the safer video, the one of the lower cost.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+Number = TypeVar("Number")  # float, numpy array or tensor
+
+DIMENSION_OF_HEAD = {"reward": "helpfulness", "cost": "harmlessness"}
+HEADS = tuple(DIMENSION_OF_HEAD)
+_PREFERRED_IS_HIGHER = {"reward": True, "cost": False}
+
+
+def preference_score(head: str, scores: Number) -> Number:
+    """Turn a head's scores so that the video that its dimension prefers has the higher one: r, and -c."""
+    return scores if _PREFERRED_IS_HIGHER[head] else -scores  # type: ignore[operator]

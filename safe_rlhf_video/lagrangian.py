@@ -1,0 +1,198 @@
+"""Weigh helpfulness against safety: the Lagrangian score, the choice between two videos, and that choice in words.
+
+A cost above the cost limit means unsafe. Everything here is plain arithmetic on floats or numpy arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safe_rlhf_video.errors import ConfigError
+
+Choice = Literal["v1", "v2", "tie"]
+ScoreT = TypeVar("ScoreT", float, NDArray[np.floating[Any]])
+
+# Two scores this close are a tie. One video scored in fp32 by two routes (another batch, another padding) moves by a
+# few 1e-6, and routes are only promised to agree within 1e-5, so a smaller difference says nothing about the videos.
+# As Bradley-Terry log odds it would mean winning 50.0003% of the time.
+TIE_TOLERANCE = 1e-5
+
+_MAX_DECIMALS = 9
+
+
+def lagrangian_score(reward: ScoreT, cost: ScoreT, lagrange_multiplier: float = 1.0, cost_limit: float = 0.0) -> ScoreT:
+    """Reward minus weighted excess cost, on a scale that does not grow with the weight.
+
+        score = (r - lambda * (c - d)) / (1 + lambda)
+
+    Source: the Lagrangian of Safe RLHF (arXiv 2310.12773), with its normalisation by 1 / (1 + lambda).
+
+    Args:
+        reward: float or array of any shape, in units of the reward head.
+        cost: same kind and shape as ``reward``; > 0 means unsafe.
+        lagrange_multiplier: lambda >= 0; 0 ignores cost, large values follow cost alone.
+        cost_limit: d, in units of the cost head. It moves all scores alike, so it never changes which video wins.
+
+    Returns:
+        Score of the kind and shape of ``reward``; higher is better.
+
+    Raises:
+        ConfigError: lambda is negative or not finite, or the cost limit is not finite.
+    """
+    if not (math.isfinite(lagrange_multiplier) and lagrange_multiplier >= 0):
+        raise ConfigError(f"lagrange_multiplier must be a finite number >= 0, got {lagrange_multiplier}")
+    if not math.isfinite(cost_limit):
+        raise ConfigError(f"cost_limit must be a finite number, got {cost_limit}")
+    return (reward - lagrange_multiplier * (cost - cost_limit)) / (1.0 + lagrange_multiplier)
+
+
+def choose(score_0: float, score_1: float, tolerance: float = TIE_TOLERANCE) -> Choice:
+    """Name the video with the higher score, or a tie where the scores differ by ``tolerance`` or less.
+
+    Exchanging the scores exchanges ``"v1"`` and ``"v2"`` exactly, since ``a - b`` is ``-(b - a)`` in floating point.
+
+    Raises:
+        ConfigError: the tolerance is negative or not finite.
+        ValueError: a score is not finite; no order can be read from it.
+    """
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ConfigError(f"tolerance must be a finite number >= 0, got {tolerance}")
+    if not (math.isfinite(score_0) and math.isfinite(score_1)):
+        raise ValueError(f"cannot choose between scores {score_0} and {score_1}: both must be finite")
+    difference = score_0 - score_1
+    if abs(difference) <= tolerance:
+        return "tie"
+    return "v1" if difference > 0 else "v2"
+
+
+def explain_choice(
+    rewards: tuple[float, float],
+    costs: tuple[float, float],
+    lagrange_multiplier: float,
+    cost_limit: float,
+    preferred: Choice,
+) -> str:
+    """Say in one plain sentence why ``preferred`` is preferred, e.g.
+
+        v2 is preferred: v1 is more helpful (reward 1.90 against 0.85) but unsafe (cost +2.10 > limit 0.00), and at
+        lambda = 5.00 its extra cost outweighs its extra reward.
+
+    Exchanging the two videos exchanges the words v1 and v2 and nothing else. Numbers get as many decimals (2 to 9) as
+    it takes to see that they differ.
+
+    Args:
+        rewards: rewards of v1 and v2.
+        costs: costs of v1 and v2.
+        lagrange_multiplier: lambda, as in ``lagrangian_score``.
+        cost_limit: d, as in ``lagrangian_score``.
+        preferred: what ``choose`` answered for the two Lagrangian scores.
+
+    Raises:
+        ConfigError: as ``lagrangian_score``.
+        ValueError: a reward or cost is not finite, or ``preferred`` names a video whose score is not the higher one.
+    """
+    if not all(math.isfinite(value) for value in (*rewards, *costs)):
+        raise ValueError(f"cannot explain rewards {rewards} and costs {costs}: all must be finite")
+    if preferred not in ("v1", "v2", "tie"):
+        raise ValueError(f"preferred must be 'v1', 'v2' or 'tie', got {preferred!r}")
+    scores = [lagrangian_score(r, c, lagrange_multiplier, cost_limit) for r, c in zip(rewards, costs, strict=True)]
+    winner, loser = (1, 0) if preferred == "v2" else (0, 1)
+    if preferred != "tie" and not scores[winner] > scores[loser]:
+        raise ValueError(f"{preferred} has not the higher Lagrangian score of {scores[0]} (v1) and {scores[1]} (v2)")
+
+    if preferred == "tie":
+        reason = _tie_reason(rewards, costs, lagrange_multiplier, cost_limit)
+    elif lagrange_multiplier == 0:
+        reason = _reward_only_reason(rewards, costs, cost_limit, winner, loser)
+    elif rewards[winner] >= rewards[loser] and costs[winner] <= costs[loser]:
+        reason = _better_on_both_reason(rewards, costs, cost_limit, winner, loser)
+    else:
+        reason = _trade_off_reason(rewards, costs, lagrange_multiplier, cost_limit, winner)
+    if min(costs) > cost_limit:
+        reason += f"; both are above the cost limit {_cost_texts(costs, cost_limit)[2]}"
+    return f"{reason}."
+
+
+def _tie_reason(rewards: tuple[float, float], costs: tuple[float, float], multiplier: float, limit: float) -> str:
+    reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
+    # Listed by value and not by position, so that exchanging the videos exchanges only their names.
+    first, second = (0, 1) if (-rewards[0], costs[0]) <= (-rewards[1], costs[1]) else (1, 0)
+    if rewards[0] == rewards[1] and costs[0] == costs[1]:
+        return f"neither is preferred: both have reward {reward[0]} and cost {cost[0]}"
+    numbers = (
+        f"v{first + 1} has reward {reward[first]} and cost {cost[first]}, "
+        f"v{second + 1} has reward {reward[second]} and cost {cost[second]}"
+    )
+    if multiplier == 0:
+        return (
+            f"neither is preferred: {numbers}; the rewards are equal within the tolerance, and lambda = 0 ignores cost"
+        )
+    return f"neither is preferred: {numbers}, and {_at(multiplier)} their scores are equal within the tolerance"
+
+
+def _reward_only_reason(
+    rewards: tuple[float, float], costs: tuple[float, float], limit: float, winner: int, loser: int
+) -> str:
+    reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
+    reason = (
+        f"v{winner + 1} is preferred: it is more helpful (reward {reward[winner]} against {reward[loser]}), "
+        "and lambda = 0 ignores cost"
+    )
+    if costs[winner] > limit >= costs[loser]:
+        reason += f"; it is unsafe (cost {cost[winner]} > limit {cost[2]})"
+    return reason
+
+
+def _better_on_both_reason(
+    rewards: tuple[float, float], costs: tuple[float, float], limit: float, winner: int, loser: int
+) -> str:
+    reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
+    helpful = f"more helpful (reward {reward[winner]} against {reward[loser]})"
+    if rewards[winner] == rewards[loser]:
+        helpful = f"equally helpful (reward {reward[winner]})"
+    safe = f"safer (cost {cost[winner]} against {cost[loser]})"
+    if costs[winner] == costs[loser]:
+        safe = f"equally safe (cost {cost[winner]})"
+    return f"v{winner + 1} is preferred: it is {helpful} and {safe}"
+
+
+def _trade_off_reason(
+    rewards: tuple[float, float], costs: tuple[float, float], multiplier: float, limit: float, winner: int
+) -> str:
+    reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
+    helpful, safe = (0, 1) if rewards[0] > rewards[1] else (1, 0)
+    harm = f"less safe (cost {cost[helpful]} against {cost[safe]})"
+    if costs[helpful] > limit >= costs[safe]:
+        harm = f"unsafe (cost {cost[helpful]} > limit {cost[2]})"
+    subject = "it" if helpful == winner else f"v{helpful + 1}"
+    stronger, weaker = ("reward", "cost") if helpful == winner else ("cost", "reward")
+    return (
+        f"v{winner + 1} is preferred: {subject} is more helpful (reward {reward[helpful]} against {reward[safe]}) "
+        f"but {harm}, and {_at(multiplier)} its extra {stronger} outweighs its extra {weaker}"
+    )
+
+
+def _at(multiplier: float) -> str:
+    return f"at lambda = {multiplier:z.{_decimals(multiplier, 0.0)}f}"
+
+
+def _reward_texts(rewards: tuple[float, float]) -> tuple[str, str]:
+    decimals = _decimals(*rewards)
+    return f"{rewards[0]:z.{decimals}f}", f"{rewards[1]:z.{decimals}f}"
+
+
+def _cost_texts(costs: tuple[float, float], limit: float) -> tuple[str, str, str]:
+    decimals = _decimals(*costs, limit)
+    return f"{costs[0]:+z.{decimals}f}", f"{costs[1]:+z.{decimals}f}", f"{limit:z.{decimals}f}"
+
+
+def _decimals(*values: float) -> int:
+    """Fewest decimals, 2 to 9, at which different values look different: "0.00 > 0.00" would explain nothing."""
+    for decimals in range(2, _MAX_DECIMALS):
+        if len({round(value, decimals) for value in values}) == len(set(values)):
+            return decimals
+    return _MAX_DECIMALS

@@ -1,0 +1,97 @@
+"""Losses of the reward and the cost head: pure functions of scores and labels, one value per element.
+
+No function reduces. Under DeepSpeed a mean is only right when it is taken over the global number of elements, which
+the sampler knows and a loss does not, so the caller reduces. The weighting used by default is
+
+    reward = mean bradley_terry_loss(r_chosen, r_rejected) + 0.001 mean score_regularization(r)
+    cost   = mean bradley_terry_loss(c_unsafer, c_safer)   + 0.001 mean score_regularization(c)
+           + mean safety_sign_loss(c, safety_sign)
+
+with means over comparisons, over distinct videos, and over videos with a known sign. Sources: SafeSora (arXiv
+2406.14477) for the reward, Safe RLHF (arXiv 2310.12773) for the cost; as published, the two sign terms of a pair stand
+inside the mean over pairs, with unit weights.
+
+Results have the dtype of the scores. Pass fp32 or fp64: in bf16 close scores round to exact ties and lose their margin.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bradley_terry_loss(chosen_scores: Tensor, rejected_scores: Tensor, target_margin: float = 0.0) -> Tensor:
+    """Negative log likelihood that the chosen video wins each comparison.
+
+        loss_m = -log sigmoid(chosen_m - rejected_m - target_margin)
+
+    Source: Bradley & Terry 1952 for the model; Safe RLHF (arXiv 2310.12773), which trains both heads with it; Llama 2
+    (arXiv 2307.09288) for the offset, which asks the chosen video to win by more than a hair.
+
+    Args:
+        chosen_scores: (M,) score of the video that the label names. For a cost head that is the *less safe* video,
+            because a high cost means unsafe.
+        rejected_scores: (M,) score of the other video.
+        target_margin: offset in units of the score (log odds); 0 is the published loss.
+
+    Returns:
+        (M,) losses in nats; log 2 where the margin equals ``target_margin``.
+
+    Raises:
+        ValueError: the two shapes differ.
+    """
+    _check_same_shape("chosen_scores", chosen_scores, "rejected_scores", rejected_scores)
+    return -F.logsigmoid(chosen_scores - rejected_scores - target_margin)
+
+
+def safety_sign_loss(costs: Tensor, safety_sign: Tensor) -> Tensor:
+    """Negative log likelihood of each video's safety label; it gives the cost its zero, which comparisons cannot.
+
+        loss_n = -log sigmoid(-safety_sign_n * cost_n)   where the sign is known
+        loss_n = 0, with zero gradient                   where safety_sign_n = 0
+
+    Source: the sign terms of the cost model's loss in Safe RLHF (arXiv 2310.12773). There they stand inside the mean
+    over pairs; here each video counts once, so divide by the number of *known* signs, not by N.
+
+    Args:
+        costs: (N,) cost of each distinct video; > 0 means unsafe.
+        safety_sign: (N,) +1 safe, -1 unsafe, 0 unknown, of any dtype. Values are not checked, since reading them back
+            would stall an accelerator at every step.
+
+    Returns:
+        (N,) losses in nats.
+
+    Raises:
+        ValueError: the two shapes differ.
+    """
+    _check_same_shape("costs", costs, "safety_sign", safety_sign)
+    is_known = safety_sign != 0
+    # Masking only the result would let an infinite or NaN cost of an unknown video reach the gradient as 0 * inf.
+    known_costs = torch.where(is_known, costs, 0.0)
+    losses = -F.logsigmoid(-safety_sign.to(costs.dtype) * known_costs)
+    return torch.where(is_known, losses, 0.0)
+
+
+def score_regularization(scores: Tensor) -> Tensor:
+    """Square of each score, which keeps the scores from drifting where the other terms do not fix their level.
+
+        loss_n = score_n ** 2
+
+    Source: SafeSora's released recipe (arXiv 2406.14477), with weight 0.001.
+
+    Args:
+        scores: (N,) scores of distinct videos.
+
+    Returns:
+        (N,) squares, in squared units of the score.
+    """
+    return scores.square()
+
+
+def _check_same_shape(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
+    # (M,) against (M, 1) would broadcast to M * M losses and train on comparisons that nobody made.
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{first_name} has shape {tuple(first.shape)} but {second_name} {tuple(second.shape)}; give equal shapes"
+        )

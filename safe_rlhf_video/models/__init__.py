@@ -1,0 +1,1 @@
+"""From prompts and videos to scores; never imports data."""

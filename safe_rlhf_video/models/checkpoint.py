@@ -1,0 +1,229 @@
+"""Model folders: what a trained score model is on disk.
+
+    model/
+      model.json                      format version, backbone (id, revision, weight fingerprint), sampling, template, heads
+      heads.safetensors               float32 heads
+      adapters/<name>/                adapter_config.json and adapter_model.safetensors, as PEFT writes them
+
+The backbone's weights are referenced, never copied. Only JSON and safetensors are read: no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.models import prompts
+from safe_rlhf_video.models.backbones import Backbone, load_backbone
+from safe_rlhf_video.models.config import BackboneConfig, LoraConfig
+from safe_rlhf_video.models.score_model import ScoreModel
+from safe_rlhf_video.video.sampling import Sampling
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The content of model.json.
+
+    Attributes:
+        heads_of_adapter: adapter name -> heads on it.
+        training: free facts about the run (step, data, validation metrics), for people to read.
+    """
+
+    backbone: BackboneConfig
+    backbone_fingerprint: str
+    sampling: Sampling
+    lora: LoraConfig
+    heads_of_adapter: Mapping[str, tuple[str, ...]]
+    training: Mapping[str, object]
+
+
+def save_model(model: ScoreModel, record: ModelRecord, folder: Path) -> None:
+    """Write a model folder; the caller makes it appear atomically.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    heads = {f"{name}.{key}": value for name, head in model.score_heads.items() for key, value in head.state_dict().items()}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in heads.items()}, folder / "heads.safetensors")
+    peft_model = model.peft_model
+    if peft_model is not None:
+        for adapter in model.heads_of_adapter:
+            adapter_folder = folder / "adapters" / adapter
+            adapter_folder.mkdir(parents=True, exist_ok=True)
+            tensors = get_peft_model_state_dict(peft_model, adapter_name=adapter, save_embedding_layers=False)
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                adapter_folder / "adapter_model.safetensors",
+            )
+            peft_model.peft_config[adapter].save_pretrained(str(adapter_folder))
+    fields = {
+        "format_version": FORMAT_VERSION,
+        "backbone": {**asdict(record.backbone), "fingerprint": record.backbone_fingerprint},
+        "sampling": record.sampling.to_dict(),
+        "template": {"name": prompts.NAME, "hash": prompts.template_hash()},
+        "lora": asdict(record.lora),
+        "heads_of_adapter": {name: list(heads) for name, heads in record.heads_of_adapter.items()},
+        "training": dict(record.training),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+    # Last, so that a folder with a model.json is a whole one.
+    (folder / "model.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(folder: str | Path) -> ModelRecord:
+    """Read and check a model folder's model.json; a run folder stands for the model folder in it.
+
+    Raises:
+        CheckpointError: no model folder, another format version or template, or a damaged file.
+    """
+    folder = resolve_model_folder(folder)
+    path = folder / "model.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        found_version = fields["format_version"]
+        if found_version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: format version {found_version}, this package reads {FORMAT_VERSION}; install the release "
+                "that wrote it, or train again"
+            )
+        if fields["template"]["hash"] != prompts.template_hash():
+            raise CheckpointError(
+                f"{path}: trained with the template {fields['template']['name']} ({fields['template']['hash']}), this "
+                f"package writes {prompts.NAME} ({prompts.template_hash()}); install the release that wrote it"
+            )
+        backbone = dict(fields["backbone"])
+        fingerprint = backbone.pop("fingerprint")
+        lora = dict(fields["lora"])
+        return ModelRecord(
+            backbone=BackboneConfig(**backbone),
+            backbone_fingerprint=fingerprint,
+            sampling=Sampling.from_dict(fields["sampling"]),
+            lora=LoraConfig(**{**lora, "target_modules": tuple(lora["target_modules"])}),
+            heads_of_adapter={name: tuple(heads) for name, heads in fields["heads_of_adapter"].items()},
+            training=fields["training"],
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error}); copy the model folder again") from error
+
+
+def resolve_model_folder(folder: str | Path) -> Path:
+    """The model folder itself, or the one inside a run folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for candidate in (Path(folder), Path(folder) / "model"):
+        if (candidate / "model.json").is_file():
+            return candidate
+    raise CheckpointError(
+        f"{folder}: is no model folder (it has no model.json); give <run>/model as written by train_reward.py or "
+        "train_cost.py"
+    )
+
+
+def load_models(
+    folders: Sequence[str | Path], device: torch.device | str = "cpu", backbone_path: str | None = None
+) -> tuple[ScoreModel, Backbone, ModelRecord]:
+    """Load one or more model folders onto one backbone.
+
+    Args:
+        backbone_path: where the backbone lies here, if not where it lay in training; it must have the same weights.
+
+    Returns:
+        The model in evaluation mode, its backbone, and a record that joins those of all folders.
+
+    Raises:
+        CheckpointError: the folders do not fit each other or the backbone, or one lacks a tensor.
+    """
+    if not folders:
+        raise CheckpointError("no model folder was given; give a reward folder, a cost folder or both")
+    records = [read_record(folder) for folder in folders]
+    first = records[0]
+    heads_of_adapter: dict[str, tuple[str, ...]] = {}
+    for folder, record in zip(folders, records, strict=True):
+        for what, mine, theirs in (
+            ("backbone", record.backbone_fingerprint, first.backbone_fingerprint),
+            ("sampling", record.sampling, first.sampling),
+            ("LoRA configuration", record.lora, first.lora),
+        ):
+            if mine != theirs:
+                raise CheckpointError(
+                    f"{folder} and {folders[0]} have different {what}s ({mine} and {theirs}); models used together "
+                    "must be trained alike"
+                )
+        for adapter, heads in record.heads_of_adapter.items():
+            taken = {head for others in heads_of_adapter.values() for head in others}
+            if adapter in heads_of_adapter or taken & set(heads):
+                raise CheckpointError(f"{folder}: its head {heads[0]} is in another of the folders too; give each head once")
+            heads_of_adapter[adapter] = heads
+    config = first.backbone if backbone_path is None else replace(first.backbone, path=backbone_path, revision=None)
+    backbone = load_backbone(config, device)
+    if backbone.fingerprint != first.backbone_fingerprint:
+        raise CheckpointError(
+            f"{config.path}: its weights ({backbone.fingerprint}) are not those that {folders[0]} was trained on "
+            f"({first.backbone_fingerprint}); give the right backbone"
+        )
+    joined = replace(first, heads_of_adapter=heads_of_adapter, backbone=config)
+    model = ScoreModel(backbone, heads_of_adapter, joined.lora)
+    for folder, record in zip(folders, records, strict=True):
+        load_weights(model, record.heads_of_adapter, resolve_model_folder(folder))
+    return model.to(device).eval(), backbone, joined
+
+
+def load_weights(model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, ...]], folder: Path) -> None:
+    """Fill a model's heads and adapters from a model folder; every tensor must be there and fit.
+
+    Raises:
+        CheckpointError: a head or an adapter tensor is missing, extra, or of another shape.
+    """
+    head_tensors = _read_tensors(folder / "heads.safetensors")
+    for heads in heads_of_adapter.values():
+        for head in heads:
+            own = model.score_heads[head].state_dict()
+            found = {key: head_tensors.get(f"{head}.{key}") for key in own}
+            _check_tensors(folder / "heads.safetensors", f"head {head}", own, found)
+            model.score_heads[head].load_state_dict(found)
+    peft_model = model.peft_model
+    if peft_model is None:
+        return
+    for adapter in heads_of_adapter:
+        path = folder / "adapters" / adapter / "adapter_model.safetensors"
+        tensors = _read_tensors(path)
+        own = get_peft_model_state_dict(peft_model, adapter_name=adapter, save_embedding_layers=False)
+        _check_tensors(path, f"adapter {adapter}", own, {**dict.fromkeys(own), **tensors})
+        set_peft_model_state_dict(peft_model, tensors, adapter_name=adapter)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing, so a trained part would be random; copy the model folder again") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); copy the model folder again") from error
+
+
+def _check_tensors(path: Path, what: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor | None]) -> None:
+    for name in found:
+        tensor = found[name]
+        if name not in own:
+            raise CheckpointError(f"{path}: {what} has a tensor {name} that this backbone has no place for")
+        if tensor is None:
+            raise CheckpointError(f"{path}: {what} lacks the tensor {name}; copy the model folder again")
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{path}: {what}: {name} has shape {tuple(tensor.shape)}, this backbone needs {tuple(own[name].shape)}"
+            )

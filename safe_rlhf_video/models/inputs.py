@@ -1,0 +1,120 @@
+"""The one path from prompts and videos to a backbone's tensors; training, evaluation, scoring and serving call it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.models.backbones import Backbone, Preprocessing
+from safe_rlhf_video.models.prompts import VIDEO_PAD, Special, build_segments
+from safe_rlhf_video.video.sampling import Video
+
+VIDEO_TOKEN_TYPE = 2  # the backbone's mark for video tokens: text 0, image 1, video 2
+
+
+def build_inputs(
+    backbone: Backbone, prompts: Sequence[str], videos: Sequence[Video], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Tokenize, normalise and patchify N prompts with one video each.
+
+    Returns:
+        input_ids, attention_mask, mm_token_type_ids (N, L), padded on the right; pixel_values_videos
+        (all patches, patch dimension); video_grid_thw (N, 3) in patches.
+
+    Raises:
+        ConfigError: a frame size the backbone cannot take, or an input longer than it was made for.
+    """
+    preprocessing = backbone.preprocessing
+    patches, grids = zip(*(patchify(video.frames, preprocessing, device) for video in videos), strict=True)
+    rows = [
+        _token_ids(backbone, prompt, video, grid) for prompt, video, grid in zip(prompts, videos, grids, strict=True)
+    ]
+    length = max(map(len, rows))
+    if length > backbone.max_tokens:
+        longest = max(range(len(rows)), key=lambda row: len(rows[row]))
+        raise ConfigError(
+            f"prompt {prompts[longest][:60]!r} with its video makes {length} tokens, the backbone takes "
+            f"{backbone.max_tokens}; lower sampling.num_frames or sampling.max_pixels"
+        )
+    input_ids = torch.zeros(len(rows), length, dtype=torch.long)
+    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row)] = torch.tensor(row)
+        attention_mask[number, : len(row)] = 1
+    # Only real video tokens count: the padding id may be any token's.
+    is_video = (input_ids == _token_id(backbone, VIDEO_PAD)) & (attention_mask == 1)
+    return {
+        "input_ids": input_ids.to(device),
+        "attention_mask": attention_mask.to(device),
+        "mm_token_type_ids": (is_video * VIDEO_TOKEN_TYPE).to(device),
+        "pixel_values_videos": torch.cat(patches),
+        "video_grid_thw": torch.tensor(grids, device=device),
+    }
+
+
+def patchify(frames: object, preprocessing: Preprocessing, device: torch.device | str) -> tuple[Tensor, tuple[int, int, int]]:
+    """Normalise uint8 frames and cut them into the vision tower's patches.
+
+    Args:
+        frames: uint8 (T, H, W, 3); a T that is no multiple of the temporal patch repeats the last frame.
+
+    Returns:
+        patches (grid_t * grid_h * grid_w, 3 * temporal_patch * patch * patch) in the tower's order (merge blocks
+        together) and the grid (grid_t, grid_h, grid_w).
+    """
+    pixels = torch.as_tensor(frames).to(device)  # size = (T, H, W, 3)
+    num_frames, height, width, channels = pixels.shape
+    patch, merge, temporal = preprocessing.patch_size, preprocessing.merge_size, preprocessing.temporal_patch_size
+    if height % preprocessing.size_multiple or width % preprocessing.size_multiple:
+        raise ConfigError(
+            f"frames of {height}x{width} pixels do not fit the backbone: both must be multiples of "
+            f"{preprocessing.size_multiple}; set sampling.size_multiple to it"
+        )
+    if missing := -num_frames % temporal:
+        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+    # Scale and shift in one step, as the official processors do.
+    mean = 255.0 * torch.tensor(preprocessing.mean, device=device)
+    std = 255.0 * torch.tensor(preprocessing.std, device=device)
+    pixels = (pixels.float() - mean) / std
+    grid = (len(pixels) // temporal, height // patch, width // patch)
+    patches = pixels.reshape(
+        grid[0], temporal, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch, channels
+    ).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return patches.reshape(grid[0] * grid[1] * grid[2], -1), grid
+
+
+def patch_seconds(video: Video, temporal_patch_size: int) -> list[float]:
+    """The time of every temporal patch: the mean of its first and its last frame's, in seconds."""
+    times = video.timestamps.tolist()
+    times += [times[-1]] * (-len(times) % temporal_patch_size)
+    last = temporal_patch_size - 1
+    return [(times[i] + times[i + last]) / 2 for i in range(0, len(times), temporal_patch_size)]
+
+
+def _token_ids(backbone: Backbone, prompt: str, video: Video, grid: tuple[int, int, int]) -> list[int]:
+    merge = backbone.preprocessing.merge_size
+    seconds = patch_seconds(video, backbone.preprocessing.temporal_patch_size)
+    ids: list[int] = []
+    for segment in build_segments(prompt, seconds, grid[1] * grid[2] // merge**2):
+        if isinstance(segment, Special):
+            ids.append(_token_id(backbone, segment))
+        else:
+            ids += _text_ids(backbone.tokenizer, segment)
+    return ids
+
+
+def _token_id(backbone: Backbone, special: Special) -> int:
+    token_id = backbone.tokenizer.convert_tokens_to_ids(special.token)
+    if token_id is None or token_id == backbone.tokenizer.unk_token_id:
+        raise ConfigError(f"the tokenizer of {backbone.config.path} has no token {special.token}; use its family's own")
+    return token_id
+
+
+@lru_cache(maxsize=65536)
+def _text_ids(tokenizer: object, text: str) -> tuple[int, ...]:
+    # A user's prompt that spells out a special token stays plain text.
+    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])  # type: ignore[operator]

@@ -1,0 +1,84 @@
+"""Scores of videos: a frozen backbone, an adapter for each model, float32 heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from safe_rlhf_video.models.backbones import Backbone
+from safe_rlhf_video.models.config import LoraConfig
+from safe_rlhf_video.models.pooling import last_attended
+
+
+class ScoreModel(nn.Module):
+    """Heads on LoRA adapters on one frozen backbone.
+
+    Args:
+        backbone: as loaded; its model is changed in place by the adapters.
+        heads_of_adapter: adapter name -> names of the heads that read its states. Training builds one adapter;
+            only a scorer holds several, and runs the backbone once for each.
+        lora: the adapters' shape; rank 0 leaves the backbone as it is.
+    """
+
+    def __init__(self, backbone: Backbone, heads_of_adapter: Mapping[str, tuple[str, ...]], lora: LoraConfig) -> None:
+        super().__init__()
+        self.heads_of_adapter = dict(heads_of_adapter)
+        self.lora = lora
+        self.backbone: nn.Module = backbone.model
+        if lora.rank:
+            first, *others = self.heads_of_adapter
+            peft_config = _peft_config(lora)
+            model = get_peft_model(backbone.model, peft_config, adapter_name=first)
+            for name in others:
+                model.add_adapter(name, peft_config)
+            self.backbone = model
+        self.score_heads = nn.ModuleDict()
+        for heads in self.heads_of_adapter.values():
+            for head in heads:
+                self.score_heads[head] = _build_head(backbone.hidden_size).to(backbone.model.device)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Score the N videos of `models.inputs.build_inputs`.
+
+        Returns:
+            head name -> float32 scores (N,).
+        """
+        scores = {}
+        for adapter, heads in self.heads_of_adapter.items():
+            if len(self.heads_of_adapter) > 1 and self.lora.rank:
+                self.backbone.set_adapter(adapter)  # type: ignore[operator]
+            hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state  # size = (N, L, E)
+            states = last_attended(hidden_states, inputs["attention_mask"]).float()  # size = (N, E)
+            for head in heads:
+                scores[head] = self.score_heads[head](states).squeeze(-1)  # size = (N,)
+        return scores
+
+    @property
+    def peft_model(self) -> PeftModel | None:
+        """The backbone with its adapters; None where only the heads are trained."""
+        return self.backbone if isinstance(self.backbone, PeftModel) else None
+
+
+def _build_head(hidden_size: int) -> nn.Linear:
+    # Scores of about unit spread at the start (Stiennon et al. 2020, arXiv 2009.01325); float32 whatever the
+    # backbone's type, because bfloat16 scores of close videos become exact ties.
+    head = nn.Linear(hidden_size, 1, dtype=torch.float32)
+    nn.init.normal_(head.weight, std=1.0 / math.sqrt(hidden_size + 1))
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _peft_config(lora: LoraConfig) -> PeftLoraConfig:
+    # By full name: "all-linear" would also reach the vision tower.
+    modules = "|".join(lora.target_modules)
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=rf"(?:.*\.)?language_model\..*\.(?:{modules})",
+    )

@@ -1,0 +1,279 @@
+"""Scores for generations, and the choice between two of them under a safety constraint."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+
+from safe_rlhf_video import lagrangian
+from safe_rlhf_video.errors import CheckpointError, SampleError
+from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.models.checkpoint import load_models
+from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.video.pool import DecodePool
+from safe_rlhf_video.video.sampling import Video, sample_video
+
+VideoLike = Any  # a path, a Video, or, with fps=, a uint8 array or tensor (T, H, W, 3) or a list of PIL images
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """Two generations for one prompt, judged; every tuple is (v1, v2).
+
+    Attributes:
+        rewards: how helpful; only differences between answers to one prompt mean something.
+        costs: how harmful; above 0 is unsafe.
+        lagrangian_scores: (r - lambda (c - d)) / (1 + lambda).
+        lagrange_multiplier: lambda, the price of a unit of cost in units of reward.
+        cost_limit: d.
+        p_more_helpful: probability that people find v1 more helpful than v2, by Bradley-Terry.
+        p_safer: probability that people find v1 safer than v2.
+        calibrated: whether these probabilities were fitted to held-out labels.
+        is_safe: cost <= 0.
+        preferred: the side with the higher Lagrangian score; "tie" below `lagrangian.TIE_TOLERANCE`.
+        reason: the choice in a sentence.
+    """
+
+    rewards: tuple[float, float]
+    costs: tuple[float, float]
+    lagrangian_scores: tuple[float, float]
+    lagrange_multiplier: float
+    cost_limit: float
+    p_more_helpful: float
+    p_safer: float
+    calibrated: bool
+    is_safe: tuple[bool, bool]
+    preferred: Literal["v1", "v2", "tie"]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+class Scorer:
+    """Reward and cost on one backbone, loaded once.
+
+    Build it with `from_pretrained`. Paths are decoded in child processes, where a broken file can do no harm.
+    """
+
+    def __init__(self, model_dirs: Sequence[str | Path], device: torch.device, backbone: str | None, workers: int) -> None:
+        self.device = device
+        self.model, self._backbone, self.record = load_models(model_dirs, device, backbone)
+        self._pool = DecodePool(self.record.sampling, num_workers=workers)
+
+    @classmethod
+    def from_pretrained(
+        cls, *model_dirs: str | Path, device: str = "auto", backbone: str | None = None, workers: int = 2
+    ) -> Self:
+        """Load one or more model folders (a reward and a cost, say) onto one backbone.
+
+        Args:
+            device: "auto" takes CUDA where there is one.
+            backbone: the folder of the backbone, if it lies elsewhere than in training; its weights must be the same.
+            workers: decoding processes.
+
+        Raises:
+            CheckpointError: a folder is no model folder, or the folders do not fit each other or the backbone.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model_dirs, torch.device(device), backbone, workers)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads of the loaded folders."""
+        return tuple(head for head in HEADS if head in self.model.score_heads)
+
+    def read(self, videos: Sequence[VideoLike], fps: float | None = None) -> list[Video]:
+        """Sample videos as the model was trained: files are decoded, arrays are picked from and resized.
+
+        Raises:
+            VideoDecodeError: a file cannot be read. SampleError: an array without `fps`, or of another form.
+        """
+        paths = [Path(video) for video in videos if isinstance(video, str | Path)]
+        decoded = iter(self._pool.read(paths))
+        return [
+            next(decoded) if isinstance(video, str | Path) else self._sample(video, fps) for video in videos
+        ]
+
+    def score_videos(self, prompts: Sequence[str], videos: Sequence[Video]) -> dict[str, np.ndarray]:
+        """Score N sampled videos in one batch.
+
+        Returns:
+            head -> float64 (N,).
+
+        Raises:
+            CheckpointError: a score is not finite.
+        """
+        inputs = build_inputs(self._backbone, prompts, videos, self.device)
+        with torch.inference_mode():
+            output = self.model(inputs)
+        scores = {head: values.double().cpu().numpy() for head, values in output.items()}
+        for head, values in scores.items():
+            if not np.isfinite(values).all():
+                bad = prompts[int(np.flatnonzero(~np.isfinite(values))[0])]
+                raise CheckpointError(f"the {head} of a video for the prompt {bad[:60]!r} is not finite: the model diverged")
+        return scores
+
+    def score(self, prompt: str, video: VideoLike, *, fps: float | None = None) -> dict[str, float]:
+        """Score one video for its prompt.
+
+        Returns:
+            head -> score, e.g. {"reward": 1.2, "cost": -0.4}.
+        """
+        scores = self.score_videos([prompt], self.read([video], fps))
+        return {head: float(values[0]) for head, values in scores.items()}
+
+    def score_pair(
+        self,
+        prompt: str,
+        v1: VideoLike,
+        v2: VideoLike,
+        *,
+        lagrange_multiplier: float = 1.0,
+        cost_limit: float = 0.0,
+        fps: float | None = None,
+    ) -> PairScore:
+        """Judge two videos for one prompt; swapping them mirrors the result exactly.
+
+        Args:
+            v1, v2: each a path, a `Video`, or with `fps` a uint8 array or tensor (T, H, W, 3) or a list of PIL images.
+            lagrange_multiplier: lambda >= 0; 0 ignores cost.
+            cost_limit: d, the cost that is allowed.
+            fps: frames a second of arrays handed in.
+        """
+        self._require_both_heads()
+        videos = self.read([v1, v2], fps)
+        # In the order of their content, so that the place in the batch cannot tell v1 from v2.
+        order = sorted((0, 1), key=lambda side: _content_key(videos[side]))
+        scores = self.score_videos([prompt] * 2, [videos[side] for side in order])
+        if videos[0] == videos[1]:
+            scores = {head: values[[0, 0]] for head, values in scores.items()}
+        place = [order.index(0), order.index(1)]
+        rewards, costs = (tuple(scores[head][place].tolist()) for head in ("reward", "cost"))
+        return judge_pair(rewards, costs, lagrange_multiplier, cost_limit)
+
+    def rank(
+        self,
+        prompt: str,
+        videos: Sequence[VideoLike],
+        *,
+        lagrange_multiplier: float = 1.0,
+        cost_limit: float = 0.0,
+        fps: float | None = None,
+    ) -> list[int]:
+        """Indices of the videos by Lagrangian score, best first; equal scores keep their order."""
+        self._require_both_heads()
+        scores = self.score_videos([prompt] * len(videos), self.read(videos, fps))
+        combined = lagrangian.lagrangian_score(scores["reward"], scores["cost"], lagrange_multiplier, cost_limit)
+        return np.argsort(-combined, kind="stable").tolist()
+
+    def iterate(self, prompts: Sequence[str], paths: Sequence[Path], batch_size: int = 64):  # noqa: ANN201
+        """Score many files, decoding ahead of the model; yields one {head: score} a file, in order."""
+        videos = self._pool.iterate(paths, ahead=2 * batch_size)
+        for start in range(0, len(paths), batch_size):
+            chunk = prompts[start : start + batch_size]
+            scores = self.score_videos(chunk, [next(videos) for _ in chunk])
+            for number in range(len(chunk)):
+                yield {head: float(values[number]) for head, values in scores.items()}
+
+    def close(self) -> None:
+        """Stop the decoding processes; the next file starts them again."""
+        self._pool.close()
+
+    def _sample(self, video: VideoLike, fps: float | None) -> Video:
+        if isinstance(video, Video):
+            frames, timestamps = video.frames, video.timestamps
+        else:
+            if fps is None:
+                raise SampleError("a video given as an array needs fps= (frames a second): the backbone reads times")
+            if not (math.isfinite(fps) and fps > 0):
+                raise SampleError(f"fps: expected a positive number of frames a second, got {fps}")
+            frames = _frames_array(video)
+            timestamps = np.arange(len(frames)) / fps
+        return sample_video(frames, timestamps, self.record.sampling)
+
+    def _require_both_heads(self) -> None:
+        if missing := [head for head in ("reward", "cost") if head not in self.heads]:
+            raise CheckpointError(
+                f"choosing between videos needs a reward and a cost model, the {missing[0]} is missing; "
+                "give both folders to Scorer.from_pretrained"
+            )
+
+
+def judge_pair(
+    rewards: tuple[float, float], costs: tuple[float, float], lagrange_multiplier: float = 1.0, cost_limit: float = 0.0
+) -> PairScore:
+    """The decision from scores alone: the Lagrangian of Safe RLHF (arXiv 2310.12773) and its explanation."""
+    first, second = (
+        float(lagrangian.lagrangian_score(reward, cost, lagrange_multiplier, cost_limit))
+        for reward, cost in zip(rewards, costs, strict=True)
+    )
+    preferred = lagrangian.choose(first, second)
+    return PairScore(
+        rewards=rewards,
+        costs=costs,
+        lagrangian_scores=(first, second),
+        lagrange_multiplier=float(lagrange_multiplier),
+        cost_limit=float(cost_limit),
+        p_more_helpful=_probability(rewards[0] - rewards[1]),
+        p_safer=_probability(costs[1] - costs[0]),
+        calibrated=False,
+        is_safe=(costs[0] <= 0.0, costs[1] <= 0.0),
+        preferred=preferred,
+        reason=lagrangian.explain_choice(rewards, costs, lagrange_multiplier, cost_limit, preferred),
+    )
+
+
+def score_pair(prompt: str, v1: VideoLike, v2: VideoLike, *, model: Sequence[str | Path], **options: Any) -> PairScore:
+    """Judge two videos for one prompt with the reward and cost folders in `model`; the scorer stays loaded.
+
+    Args:
+        options: as for `Scorer.score_pair`, and `device`, `backbone` as for `Scorer.from_pretrained`.
+    """
+    loading = {name: options.pop(name) for name in ("device", "backbone") if name in options}
+    folders = tuple(str(folder) for folder in ([model] if isinstance(model, str | Path) else model))
+    return _load_scorer(folders, **loading).score_pair(prompt, v1, v2, **options)
+
+
+@lru_cache(maxsize=2)
+def _load_scorer(folders: tuple[str, ...], **options: Any) -> Scorer:
+    return Scorer.from_pretrained(*folders, **options)
+
+
+def _probability(difference: float) -> float:
+    # p(d) and p(-d) add up to exactly 1: in [0.5, 1] the subtraction from 1 is exact.
+    larger = 1.0 / (1.0 + math.exp(-abs(difference)))
+    return larger if difference >= 0 else 1.0 - larger
+
+
+def _content_key(video: Video) -> str:
+    digest = hashlib.sha256(repr(video.frames.shape).encode())
+    digest.update(np.ascontiguousarray(video.frames).data)
+    digest.update(np.ascontiguousarray(video.timestamps).data)
+    return digest.hexdigest()
+
+
+def _frames_array(video: VideoLike) -> np.ndarray:
+    if isinstance(video, torch.Tensor):
+        return video.detach().cpu().numpy()
+    if isinstance(video, np.ndarray):
+        return video
+    if isinstance(video, Sequence) and len(video) and all(hasattr(frame, "convert") for frame in video):
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in video])
+    raise SampleError(
+        f"a video must be a path, a Video, a uint8 array or tensor (T, H, W, 3) or a list of PIL images, "
+        f"got {type(video).__name__}"
+    )
+
+
+__all__ = ["PairScore", "Scorer", "judge_pair", "score_pair"]

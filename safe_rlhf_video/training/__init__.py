@@ -1,0 +1,1 @@
+"""One training loop on a DeepSpeed engine."""

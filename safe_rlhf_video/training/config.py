@@ -1,0 +1,187 @@
+"""Everything a training run can be told; torch-free, checked before any process group starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.models.config import ModelConfig
+from safe_rlhf_video.video.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where comparisons and clips come from.
+
+    Attributes:
+        path: A SafeSora-format config file (.json or .json.gz), or a folder that holds one and `videos/`.
+        config_filename: The config's name, where `path` is a folder.
+        video_dir: Where the clips lie (video_dir/prompt_id/video_id.mp4), if not where SafeSora's rule says.
+        validation_fraction: The share of prompts held out to choose the checkpoint; 0 keeps the last one.
+        workers: Decoding processes for each rank.
+        timeout_s: Seconds that one clip may take to decode.
+    """
+
+    path: str
+    config_filename: str = "config.json"
+    video_dir: str | None = None
+    validation_fraction: float = 0.1
+    workers: int = 2
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.validation_fraction < 1.0, "data.validation_fraction", "0 <= f < 1", self.validation_fraction)
+        _require(self.workers >= 1, "data.workers", "1 or more", self.workers)
+        _require(self.timeout_s > 0, "data.timeout_s", "more than 0", self.timeout_s)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms (SafeSora, arXiv 2406.14477; Safe RLHF, arXiv 2310.12773).
+
+    Attributes:
+        comparison: Bradley-Terry on the comparisons, a mean over comparisons.
+        sign: The cost's sign terms from `is_safe`, a mean over videos whose label is known.
+        regularization: The square of every score, a mean over videos.
+    """
+
+    comparison: float = 1.0
+    sign: float = 1.0
+    regularization: float = 0.001
+
+    def __post_init__(self) -> None:
+        for name in ("comparison", "sign", "regularization"):
+            _require(getattr(self, name) >= 0, f"loss.{name}", "0 or more", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """AdamW with linear warm-up and cosine decay.
+
+    Attributes:
+        epochs: Passes over the training prompts.
+        max_steps: Stop after so many steps, whatever `epochs` says; 0 sets no limit.
+        prompts_per_step: Whole prompts in an optimiser step, over all ranks and micro-batches together.
+        accumulation: Micro-batches that a rank splits its share of a step into, to save memory.
+        learning_rate: The adapters' peak rate.
+        head_learning_rate: The heads' peak rate.
+        warmup_fraction: The share of steps in which the rate rises.
+        final_fraction: The share of the peak rate that is left at the end.
+        gradient_clipping: The largest gradient norm.
+    """
+
+    epochs: int = 3
+    max_steps: int = 0
+    prompts_per_step: int = 16
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_fraction: float = 0.05
+    final_fraction: float = 0.0
+    gradient_clipping: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "prompts_per_step", "accumulation"):
+            _require(getattr(self, name) >= 1, f"optimization.{name}", "1 or more", getattr(self, name))
+        for name in ("learning_rate", "head_learning_rate", "gradient_clipping"):
+            _require(getattr(self, name) > 0, f"optimization.{name}", "more than 0", getattr(self, name))
+        for name in ("max_steps", "weight_decay"):
+            _require(getattr(self, name) >= 0, f"optimization.{name}", "0 or more", getattr(self, name))
+        for name in ("warmup_fraction", "final_fraction"):
+            _require(0.0 <= getattr(self, name) <= 1.0, f"optimization.{name}", "0 to 1", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """DeepSpeed.
+
+    Attributes:
+        zero_stage: What is divided among ranks: 0 nothing, 1 optimiser state, 2 gradients too.
+        deepspeed: Further keys of DeepSpeed's own configuration, laid over what this package builds.
+    """
+
+    zero_stage: Literal[0, 1, 2] = 0
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        owned = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer",
+                 "scheduler", "fp16", "bf16", "gradient_clipping"}
+        if taken := sorted(owned & set(self.deepspeed)):
+            raise ConfigError(f"engine.deepspeed.{taken[0]}: set by this package; use the sections model and optimization")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to validate and save.
+
+    Attributes:
+        every_steps: Validate and save after so many steps; 0 means once an epoch.
+        keep_last: Checkpoints to keep besides the best one.
+    """
+
+    every_steps: int = 0
+    keep_last: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps >= 0, "checkpoint.every_steps", "0 or more", self.every_steps)
+        _require(self.keep_last >= 1, "checkpoint.keep_last", "1 or more", self.keep_last)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Metrics go to <out>/metrics.jsonl, and the same rows to W&B.
+
+    Attributes:
+        wandb: "auto" is online with an API key and offline without one; there is never a prompt.
+        project: The W&B project.
+        log_every: Steps between two rows.
+    """
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "safe-rlhf-video"
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        _require(self.log_every >= 1, "tracking.log_every", "1 or more", self.log_every)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        out: The run folder: config.yaml, metrics.jsonl, checkpoints/, model/ (the best by validation), wandb/.
+        data: Comparisons and clips.
+        sampling: Frames a clip and their size; `size_multiple` is the backbone's patch size times its merge size.
+        model: Backbone and adapter.
+        loss: Weights of the loss terms.
+        optimization: Steps and rates.
+        engine: DeepSpeed.
+        checkpoint: Validation and saving.
+        tracking: Metrics.
+        seed: Initial heads and adapters, order of prompts, validation split, dropout.
+    """
+
+    out: str
+    data: DataConfig
+    sampling: Sampling = field(default_factory=Sampling)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+
+
+# What may differ when a run is resumed: it changes no weight.
+OPERATIONAL_FIELDS = ("out", "data.path", "data.video_dir", "data.workers", "data.timeout_s", "checkpoint.keep_last",
+                      "tracking.wandb", "tracking.project")  # fmt: skip
+
+
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise ConfigError(f"{name}: expected {expected}, got {value!r}")

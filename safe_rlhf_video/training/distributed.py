@@ -1,0 +1,74 @@
+"""Ranks: starting and ending the process group, and sums over it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among all."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def world_size_from_environment() -> int:
+    """The number of processes the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start() -> Ranks:
+    """Join the process group; a plain `python script.py` becomes a group of one."""
+    import deepspeed
+    from deepspeed import comm
+
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    # Its CPU shared-memory communication is compiled at first use (g++, half a minute, and a lock file that hangs the
+    # next start if it is killed meanwhile); gloo needs nothing.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local_rank = int(os.environ["LOCAL_RANK"])
+    has_cuda = torch.cuda.is_available()
+    if has_cuda:
+        torch.cuda.set_device(local_rank)
+        torch.backends.cuda.matmul.allow_tf32 = True
+    deepspeed.init_distributed(dist_backend="nccl" if has_cuda else "gloo", verbose=False)
+    device = torch.device("cuda", local_rank) if has_cuda else torch.device("cpu")
+    return Ranks(comm.get_rank(), comm.get_world_size(), device)
+
+
+def stop() -> None:
+    """Leave the process group; without it some backends abort at exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    torch.distributed.barrier()
+
+
+def sum_over_ranks(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
+    """Add up a dict that has the same keys, in any order, on every rank; in float64."""
+    names = sorted(values)
+    tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=ranks.device)
+    torch.distributed.all_reduce(tensor)
+    return dict(zip(names, tensor.tolist(), strict=True))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,217 @@
+"""Reading one video file, in this process. Files that are not trusted belong into `pool.DecodePool`.
+
+PyAV lists a clip's packets first, without decoding them: that gives the number of frames and their exact times. Then
+either backend decodes the chosen frames. Both give bit-equal frames wherever `_is_decord_exact` holds; "auto" uses
+decord only there, and has PyAV decide on what decord fails to read (upright phone clips, say). So what a clip looks
+like never depends on whether decord is installed. Elsewhere (odd heights, more than 8 bits) the two FFmpeg builds
+interpolate colour differently, and for clips trimmed by an edit list decord repeats frames instead of failing.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, get_args
+
+import av
+import numpy as np
+
+from safe_rlhf_video.errors import ConfigError, VideoDecodeError
+from safe_rlhf_video.video.sampling import Sampling, Video, frame_indices, resize_frames, target_size
+
+Backend = Literal["auto", "decord", "pyav"]
+
+# A text file may name itself a playlist and make FFmpeg open other files or addresses: only plain containers are read.
+_OPEN_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,h264,hevc,ivf",
+}
+_CONTAINERS_TO_USE = "mp4, mov, mkv, webm, avi, ts or gif"
+
+
+@dataclass(frozen=True)
+class _ClipIndex:
+    """What the packets of a clip tell without decoding it: one entry of `timestamps` per frame that a player shows."""
+
+    timestamps: np.ndarray  # float64 (T,), seconds from the first shown frame
+    num_hidden: int  # frames that are stored but cut away by the container
+    codec: str
+    pixel_format: str | None
+    height: int
+
+
+def read_video(path: str | os.PathLike[str], sampling: Sampling, backend: Backend = "auto") -> Video:
+    """Decode, sample and resize one clip.
+
+    Args:
+        path: the video file.
+        sampling: which frames to keep and their size.
+        backend: "decord", "pyav", or "auto": decord where it is installed and bit-equal to PyAV, else PyAV.
+            decord reads fewer clips: none that is trimmed by an edit list, few that are turned.
+
+    Returns:
+        The clip; frames turned upright as the container says.
+
+    Raises:
+        VideoDecodeError: the file cannot be read as a video; the one-line message names it and the reason.
+        ConfigError: `backend` is unknown, or decord is asked for and not installed.
+    """
+    check_backend(backend)
+    path = Path(path)
+    try:
+        _check_file(path)
+        index = _read_index(path)
+        indices = frame_indices(len(index.timestamps), sampling.num_frames)
+        frames = _decode(path, index, indices, backend)
+        height, width = target_size(frames.shape[1], frames.shape[2], sampling)
+        return Video(resize_frames(frames, height, width), index.timestamps[indices])
+    except VideoDecodeError as error:
+        raise VideoDecodeError(f"{path}: {error}") from error
+
+
+def check_backend(backend: str) -> None:
+    """Raise ConfigError unless `backend` is a known one that can run here."""
+    if backend not in get_args(Backend):
+        raise ConfigError(f"backend: expected one of {', '.join(get_args(Backend))}, got {backend!r}")
+    if backend == "decord" and not _has_decord():
+        raise ConfigError('backend: decord is not installed; install it or use "auto" or "pyav"')
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+        if path.is_dir():
+            raise VideoDecodeError("is a folder, expected a video file")
+        if path.is_file():
+            if status.st_size == 0:
+                raise VideoDecodeError("the file is empty; fetch it again")
+            path.open("rb").close()
+    except FileNotFoundError:
+        raise VideoDecodeError("no such file; check the path or the video folder") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise VideoDecodeError(f"cannot be opened ({_reason(error)})") from error
+
+
+def _read_index(path: Path) -> _ClipIndex:
+    try:
+        with _open(path) as container:
+            stream = _video_stream(container)
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            codec = stream.codec_context
+            return _ClipIndex(
+                timestamps=_timestamps(packets, stream.time_base, num_promised=stream.frames),
+                num_hidden=sum(packet.is_discard for packet in packets),
+                codec=codec.name,
+                pixel_format=codec.pix_fmt,
+                height=codec.height,
+            )
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoDecodeError(f"is not a readable video ({_reason(error)}); use {_CONTAINERS_TO_USE}") from error
+
+
+def _timestamps(packets: list[av.Packet], time_base: Fraction | None, num_promised: int) -> np.ndarray:
+    """Times of the shown frames: float64 (T,), seconds from the first one."""
+    shown = [packet.pts for packet in packets if not packet.is_discard]
+    ticks = sorted(pts for pts in shown if pts is not None)
+    # The container's own count is only a promise where nothing is cut away: an edit list may drop whole packets.
+    is_cut_short = len(packets) < num_promised and len(shown) == len(packets)
+    if is_cut_short or any(packet.is_corrupt for packet in packets):
+        raise VideoDecodeError(f"the file is truncated: {len(packets)} of {num_promised} frames found; fetch it again")
+    if not ticks:
+        raise VideoDecodeError("the video stream has no frames")
+    if time_base is None or len(ticks) < len(shown) or len(set(ticks)) < len(ticks):
+        raise VideoDecodeError("its frames have no usable timestamps; write it anew as mp4")
+    # Exact integers are subtracted before the one rounding, so a clip's late start costs no precision.
+    return np.array([float((tick - ticks[0]) * time_base) for tick in ticks], dtype=np.float64)
+
+
+def _decode(path: Path, index: _ClipIndex, indices: np.ndarray, backend: Backend) -> np.ndarray:
+    """The frames at `indices`: uint8 (T, H, W, 3) at their native size."""
+    if backend == "decord":
+        return _decode_with_decord(path, index, indices)
+    if backend == "auto" and _has_decord() and _is_decord_exact(index):
+        with contextlib.suppress(VideoDecodeError):  # PyAV reads more, and its message says more where it cannot
+            return _decode_with_decord(path, index, indices)
+    return _decode_with_pyav(path, index, indices)
+
+
+def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.ndarray:
+    wanted = set(indices.tolist())
+    kept: list[np.ndarray] = []
+    num_decoded = 0
+    try:
+        with _open(path) as container:
+            stream = _video_stream(container)
+            # Frame threads decode ahead and are not all joined when a container closes early.
+            stream.thread_type = "SLICE"
+            stream.codec_context.thread_count = 1
+            for frame in container.decode(stream):
+                if num_decoded in wanted:
+                    # Degrees counter-clockwise, as np.rot90 counts; FFmpeg leaves the turning to the player.
+                    kept.append(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90)))
+                num_decoded += 1
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoDecodeError(f"decoding failed at frame {num_decoded} ({_reason(error)}); fetch it again") from error
+    _check_frame_count(num_decoded, len(index.timestamps))
+    if len({frame.shape for frame in kept}) > 1:
+        raise VideoDecodeError("the frame size changes within the clip; write it anew at one size")
+    return np.stack(kept)
+
+
+def _decode_with_decord(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.ndarray:
+    if index.num_hidden:
+        raise VideoDecodeError('is trimmed by an edit list, where decord repeats frames; use backend="pyav"')
+    import decord  # not at the top of the file: it is optional
+
+    decord.logging.set_level(decord.logging.QUIET)
+    # DECORD_EOF_RETRY_MAX stays as it is: a clip with more frames than that fails now and then, whole or not.
+    try:
+        reader = decord.VideoReader(os.fspath(path.absolute()), num_threads=1)
+        _check_frame_count(len(reader), len(index.timestamps))
+        frames: np.ndarray = reader.get_batch(indices).asnumpy()
+    except (decord.DECORDError, RuntimeError) as error:
+        raise VideoDecodeError(f"decord cannot decode it ({_reason(error)})") from error
+    return frames
+
+
+def _check_frame_count(num_decoded: int, num_expected: int) -> None:
+    if num_decoded != num_expected:
+        raise VideoDecodeError(f"{num_decoded} of {num_expected} frames can be decoded; fetch it again")
+
+
+def _is_decord_exact(index: _ClipIndex) -> bool:
+    """Whether decord is known to give PyAV's frames bit for bit: tested for just these formats."""
+    return (
+        index.num_hidden == 0
+        and index.codec in ("h264", "hevc")
+        and index.pixel_format in ("yuv420p", "yuvj420p")
+        and index.height % 2 == 0
+    )
+
+
+@functools.cache
+def _has_decord() -> bool:
+    return importlib.util.find_spec("decord") is not None
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    # An absolute path starts with a slash: FFmpeg would take "a:b.mp4" for the address of a protocol "a".
+    return av.open(os.fspath(path.absolute()), options=_OPEN_OPTIONS)
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, av.VideoStream):
+        raise VideoDecodeError("has no video stream")
+    return stream
+
+
+def _reason(error: Exception) -> str:
+    """The cause in one line, without source positions of the library that reports it."""
+    if isinstance(error, (OSError, av.FFmpegError)) and error.strerror:
+        return error.strerror
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line.rsplit("] ", maxsplit=1)[-1].split(": ", maxsplit=1)[-1]

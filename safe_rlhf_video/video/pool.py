@@ -1,0 +1,243 @@
+"""Decoding in child processes, where a file that crashes or hangs a decoder does no harm.
+
+Each thread of a small executor owns one worker process and hands it one clip at a time. So a clip that kills its worker
+or is late is known without doubt, and results wait as futures in the order in which they were asked for.
+"""
+
+import contextlib
+import json
+import math
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from safe_rlhf_video.errors import ConfigError, VideoDecodeError
+from safe_rlhf_video.video.decoding import Backend, check_backend
+from safe_rlhf_video.video.sampling import Sampling, Video
+from safe_rlhf_video.video.worker import LENGTH, encode_message
+
+# Importing NumPy, Pillow and the decoders may be slow on a cold network disk; no clip is at fault then.
+START_TIMEOUT_S = 120.0
+
+
+class DecodePool:
+    """Reads clips in worker processes that start when they are first needed.
+
+    Use it as a context manager or call `close()`. One thread, of the process that made it, uses a pool at a time.
+
+    Args:
+        sampling: which frames of a clip to keep and their size.
+        num_workers: processes to decode in.
+        timeout_s: seconds one clip may take; a worker that takes longer is killed and replaced.
+        backend: as in `decoding.read_video`.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+
+    def __init__(
+        self, sampling: Sampling, num_workers: int = 2, timeout_s: float = 60.0, backend: Backend = "auto"
+    ) -> None:
+        if num_workers < 1:
+            raise ConfigError(f"num_workers: expected at least 1, got {num_workers}")
+        if not (timeout_s > 0 and math.isfinite(timeout_s)):
+            raise ConfigError(f"timeout_s: expected a positive number of seconds, got {timeout_s}")
+        check_backend(backend)
+        self._setup = {"sampling": sampling.to_dict(), "backend": backend, "timeout_s": timeout_s}
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+        self._own = threading.local()  # .worker: the process of the calling thread
+        self._workers: set[_Worker] = set()
+        self._lock = threading.Lock()  # guards _workers and _closed
+        self._closed = False
+        self._process_id = os.getpid()
+
+    def __enter__(self) -> "DecodePool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers, also in the middle of a clip; the pool cannot be used afterwards. Closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            for worker in self._workers:
+                worker.process.kill()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.stop()
+        self._workers.clear()
+
+    def read(self, paths: Sequence[str | os.PathLike[str]]) -> list[Video]:
+        """Decode clips; the result has the order of `paths`.
+
+        Raises:
+            VideoDecodeError: of the first clip in `paths` that failed.
+        """
+        return list(self.iterate(paths))
+
+    def iterate(self, paths: Iterable[str | os.PathLike[str]], ahead: int = 64) -> Iterator[Video]:
+        """Decode clips while their predecessors are used, and yield them in the order of `paths`.
+
+        At most `ahead` paths are pulled before their clips are asked for, so that many clips are held in memory.
+        Leaving the iteration early is fine, and so is starting another one.
+
+        Raises:
+            VideoDecodeError: when it is the turn of a clip that failed; the clips before it have been yielded then.
+        """
+        if ahead < 1:
+            raise ConfigError(f"ahead: expected at least 1, got {ahead}")
+        self._check_usable()
+        source = iter(paths)
+        pending: deque[Future[Video]] = deque()
+        try:
+            while True:
+                for path in islice(source, ahead - len(pending)):
+                    pending.append(self._threads.submit(self._decode, Path(path)))
+                if not pending:
+                    return
+                yield pending.popleft().result()
+        finally:
+            # Answers of clips that are being decoded now end in futures that nobody reads.
+            for future in pending:
+                future.cancel()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise RuntimeError("this DecodePool is closed; make a new one")
+        if os.getpid() != self._process_id:
+            raise RuntimeError("this DecodePool belongs to the parent process; make one in this process")
+
+    def _decode(self, path: Path) -> Video:
+        worker = getattr(self._own, "worker", None)
+        if worker is None or worker.process.poll() is not None:  # died between two clips: no clip is at fault
+            worker = self._start_worker()
+            self._own.worker = worker
+        try:
+            return worker.decode(path, self._timeout_s)
+        except _WorkerLost as loss:
+            worker.stop()
+            self._own.worker = None
+            with self._lock:
+                self._workers.discard(worker)
+            raise VideoDecodeError(f"{path}: {loss}; remove this clip or replace it") from loss
+
+    def _start_worker(self) -> "_Worker":
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this DecodePool was closed while it was in use")
+            worker = _Worker()
+            self._workers.add(worker)
+        worker.set_up(self._setup)
+        return worker
+
+
+class _WorkerLost(Exception):
+    """The worker died or was late; the message says which."""
+
+
+class _Worker:
+    """One worker process, used by one thread."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "safe_rlhf_video.video.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=_environment(),
+        )
+
+    def set_up(self, setup: dict[str, Any]) -> None:
+        try:
+            self._send(setup)
+            self._receive_header(time.monotonic() + START_TIMEOUT_S)
+        except (_WorkerLost, TimeoutError) as error:
+            self.stop()
+            reason = str(error) or f"took longer than {START_TIMEOUT_S:g} s"
+            raise RuntimeError(f"a decoding process did not start: {reason}; its output on stderr says more") from error
+
+    def decode(self, path: Path, timeout_s: float) -> Video:
+        """Raises VideoDecodeError for a clip that cannot be read, _WorkerLost where the process did not survive it."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._send({"path": os.fspath(path)})
+            header = self._receive_header(deadline)
+            if "error" in header:
+                raise VideoDecodeError(header["error"])
+            num_frames, height, width, channels = header["shape"]
+            timestamps = np.empty(num_frames, dtype=np.float64)
+            frames = np.empty((num_frames, height, width, channels), dtype=np.uint8)
+            self._receive_into(timestamps.data.cast("B"), deadline)
+            self._receive_into(frames.data.cast("B"), deadline)
+        except TimeoutError:
+            raise _WorkerLost(f"took longer than {timeout_s:g} s") from None
+        return Video(frames, timestamps)
+
+    def stop(self) -> None:
+        """Kill the process and free its pipes."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _send(self, header: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        # Never blocks: the worker has answered all before, so the pipe is empty and larger than any path.
+        with contextlib.suppress(BrokenPipeError):  # receiving then tells how the process ended
+            self.process.stdin.write(encode_message(header))
+
+    def _receive_header(self, deadline: float) -> dict[str, Any]:
+        length = bytearray(LENGTH.size)
+        self._receive_into(memoryview(length), deadline)
+        text = bytearray(LENGTH.unpack(length)[0])
+        self._receive_into(memoryview(text), deadline)
+        header: dict[str, Any] = json.loads(text)
+        return header
+
+    def _receive_into(self, buffer: memoryview, deadline: float) -> None:
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while buffer:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise TimeoutError
+                received = os.readv(self.process.stdout.fileno(), [buffer])
+                if received == 0:
+                    raise _WorkerLost(f"the decoder crashed ({_describe_end(self.process)})")
+                buffer = buffer[received:]
+
+
+def _environment() -> dict[str, str]:
+    """The environment of a worker: it finds every package that this process finds, none in the working folder."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), "PYTHONSAFEPATH": "1"}
+
+
+def _describe_end(process: "subprocess.Popen[bytes]") -> str:
+    # The pipe closes a moment before the exit status is there.
+    try:
+        code = process.wait(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        return "it closed its pipe"
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"signal {-code}, {signal.Signals(-code).name}"
+    return f"signal {-code}"

@@ -1,0 +1,179 @@
+"""Which frames of a clip are kept and at what size: the one place of the project that picks and resizes frames."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+from PIL import Image
+
+from safe_rlhf_video.errors import ConfigError, VideoDecodeError
+
+MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A sampled clip.
+
+    Attributes:
+        frames: uint8, (T, H, W, 3), RGB, T >= 1.
+        timestamps: float64, (T,), seconds from the first frame of the clip, strictly increasing.
+
+    Raises:
+        VideoDecodeError: an array has another dtype or shape, or the timestamps do not increase.
+    """
+
+    frames: np.ndarray
+    timestamps: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_frames(self.frames)
+        _check_timestamps(self.timestamps, len(self.frames))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Video):
+            return NotImplemented
+        return np.array_equal(self.frames, other.frames) and np.array_equal(self.timestamps, other.timestamps)
+
+    __hash__ = None  # type: ignore[assignment]  # arrays can be changed in place
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many frames of a clip are kept and how large they are.
+
+    Attributes:
+        num_frames: frames a clip, spread evenly over it; a shorter clip keeps all of its frames.
+        min_pixels: height * width of a frame after resizing is at least this.
+        max_pixels: height * width of a frame after resizing is at most this, unless one `size_multiple` a side is more.
+        size_multiple: height and width become multiples of this: patch size times merge size of the backbone.
+
+    Raises:
+        ConfigError: a value is no positive integer, or `min_pixels` exceeds `max_pixels`.
+    """
+
+    num_frames: int = 8
+    min_pixels: int = 128 * 128
+    max_pixels: int = 448 * 448
+    size_multiple: int = 32
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"sampling.{field.name}: expected an integer of at least 1, got {value!r}")
+        if self.min_pixels > self.max_pixels:
+            raise ConfigError(
+                f"sampling.min_pixels: {self.min_pixels} exceeds sampling.max_pixels, {self.max_pixels}; lower it"
+            )
+
+    def to_dict(self) -> dict[str, int]:
+        """The fields as plain values; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, int]) -> "Sampling":
+        """Build from plain values; a missing field takes its default.
+
+        Raises:
+            ConfigError: a key is unknown or a value is wrong.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"sampling.{unknown[0]}: unknown key, expected one of {', '.join(known)}")
+        return cls(**values)
+
+
+def frame_indices(num_available: int, num_frames: int) -> np.ndarray:
+    """Indices of the frames to keep: int64, (min(num_frames, num_available),), first and last frame included.
+
+    Raises:
+        VideoDecodeError: there is no frame to choose from.
+    """
+    if num_available < 1:
+        raise VideoDecodeError("the clip has no frames")
+    # NumPy rounds halves to even, as Qwen3-VL's own processor does: other rounding would pick other frames.
+    return np.linspace(0, num_available - 1, min(num_frames, num_available)).round().astype(np.int64)
+
+
+def target_size(height: int, width: int, sampling: Sampling) -> tuple[int, int]:
+    """Size (height, width) that frames of `height` x `width` are resized to, with about the same aspect ratio.
+
+    The rule is the one Qwen-VL backbones were trained with, per frame: the nearest multiples of `size_multiple`,
+    scaled down or up where the area would leave `min_pixels` .. `max_pixels`.
+
+    Raises:
+        VideoDecodeError: one side is more than 200 times the other, or a side is 0.
+    """
+    multiple = sampling.size_multiple
+    if min(height, width) < 1:
+        raise VideoDecodeError(f"frames of {width}x{height} pixels are empty")
+    if min(height, width) < multiple:
+        enlargement = max(multiple / height, multiple / width)
+        height, width = int(height * enlargement), int(width * enlargement)
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise VideoDecodeError(f"frames of {width}x{height} pixels are too narrow: at most 1 to {MAX_ASPECT_RATIO}")
+
+    new_height = round(height / multiple) * multiple
+    new_width = round(width / multiple) * multiple
+    if new_height * new_width > sampling.max_pixels:
+        shrink = math.sqrt(height * width / sampling.max_pixels)
+        new_height = max(multiple, math.floor(height / shrink / multiple) * multiple)
+        new_width = max(multiple, math.floor(width / shrink / multiple) * multiple)
+    elif new_height * new_width < sampling.min_pixels:
+        grow = math.sqrt(sampling.min_pixels / (height * width))
+        new_height = math.ceil(height * grow / multiple) * multiple
+        new_width = math.ceil(width * grow / multiple) * multiple
+    return new_height, new_width
+
+
+def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize frames uint8 (T, H, W, 3) to uint8 (T, height, width, 3), bicubic with antialiasing.
+
+    Frames that have the size already are returned as they are, not copied.
+    """
+    if frames.shape[1:3] == (height, width):
+        return frames
+    resized = np.empty((len(frames), height, width, 3), dtype=np.uint8)
+    for index, frame in enumerate(frames):
+        resized[index] = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    return resized
+
+
+def sample_video(frames: np.ndarray, timestamps: np.ndarray, sampling: Sampling) -> Video:
+    """Sample a clip that is already decoded; a clip read from its file with the same sampling gives an equal `Video`.
+
+    Args:
+        frames: uint8, (T, H, W, 3), RGB, all frames of the clip.
+        timestamps: (T,), seconds on any clock; counted from the first frame of the clip in the result.
+        sampling: which frames to keep and their size.
+
+    Raises:
+        VideoDecodeError: an array has a wrong dtype or shape, or the clip cannot be sampled.
+    """
+    _check_frames(frames)
+    timestamps = np.asarray(timestamps, dtype=np.float64)
+    _check_timestamps(timestamps, len(frames))
+    indices = frame_indices(len(frames), sampling.num_frames)
+    height, width = target_size(frames.shape[1], frames.shape[2], sampling)
+    return Video(resize_frames(frames[indices], height, width), (timestamps - timestamps[0])[indices])
+
+
+def _check_frames(frames: np.ndarray) -> None:
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        raise VideoDecodeError(f"frames: expected a uint8 array of shape (T, H, W, 3), got {_describe(frames)}")
+    if len(frames) == 0:
+        raise VideoDecodeError("the clip has no frames")
+
+
+def _check_timestamps(timestamps: np.ndarray, num_frames: int) -> None:
+    if not isinstance(timestamps, np.ndarray) or timestamps.dtype != np.float64 or timestamps.shape != (num_frames,):
+        raise VideoDecodeError(f"timestamps: expected float64 of shape ({num_frames},), got {_describe(timestamps)}")
+    if not np.isfinite(timestamps).all() or (np.diff(timestamps) <= 0).any():
+        raise VideoDecodeError("timestamps: expected finite, strictly increasing seconds")
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,0 +1,68 @@
+"""Write a small world in SafeSora's format whose preferences are known exactly.
+
+    python scripts/make_synthetic.py --out DIR --num_pairs 2000 --seed 0
+
+DIR gets config-train.json.gz, config-test.json.gz, videos/ and truth.json.gz (the hidden utilities, for evaluation only).
+The same arguments give the same bytes; an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import gzip
+import json
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from safe_rlhf_video.cli import run_script
+from safe_rlhf_video.errors import ConfigError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--num_pairs", type=int, default=2000, help="training comparisons")
+    parser.add_argument("--num_test_pairs", type=int, default=3200, help="test comparisons, of held-out prompts")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for name in ("num_pairs", "num_test_pairs", "seed"):
+        if getattr(arguments, name) < 0:
+            raise ConfigError(f"{name}: expected 0 or more, got {getattr(arguments, name)}")
+    make_synthetic(arguments.out, {"train": arguments.num_pairs, "test": arguments.num_test_pairs}, arguments.seed)
+
+
+def make_synthetic(out: Path, num_pairs: dict[str, int], seed: int) -> None:
+    from tqdm import tqdm
+
+    from safe_rlhf_video.data.synthetic import plan_split, write_atomically, write_clip, write_config
+
+    configs, clips, truth = {}, {}, {}
+    for split, count in num_pairs.items():
+        configs[split] = []
+        for pairs, new_clips, new_truth in plan_split(split, count, seed):
+            configs[split] += pairs
+            truth |= new_truth
+            path_of = {pair[side]["video_id"]: out / pair[side]["video_path"] for pair in pairs for side in SIDES}
+            clips |= {path_of[name]: clip for name, clip in new_clips.items()}
+    check_folder(out, seed)
+    with ProcessPoolExecutor() as executor:
+        written = executor.map(write_clip, clips.items(), chunksize=32)
+        for _ in tqdm(written, total=len(clips), desc="drawing clips", unit="clip"):
+            pass
+    payload = {"format_version": 1, "seed": seed, "videos": truth}
+    write_atomically(out / "truth.json.gz", gzip.compress(json.dumps(payload).encode(), mtime=0))
+    for split, pairs in configs.items():
+        write_config(out / f"config-{split}.json.gz", pairs)
+    shown = ", ".join(f"{len(pairs)} {split} comparisons" for split, pairs in configs.items())
+    print(f"{out}: {shown}, {len(clips)} clips")
+
+
+def check_folder(out: Path, seed: int) -> None:
+    """Refuse to mix two worlds in one folder."""
+    truth = out / "truth.json.gz"
+    if truth.exists() and json.loads(gzip.decompress(truth.read_bytes()))["seed"] != seed:
+        raise ConfigError(f"{out}: holds a world of another seed; give another folder as out")
+
+
+SIDES = ("video_0", "video_1")
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,393 @@
+"""Sampling, decoding and the decode pool, on small clips written here."""
+
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from safe_rlhf_video.errors import ConfigError, VideoDecodeError
+from safe_rlhf_video.video import decoding
+from safe_rlhf_video.video.decoding import read_video
+from safe_rlhf_video.video.pool import DecodePool
+from safe_rlhf_video.video.sampling import Sampling, Video, frame_indices, resize_frames, sample_video, target_size
+
+SMALL = Sampling(num_frames=4, min_pixels=32 * 32, max_pixels=96 * 96)
+# Every frame in its own size: what the decoder gives, untouched.
+NATIVE = Sampling(num_frames=1000, min_pixels=1, max_pixels=1 << 30, size_multiple=1)
+
+
+def write_clip(
+    path: Path,
+    num_frames: int = 16,
+    width: int = 64,
+    height: int = 48,
+    *,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    ticks: list[int] | None = None,  # times of the frames in 1/120 s; 8 frames a second otherwise
+    codec_options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    rotation: int = 0,
+    seed: int = 0,
+) -> Path:
+    """A clip of drifting noise, so that no two of its frames are equal."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=120, options=codec_options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for index in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(np.roll(noise, 3 * index, axis=1) // (1 + index % 3), format="rgb24")
+            frame.pts = ticks[index] if ticks else 15 * index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def test_target_size_is_the_size_of_the_official_processor() -> None:
+    smart_resize = pytest.importorskip("transformers.models.qwen3_vl.video_processing_qwen3_vl").smart_resize
+    sizes = (1, 7, 31, 33, 48, 64, 200, 333, 480, 720, 1361)
+    num_frames = 6
+    compared = 0
+    for sampling in (Sampling(), Sampling(size_multiple=28), SMALL, Sampling(min_pixels=60_000, max_pixels=70_000)):
+        for height in sizes:
+            for width in sizes:
+                limits = {
+                    "min_pixels": num_frames * sampling.min_pixels,
+                    "max_pixels": num_frames * sampling.max_pixels,
+                }
+                try:
+                    expected = smart_resize(num_frames, height, width, factor=sampling.size_multiple, **limits)
+                except ValueError:
+                    with pytest.raises(VideoDecodeError, match="too narrow"):
+                        target_size(height, width, sampling)
+                    continue
+                assert target_size(height, width, sampling) == expected
+                compared += 1
+    assert compared > 400
+
+
+def test_frame_indices_spread_over_the_clip_and_keep_short_clips_whole() -> None:
+    assert frame_indices(16, 4).tolist() == [0, 5, 10, 15]
+    assert frame_indices(3, 8).tolist() == [0, 1, 2]
+    # 0, 2.5, 5: a half goes to the even neighbour
+    assert frame_indices(6, 3).tolist() == [0, 2, 5]
+    with pytest.raises(VideoDecodeError, match="the clip has no frames"):
+        frame_indices(0, 8)
+
+
+def test_sampling_goes_through_a_dict_and_rejects_what_it_does_not_know() -> None:
+    assert Sampling.from_dict(SMALL.to_dict()) == SMALL
+    with pytest.raises(ConfigError, match=r"sampling\.num_frame: unknown key, expected one of num_frames, min_pixels"):
+        Sampling.from_dict({"num_frame": 8})
+    with pytest.raises(ConfigError, match=r"sampling\.num_frames: expected an integer of at least 1, got True"):
+        Sampling(num_frames=True)
+    with pytest.raises(ConfigError, match=r"sampling\.min_pixels: 9 exceeds sampling\.max_pixels, 4"):
+        Sampling(min_pixels=9, max_pixels=4)
+
+
+def test_video_rejects_wrong_arrays() -> None:
+    frames = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    with pytest.raises(VideoDecodeError, match=r"frames: expected a uint8 array .* got float32 \(2, 4, 4, 3\)"):
+        Video(frames.astype(np.float32), np.array([0.0, 1.0]))
+    with pytest.raises(VideoDecodeError, match=r"timestamps: expected float64 of shape \(2,\), got float64 \(3,\)"):
+        Video(frames, np.array([0.0, 1.0, 2.0]))
+    with pytest.raises(VideoDecodeError, match="strictly increasing"):
+        Video(frames, np.array([0.0, 0.0]))
+
+
+def test_frames_of_the_right_size_are_not_touched() -> None:
+    frames = np.zeros((2, 32, 64, 3), dtype=np.uint8)
+    assert resize_frames(frames, 32, 64) is frames
+    assert resize_frames(frames, 64, 32).shape == (2, 64, 32, 3)
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        {},
+        {"codec_options": {"bf": "3", "g": "7"}, "num_frames": 24},
+        {"width": 130, "height": 98},
+        {"width": 322, "height": 182, "num_frames": 5},
+        {"width": 63, "height": 46, "codec": "mpeg4"},
+        {"width": 63, "height": 47, "pixel_format": "yuv444p"},
+        {"pixel_format": "yuvj420p"},
+        {"codec": "libx265", "codec_options": {"x265-params": "log-level=none"}},
+        {"ticks": [0, 7, 31, 32, 90, 200], "num_frames": 6},
+        {"ticks": [1000, 1015, 1045], "num_frames": 3},
+        {"num_frames": 1},
+        {"num_frames": 2},
+        {"num_frames": 200},  # more frames than a low DECORD_EOF_RETRY_MAX would allow
+    ],
+    ids=str,
+)
+def test_backends_agree_bit_for_bit(tmp_path: Path, clip: dict) -> None:
+    pytest.importorskip("decord")
+    path = write_clip(tmp_path / "clip.mp4", **clip)
+    with_pyav = read_video(path, NATIVE, "pyav")
+    assert with_pyav == read_video(path, NATIVE, "decord")
+    assert with_pyav == read_video(path, NATIVE)
+    num_frames, width, height = (
+        clip.get(key, value) for key, value in [("num_frames", 16), ("width", 64), ("height", 48)]
+    )
+    assert with_pyav.frames.shape == (num_frames, height, width, 3)
+    ticks = np.array(clip.get("ticks", range(0, 15 * num_frames, 15)))
+    np.testing.assert_allclose(with_pyav.timestamps, (ticks - ticks[0]) / 120, atol=1e-9)
+    assert read_video(path, SMALL, "pyav") == read_video(path, SMALL, "decord")
+
+
+def test_an_array_is_sampled_as_its_file_is(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", width=200, height=120, ticks=[5, 7, 31, 32, 90, 200, 210], num_frames=7)
+    whole = read_video(path, NATIVE)
+    sampled = sample_video(whole.frames, whole.timestamps + 40.0, SMALL)
+    from_file = read_video(path, SMALL)
+    assert np.array_equal(sampled.frames, from_file.frames)
+    np.testing.assert_allclose(sampled.timestamps, from_file.timestamps, atol=1e-9)
+    assert sample_video(whole.frames, whole.timestamps, SMALL) == from_file
+    assert from_file.frames.shape == (4, 64, 96, 3)
+
+
+def test_auto_gives_the_same_clip_with_and_without_decord(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An odd height is where the two FFmpeg builds differ; an edit list, where decord repeats frames.
+    odd = write_clip(tmp_path / "odd.mp4", codec="mpeg4", width=65, height=49)
+    trimmed = write_clip(tmp_path / "trimmed.mp4", ticks=list(range(-75, 165, 15)), codec_options={"bf": "0"})
+    here = [read_video(path, NATIVE) for path in (odd, trimmed)]
+    assert len(here[1].frames) == 11
+    pytest.importorskip("decord")
+    with pytest.raises(VideoDecodeError, match=r'trimmed\.mp4: is trimmed by an edit list.*use backend="pyav"'):
+        read_video(trimmed, NATIVE, "decord")
+    monkeypatch.setattr(decoding, "_has_decord", lambda: False)
+    assert here == [read_video(path, NATIVE) for path in (odd, trimmed)]
+    with pytest.raises(ConfigError, match="decord is not installed"):
+        read_video(odd, NATIVE, "decord")
+    with pytest.raises(ConfigError, match="backend: expected one of auto, decord, pyav, got 'ffmpeg'"):
+        read_video(odd, NATIVE, "ffmpeg")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_turned_clip_is_put_upright(tmp_path: Path, degrees: int) -> None:
+    path = write_clip(tmp_path / "turned.mp4", rotation=degrees)
+    with av.open(str(path)) as container:
+        lying = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    upright = read_video(path, NATIVE, "pyav")
+    assert np.array_equal(upright.frames, np.rot90(lying, k=degrees // 90, axes=(1, 2)))
+    assert upright == read_video(path, NATIVE)
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_what_is_no_clip_is_an_error_that_names_the_file(tmp_path: Path, backend: decoding.Backend) -> None:
+    if backend == "decord":
+        pytest.importorskip("decord")
+    whole = write_clip(tmp_path / "whole.mp4").read_bytes()
+    index_first = write_clip(tmp_path / "index_first.mp4", container_options={"movflags": "faststart"}).read_bytes()
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video\n" * 50)
+    (tmp_path / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "index_only.mp4").write_bytes(index_first[: len(index_first) * 2 // 3])
+    # A playlist would have the decoder open other files.
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {tmp_path / 'whole.mp4'}\n")
+    (tmp_path / "stream.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nwhole.mp4\n#EXT-X-ENDLIST\n")
+    write_sound(tmp_path / "sound.mp4")
+    write_clip(tmp_path / "narrow.mp4", codec="mpeg4", width=1000, height=4)
+
+    for name, reason in {
+        "missing": "no such file; check the path or the video folder",
+        "nul\0": "cannot be opened (embedded null byte)",
+        "folder": "is a folder, expected a video file",
+        "empty": "the file is empty; fetch it again",
+        "text": "is not a readable video (Invalid data found when processing input); use mp4, mov, mkv",
+        "truncated": "is not a readable video (Invalid data found when processing input); use mp4, mov, mkv",
+        "index_only": "the file is truncated:",
+        "list": "is not a readable video",
+        "stream": "is not a readable video",
+        "sound": "has no video stream",
+        "narrow": "frames of 8000x32 pixels are too narrow",
+    }.items():
+        with pytest.raises(VideoDecodeError) as caught:
+            read_video(tmp_path / f"{name}.mp4", SMALL, backend)
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path / name}.mp4: {reason}"), message
+        assert "\n" not in message
+
+
+# --- the pool ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    return [write_clip(folder / f"{seed}.mp4", num_frames=2 + 30 * (seed % 2), seed=seed) for seed in range(6)]
+
+
+@pytest.fixture
+def pool() -> Iterator[DecodePool]:
+    with DecodePool(SMALL, num_workers=2, timeout_s=20.0) as pool:
+        yield pool
+
+
+def test_pool_keeps_the_order(clips: list[Path], pool: DecodePool) -> None:
+    expected = [read_video(path, SMALL) for path in clips]
+    assert pool.read(clips * 3) == expected * 3
+    assert pool.read([]) == []
+    assert list(pool.iterate(map(str, clips), ahead=1)) == expected
+
+
+def test_pool_pulls_no_more_paths_than_asked_for(clips: list[Path], pool: DecodePool) -> None:
+    pulled: list[Path] = []
+
+    def source() -> Iterator[Path]:
+        for path in clips:
+            pulled.append(path)
+            yield path
+
+    videos = pool.iterate(source(), ahead=3)
+    assert pulled == []
+    next(videos)
+    assert len(pulled) == 3
+    next(videos)
+    assert len(pulled) == 4
+
+
+def test_an_error_stands_at_its_place_and_an_abandoned_iteration_leaves_nothing_behind(
+    clips: list[Path], pool: DecodePool, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad\udcff.mp4"  # a name that is no UTF-8
+    bad.write_text("no video")
+    videos = pool.iterate([*clips[:3], bad, *clips[3:]])
+    assert [next(videos) for _ in range(3)] == [read_video(path, SMALL) for path in clips[:3]]
+    with pytest.raises(VideoDecodeError) as caught:
+        next(videos)
+    assert str(caught.value).startswith(f"{bad}: is not a readable video")
+    abandoned = pool.iterate(clips * 5)
+    assert isinstance(abandoned, Generator)
+    next(abandoned)
+    abandoned.close()
+    assert pool.read(clips[::-1]) == [read_video(path, SMALL) for path in reversed(clips)]
+
+
+def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(clips: list[Path], tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.mp4"  # opening it waits for a writer that never comes
+    os.mkfifo(fifo)
+    expected = read_video(clips[0], SMALL)
+    with DecodePool(SMALL, num_workers=1, timeout_s=1.0) as pool:
+        videos = pool.iterate([clips[0], fifo, clips[0]])
+        assert next(videos) == expected
+        with pytest.raises(VideoDecodeError) as caught:
+            next(videos)
+        assert str(caught.value) == f"{fifo}: took longer than 1 s; remove this clip or replace it"
+        assert pool.read([clips[0]]) == [expected]
+
+    with DecodePool(SMALL, num_workers=1) as pool:
+        assert pool.read([clips[0]]) == [expected]
+        (worker,) = pool._workers
+        threading.Timer(0.3, worker.process.send_signal, [signal.SIGKILL]).start()
+        with pytest.raises(VideoDecodeError) as caught:
+            pool.read([fifo])
+        assert str(caught.value).startswith(f"{fifo}: the decoder crashed (signal 9, SIGKILL)")
+        assert pool.read([clips[0]]) == [expected]
+        # One that dies while nothing is asked of it costs no clip.
+        (worker,) = pool._workers
+        worker.process.kill()
+        worker.process.wait()
+        assert pool.read([clips[0]]) == [expected]
+
+
+def test_closing_ends_the_workers_even_within_a_clip(clips: list[Path], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.mp4")
+    pool = DecodePool(SMALL, num_workers=2)
+    videos = pool.iterate([clips[0], tmp_path / "fifo.mp4"])
+    next(videos)
+    processes = [worker.process for worker in pool._workers]
+    pool.close()
+    pool.close()
+    assert processes
+    assert all(process.returncode is not None for process in processes)
+    with pytest.raises(RuntimeError, match="this DecodePool is closed"):
+        pool.read(clips)
+
+
+def test_pool_rejects_wrong_arguments() -> None:
+    with pytest.raises(ConfigError, match="num_workers: expected at least 1, got 0"):
+        DecodePool(SMALL, num_workers=0)
+    with pytest.raises(ConfigError, match="timeout_s: expected a positive number of seconds, got inf"):
+        DecodePool(SMALL, timeout_s=float("inf"))
+    with DecodePool(SMALL) as pool, pytest.raises(ConfigError, match="ahead: expected at least 1, got 0"):
+        next(pool.iterate([], ahead=0))
+
+
+def test_pool_works_from_an_unguarded_script_in_another_folder(clips: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('the working folder must not reach a worker')")
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(decoding.__file__).parents[2])!r})
+from safe_rlhf_video.video.pool import DecodePool
+from safe_rlhf_video.video.sampling import Sampling
+print(len(DecodePool(Sampling()).read({[str(clips[0])]!r})), "torch" in sys.modules)
+"""
+    # -P: this process itself must not meet json.py either. The pool is left unclosed on purpose.
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.stdout == "1 False\n", run.stderr
+
+
+def test_worker_answers_in_spite_of_printing_and_ends_with_its_input(clips: list[Path]) -> None:
+    program = """
+import os
+from safe_rlhf_video.video import worker
+read = worker.read_video
+def noisy(*arguments):
+    print("noise")
+    os.write(1, b"noise")
+    return read(*arguments)
+worker.read_video = noisy
+worker.main()
+"""
+    requests = b""
+    for header in ({"sampling": SMALL.to_dict(), "backend": "auto", "timeout_s": 20.0}, {"path": str(clips[0])}):
+        text = json.dumps(header).encode()
+        requests += struct.pack("<I", len(text)) + text
+    started = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", program], input=requests, capture_output=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    assert time.monotonic() - started < 60
+
+    answers = io.BytesIO(run.stdout)
+
+    def read_header() -> dict:
+        return json.loads(answers.read(struct.unpack("<I", answers.read(4))[0]))
+
+    assert read_header() == {"ready": True}
+    expected = read_video(clips[0], SMALL)
+    assert read_header() == {"shape": list(expected.frames.shape)}
+    assert answers.read() == expected.timestamps.tobytes() + expected.frames.tobytes()
+    assert b"noise" in run.stderr
