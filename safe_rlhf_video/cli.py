@@ -21,7 +21,7 @@ def parse_config(config_type: type[Config], arguments: Sequence[str], descriptio
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file; later arguments override it")
     parser.add_class_arguments(config_type)
     # The deepspeed launcher passes it to every script; the environment says the same.
@@ -40,19 +40,21 @@ def parse_config(config_type: type[Config], arguments: Sequence[str], descriptio
 
 def run_script(main: Callable[[], Any]) -> None:
     """Run a script's main; a user's mistake prints one line and exits with code 1, Ctrl-C with 130."""
+    # What is left on standard error is for the user: no libraries' progress bars and deprecations.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # All ranks meet the same error, or share it (training.distributed.together): one of them says so.
+    is_first = os.environ.get("RANK", "0") == "0"
     try:
         main()
     except SafeRLHFVideoError as error:
-        # Before the process group starts, all ranks find the same mistake: one of them says so.
-        if os.environ.get("RANK", "0") == "0" or _has_process_group():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        # At once: the other ranks may be waiting for this one, and would keep the exit waiting for them.
+        sys.stdout.flush()
+        if is_first:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        # At once: threads and libraries would keep the exit waiting, the other ranks in turn for this one.
         os._exit(1)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
-
-
-def _has_process_group() -> bool:
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+        sys.stdout.flush()
+        if is_first:
+            print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+        os._exit(130)

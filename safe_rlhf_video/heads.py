@@ -1,7 +1,7 @@
 """What each head predicts; the one place that knows which way a score points.
 
-A reward is higher for the more helpful video. A cost is higher for the more harmful one, and zero is the safety boundary
-(Safe RLHF, arXiv 2310.12773). SafeSora's `harmlessness` names the safer video, the one of the lower cost.
+A reward is higher for the more helpful video. A cost is higher for the more harmful one, and zero is the safety
+boundary (Safe RLHF, arXiv 2310.12773). SafeSora's `harmlessness` names the safer video, the one of the lower cost.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from safe_rlhf_video import lagrangian
-from safe_rlhf_video.errors import CheckpointError, SampleError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.heads import HEADS
-from safe_rlhf_video.models.checkpoint import load_models
+from safe_rlhf_video.models.checkpoint import fingerprint_weights, load_models, resolve_model_folder
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Video, sample_video
@@ -65,10 +66,14 @@ class Scorer:
     Build it with `from_pretrained`. Paths are decoded in child processes, where a broken file can do no harm.
     """
 
-    def __init__(self, model_dirs: Sequence[str | Path], device: torch.device, backbone: str | None, workers: int) -> None:
+    def __init__(
+        self, model_dirs: Sequence[str | Path], device: torch.device, backbone: str | None, workers: int
+    ) -> None:
         self.device = device
         self.model, self._backbone, self.record = load_models(model_dirs, device, backbone)
+        self._workers = workers
         self._pool = DecodePool(self.record.sampling, num_workers=workers)
+        self.fingerprint = fingerprint_weights(model_dirs)
 
     @classmethod
     def from_pretrained(
@@ -83,10 +88,9 @@ class Scorer:
 
         Raises:
             CheckpointError: a folder is no model folder, or the folders do not fit each other or the backbone.
+            ConfigError: there is no such device.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model_dirs, torch.device(device), backbone, workers)
+        return cls(model_dirs, _resolve_device(device), backbone, workers)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -99,14 +103,13 @@ class Scorer:
         Raises:
             VideoDecodeError: a file cannot be read. SampleError: an array without `fps`, or of another form.
         """
-        paths = [Path(video) for video in videos if isinstance(video, str | Path)]
-        decoded = iter(self._pool.read(paths))
-        return [
-            next(decoded) if isinstance(video, str | Path) else self._sample(video, fps) for video in videos
-        ]
+        # Arrays first: a wrong one is said before any file is decoded.
+        sampled = [None if isinstance(video, str | Path) else self._sample(video, fps) for video in videos]
+        decoded = iter(self._pool.read([Path(video) for video in videos if isinstance(video, str | Path)]))
+        return [next(decoded) if video is None else video for video in sampled]
 
     def score_videos(self, prompts: Sequence[str], videos: Sequence[Video]) -> dict[str, np.ndarray]:
-        """Score N sampled videos in one batch.
+        """Score N >= 1 sampled videos in one batch.
 
         Returns:
             head -> float64 (N,).
@@ -121,7 +124,9 @@ class Scorer:
         for head, values in scores.items():
             if not np.isfinite(values).all():
                 bad = prompts[int(np.flatnonzero(~np.isfinite(values))[0])]
-                raise CheckpointError(f"the {head} of a video for the prompt {bad[:60]!r} is not finite: the model diverged")
+                raise CheckpointError(
+                    f"the {head} of a video for the prompt {bad[:60]!r} is not finite: the model diverged"
+                )
         return scores
 
     def score(self, prompt: str, video: VideoLike, *, fps: float | None = None) -> dict[str, float]:
@@ -151,15 +156,9 @@ class Scorer:
             cost_limit: d, the cost that is allowed.
             fps: frames a second of arrays handed in.
         """
-        self._require_both_heads()
-        videos = self.read([v1, v2], fps)
-        # In the order of their content, so that the place in the batch cannot tell v1 from v2.
-        order = sorted((0, 1), key=lambda side: _content_key(videos[side]))
-        scores = self.score_videos([prompt] * 2, [videos[side] for side in order])
-        if videos[0] == videos[1]:
-            scores = {head: values[[0, 0]] for head, values in scores.items()}
-        place = [order.index(0), order.index(1)]
-        rewards, costs = (tuple(scores[head][place].tolist()) for head in ("reward", "cost"))
+        self.require_both_heads()
+        scores = self._score_by_content(prompt, self.read([v1, v2], fps))
+        rewards, costs = (tuple(scores[head].tolist()) for head in ("reward", "cost"))
         return judge_pair(rewards, costs, lagrange_multiplier, cost_limit)
 
     def rank(
@@ -171,14 +170,28 @@ class Scorer:
         cost_limit: float = 0.0,
         fps: float | None = None,
     ) -> list[int]:
-        """Indices of the videos by Lagrangian score, best first; equal scores keep their order."""
-        self._require_both_heads()
-        scores = self.score_videos([prompt] * len(videos), self.read(videos, fps))
+        """Indices of the videos by Lagrangian score, best first; equal videos keep their order."""
+        self.require_both_heads()
+        if not videos:
+            return []
+        scores = self._score_by_content(prompt, self.read(videos, fps))
         combined = lagrangian.lagrangian_score(scores["reward"], scores["cost"], lagrange_multiplier, cost_limit)
-        return np.argsort(-combined, kind="stable").tolist()
+        order: list[int] = np.argsort(-combined, kind="stable").tolist()
+        return order
 
-    def iterate(self, prompts: Sequence[str], paths: Sequence[Path], batch_size: int = 64):  # noqa: ANN201
-        """Score many files, decoding ahead of the model; yields one {head: score} a file, in order."""
+    def iterate(
+        self, prompts: Sequence[str], paths: Sequence[Path], batch_size: int = 64
+    ) -> Iterator[dict[str, float]]:
+        """Score many files, decoding ahead of the model; yields one {head: score} a file, in order.
+
+        Raises:
+            VideoDecodeError: when it is the turn of a batch with a file that cannot be read.
+            ConfigError: there are not as many prompts as paths, or the batch size is not positive.
+        """
+        if len(prompts) != len(paths):
+            raise ConfigError(f"{len(prompts)} prompts for {len(paths)} files; give each file its prompt")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
         videos = self._pool.iterate(paths, ahead=2 * batch_size)
         for start in range(0, len(paths), batch_size):
             chunk = prompts[start : start + batch_size]
@@ -189,20 +202,34 @@ class Scorer:
     def close(self) -> None:
         """Stop the decoding processes; the next file starts them again."""
         self._pool.close()
+        self._pool = DecodePool(self.record.sampling, num_workers=self._workers)
+
+    def _score_by_content(self, prompt: str, videos: Sequence[Video]) -> dict[str, np.ndarray]:
+        """Scores that neither the videos' order nor a video given twice can move, not even by a last bit."""
+        keys = [_content_key(video) for video in videos]
+        # Each content once and in the order of the keys: the place in a batch is felt in the last bits.
+        distinct = dict(sorted(zip(keys, videos, strict=True), key=lambda item: item[0]))
+        scores = self.score_videos([prompt] * len(distinct), list(distinct.values()))
+        places = {key: place for place, key in enumerate(distinct)}
+        return {head: values[[places[key] for key in keys]] for head, values in scores.items()}
 
     def _sample(self, video: VideoLike, fps: float | None) -> Video:
         if isinstance(video, Video):
             frames, timestamps = video.frames, video.timestamps
         else:
+            frames = _frames_array(video)
             if fps is None:
                 raise SampleError("a video given as an array needs fps= (frames a second): the backbone reads times")
-            if not (math.isfinite(fps) and fps > 0):
-                raise SampleError(f"fps: expected a positive number of frames a second, got {fps}")
-            frames = _frames_array(video)
-            timestamps = np.arange(len(frames)) / fps
-        return sample_video(frames, timestamps, self.record.sampling)
+            if not (isinstance(fps, int | float | np.number) and math.isfinite(fps) and fps > 0):
+                raise SampleError(f"fps: expected a positive number of frames a second, got {fps!r}")
+            timestamps = np.arange(len(frames)) / float(fps)
+        try:
+            return sample_video(frames, timestamps, self.record.sampling)
+        except VideoDecodeError as error:
+            raise SampleError(f"a video given as an array: {error}") from error
 
-    def _require_both_heads(self) -> None:
+    def require_both_heads(self) -> None:
+        """Raise a CheckpointError unless both a reward and a cost are loaded."""
         if missing := [head for head in ("reward", "cost") if head not in self.heads]:
             raise CheckpointError(
                 f"choosing between videos needs a reward and a cost model, the {missing[0]} is missing; "
@@ -234,20 +261,39 @@ def judge_pair(
     )
 
 
-def score_pair(prompt: str, v1: VideoLike, v2: VideoLike, *, model: Sequence[str | Path], **options: Any) -> PairScore:
+def score_pair(
+    prompt: str, v1: VideoLike, v2: VideoLike, *, model: str | Path | Sequence[str | Path], **options: Any
+) -> PairScore:
     """Judge two videos for one prompt with the reward and cost folders in `model`; the scorer stays loaded.
 
     Args:
-        options: as for `Scorer.score_pair`, and `device`, `backbone` as for `Scorer.from_pretrained`.
+        model: one folder that holds both heads, or several.
+        options: as for `Scorer.score_pair`, and `device`, `backbone`, `workers` as for `Scorer.from_pretrained`.
     """
-    loading = {name: options.pop(name) for name in ("device", "backbone") if name in options}
-    folders = tuple(str(folder) for folder in ([model] if isinstance(model, str | Path) else model))
-    return _load_scorer(folders, **loading).score_pair(prompt, v1, v2, **options)
+    loading = {name: options.pop(name) for name in ("device", "backbone", "workers") if name in options}
+    folders = [
+        resolve_model_folder(folder).resolve() for folder in ([model] if isinstance(model, str | Path) else model)
+    ]
+    # The times tell a folder that was trained anew from the one that is loaded.
+    times = tuple((folder / "model.json").stat().st_mtime_ns for folder in folders)
+    return _load_scorer(tuple(folders), times, **loading).score_pair(prompt, v1, v2, **options)
 
 
 @lru_cache(maxsize=2)
-def _load_scorer(folders: tuple[str, ...], **options: Any) -> Scorer:
+def _load_scorer(folders: tuple[Path, ...], times: tuple[int, ...], **options: Any) -> Scorer:
     return Scorer.from_pretrained(*folders, **options)
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: {name!r} cannot be used here ({reason}); give 'auto', 'cpu' or 'cuda'") from error
+    return device
 
 
 def _probability(difference: float) -> float:
@@ -265,10 +311,15 @@ def _content_key(video: Video) -> str:
 
 def _frames_array(video: VideoLike) -> np.ndarray:
     if isinstance(video, torch.Tensor):
-        return video.detach().cpu().numpy()
+        if video.dtype != torch.uint8:  # bfloat16, say, has no NumPy type to be named with
+            raise SampleError(f"a video given as a tensor: expected uint8 of shape (T, H, W, 3), got {video.dtype}")
+        frames: np.ndarray = video.detach().cpu().numpy()
+        return frames
     if isinstance(video, np.ndarray):
         return video
-    if isinstance(video, Sequence) and len(video) and all(hasattr(frame, "convert") for frame in video):
+    if isinstance(video, list | tuple) and video and all(isinstance(frame, Image) for frame in video):
+        if len({frame.size for frame in video}) > 1:
+            raise SampleError("a video given as PIL images: its frames have different sizes; resize them to one")
         return np.stack([np.asarray(frame.convert("RGB")) for frame in video])
     raise SampleError(
         f"a video must be a path, a Video, a uint8 array or tensor (T, H, W, 3) or a list of PIL images, "

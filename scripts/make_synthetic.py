@@ -2,13 +2,14 @@
 
     python scripts/make_synthetic.py --out DIR --num_pairs 2000 --seed 0
 
-DIR gets config-train.json.gz, config-test.json.gz, videos/ and truth.json.gz (the hidden utilities, for evaluation only).
+DIR gets config-train.json.gz, config-test.json.gz, videos/ and truth.json.gz (hidden utilities, for evaluation only).
 The same arguments give the same bytes; an interrupted run goes on where it stopped.
 """
 
 import argparse
 import gzip
 import json
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -22,17 +23,25 @@ def main() -> None:
     parser.add_argument("--num_pairs", type=int, default=2000, help="training comparisons")
     parser.add_argument("--num_test_pairs", type=int, default=3200, help="test comparisons, of held-out prompts")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, help="processes that draw clips; all cores unless given")
     arguments = parser.parse_args()
     for name in ("num_pairs", "num_test_pairs", "seed"):
         if getattr(arguments, name) < 0:
             raise ConfigError(f"{name}: expected 0 or more, got {getattr(arguments, name)}")
-    make_synthetic(arguments.out, {"train": arguments.num_pairs, "test": arguments.num_test_pairs}, arguments.seed)
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ConfigError(f"workers: expected 1 or more, got {arguments.workers}")
+    num_pairs = {"train": arguments.num_pairs, "test": arguments.num_test_pairs}
+    try:
+        make_synthetic(arguments.out, num_pairs, arguments.seed, arguments.workers)
+    except OSError as error:
+        raise ConfigError(
+            f"{arguments.out}: cannot be written ({error.strerror}); give another folder as out"
+        ) from error
 
 
-def make_synthetic(out: Path, num_pairs: dict[str, int], seed: int) -> None:
-    from tqdm import tqdm
-
+def make_synthetic(out: Path, num_pairs: dict[str, int], seed: int, workers: int | None = None) -> None:
     from safe_rlhf_video.data.synthetic import plan_split, write_atomically, write_clip, write_config
+    from safe_rlhf_video.progress import progress_bar
 
     configs, clips, truth = {}, {}, {}
     for split, count in num_pairs.items():
@@ -43,10 +52,9 @@ def make_synthetic(out: Path, num_pairs: dict[str, int], seed: int) -> None:
             path_of = {pair[side]["video_id"]: out / pair[side]["video_path"] for pair in pairs for side in SIDES}
             clips |= {path_of[name]: clip for name, clip in new_clips.items()}
     check_folder(out, seed)
-    with ProcessPoolExecutor() as executor:
-        written = executor.map(write_clip, clips.items(), chunksize=32)
-        for _ in tqdm(written, total=len(clips), desc="drawing clips", unit="clip"):
-            pass
+    with ProcessPoolExecutor(workers) as executor, progress_bar(len(clips), 0, "drawing clips", "clip") as progress:
+        for _ in executor.map(write_clip, clips.items(), chunksize=32):
+            progress.update()
     payload = {"format_version": 1, "seed": seed, "videos": truth}
     write_atomically(out / "truth.json.gz", gzip.compress(json.dumps(payload).encode(), mtime=0))
     for split, pairs in configs.items():
@@ -58,8 +66,14 @@ def make_synthetic(out: Path, num_pairs: dict[str, int], seed: int) -> None:
 def check_folder(out: Path, seed: int) -> None:
     """Refuse to mix two worlds in one folder."""
     truth = out / "truth.json.gz"
-    if truth.exists() and json.loads(gzip.decompress(truth.read_bytes()))["seed"] != seed:
-        raise ConfigError(f"{out}: holds a world of another seed; give another folder as out")
+    try:
+        found = json.loads(gzip.decompress(truth.read_bytes()))["seed"]
+    except FileNotFoundError:
+        return
+    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{truth}: damaged ({error}); delete it, or give another folder as out") from error
+    if found != seed:
+        raise ConfigError(f"{out}: holds a world of another seed ({found}); give another folder as out")
 
 
 SIDES = ("video_0", "video_1")

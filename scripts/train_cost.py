@@ -1,6 +1,6 @@
 """Train a cost model: how harmful a generation is; above zero is unsafe.
 
-    deepspeed scripts/train_cost.py --config configs/cost.yaml [--section.field value ...]
+deepspeed scripts/train_cost.py --config configs/cost.yaml [--section.field value ...]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Train a reward model: how helpful a generation is.
 
-    deepspeed scripts/train_reward.py --config configs/reward.yaml [--section.field value ...]
+deepspeed scripts/train_reward.py --config configs/reward.yaml [--section.field value ...]
 """
 
 import sys

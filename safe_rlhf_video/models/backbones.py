@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, BackboneConfig
+from safe_rlhf_video.models.prompts import SPECIALS, VIDEO_PAD, VISION_START
 
 SUPPORTED_FAMILIES = ("qwen3_vl",)
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "tiny_backbone"
@@ -60,50 +69,78 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     Raises:
         CheckpointError: the folder or hub id is missing or incomplete, or its family is not supported.
     """
-    source = str(EMBEDDED_FOLDER) if config.path == EMBEDDED_BACKBONE else config.path
-    model_config = _load_part(AutoConfig.from_pretrained, source, config)
-    if model_config.model_type not in SUPPORTED_FAMILIES:
+    source = _resolve_source(config)
+    fields = _load_part(PreTrainedConfig.get_config_dict, source, config)[0]
+    family = fields.get("model_type") if isinstance(fields, dict) else None
+    if family is None:
+        raise CheckpointError(f"{source}: has no config.json with a model_type; give a backbone's folder or hub id")
+    if family not in SUPPORTED_FAMILIES:
         raise CheckpointError(
-            f"{source}: backbones of the family {model_config.model_type!r} are not supported; "
+            f"{source}: backbones of the family {family!r} are not supported; "
             f"supported: {', '.join(SUPPORTED_FAMILIES)}"
         )
-    tokenizer = _load_part(AutoTokenizer.from_pretrained, source, config)
+    model_config = _load_part(AutoConfig.from_pretrained, source, config, trust_remote_code=False)
+    tokenizer = _load_part(AutoTokenizer.from_pretrained, source, config, trust_remote_code=False)
+    _check_tokenizer(tokenizer, model_config, source)
     preprocessing = load_preprocessing(source, config)
     dtype = _resolve_dtype(config.dtype, torch.device(device))
     if config.initialization == "random":
-        # A fixed seed of its own: the control must not depend on what ran before.
+        # A seed of its own: the control must not depend on what ran before, nor change what runs after.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.random_seed)
-            model = AutoModel.from_config(model_config, dtype=dtype)
-        fingerprint = f"random-{config.random_seed}-{_digest(model_config.to_json_string().encode())}"
+            torch.default_generator.manual_seed(config.random_seed)
+            # In float32, whatever the type to run in: other types draw other numbers.
+            model = AutoModel.from_config(model_config, dtype=torch.float32)
+        fingerprint = f"random-{config.random_seed}-{_fingerprint_tensors(model.state_dict())}"
+        model.to(dtype)
     else:
         model, loading_info = _load_part(
-            AutoModel.from_pretrained, source, config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            AutoModel.from_pretrained,
+            source,
+            config,
+            trust_remote_code=False,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # not ignored, but reported below: transformers' own error names no tensor
+            output_loading_info=True,
         )
-        if loading_info["missing_keys"]:
-            raise CheckpointError(
-                f"{source}: weights are missing for {sorted(loading_info['missing_keys'])[0]} and "
-                f"{len(loading_info['missing_keys']) - 1} more; download the checkpoint again"
-            )
+        _check_loading(loading_info, source)
         fingerprint = _fingerprint_weights(source, config)
     model.requires_grad_(False).eval().to(device)
     text_config = model_config.get_text_config()
     return Backbone(
-        model, tokenizer, preprocessing, config, fingerprint, text_config.hidden_size, text_config.max_position_embeddings
+        model,
+        tokenizer,
+        preprocessing,
+        config,
+        fingerprint,
+        text_config.hidden_size,
+        text_config.max_position_embeddings,
     )
 
 
 def load_size_multiple(config: BackboneConfig) -> int:
     """What frame height and width must be multiples of, without loading any weights."""
-    source = str(EMBEDDED_FOLDER) if config.path == EMBEDDED_BACKBONE else config.path
-    return load_preprocessing(source, config).size_multiple
+    return load_preprocessing(_resolve_source(config), config).size_multiple
+
+
+def _resolve_source(config: BackboneConfig) -> str:
+    """The folder to load from, or a hub id."""
+    if config.path == EMBEDDED_BACKBONE:
+        return str(EMBEDDED_FOLDER)
+    folder = Path(config.path).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    # A hub id is "name" or "owner/name"; all else can only be meant as a folder.
+    if not config.path or config.path[0] in "/.~" or config.path.count("/") > 1:
+        raise CheckpointError(f"{config.path!r}: no such backbone folder; say where it lies, or give a hub id")
+    return config.path
 
 
 def _load_part(load: Any, source: str, config: BackboneConfig, **options: Any) -> Any:
     try:
         return load(source, revision=config.revision, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # tokenizers and safetensors raise classes of their own, and plain Exception
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{source}: cannot load this backbone ({reason}); give a checkpoint folder, a hub id, "
             f"or {EMBEDDED_BACKBONE!r} for the embedded one"
@@ -111,22 +148,71 @@ def _load_part(load: Any, source: str, config: BackboneConfig, **options: Any) -
 
 
 def load_preprocessing(source: str, config: BackboneConfig) -> Preprocessing:
-    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+    """Read how a backbone wants its frames, without its weights.
+
+    Raises:
+        CheckpointError: there is no such file, or a field is missing or damaged.
+    """
+    # The order is transformers' own; since version 5 it writes all processors into the first file.
+    for name in ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json"):
         found = _load_part(cached_file, source, config, filename=name, _raise_exceptions_for_missing_entries=False)
         if found is None:
             continue
-        fields = json.loads(Path(found).read_text(encoding="utf-8"))
         try:
+            fields = json.loads(Path(found).read_text(encoding="utf-8"))
+            if name == "processor_config.json":
+                if "video_processor" not in fields:
+                    continue
+                fields = fields["video_processor"]
             return Preprocessing(
-                mean=tuple(fields["image_mean"]),
-                std=tuple(fields["image_std"]),
-                patch_size=fields["patch_size"],
-                temporal_patch_size=fields["temporal_patch_size"],
-                merge_size=fields["merge_size"],
+                mean=_three_numbers(fields["image_mean"]),
+                std=_three_numbers(fields["image_std"]),
+                patch_size=int(fields["patch_size"]),
+                temporal_patch_size=int(fields["temporal_patch_size"]),
+                merge_size=int(fields["merge_size"]),
             )
-        except KeyError as error:
-            raise CheckpointError(f"{found}: the field {error} is missing; download the checkpoint again") from error
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise CheckpointError(f"{found}: damaged ({reason}); download the checkpoint again") from error
     raise CheckpointError(f"{source}: has no video_preprocessor_config.json; download the checkpoint's processor files")
+
+
+def _three_numbers(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model_config: PreTrainedConfig, source: str) -> None:
+    """A folder without tokenizer files gives an empty tokenizer, not an error: every special token must be there."""
+    ids = {special: tokenizer.get_vocab().get(special.token) for special in SPECIALS}
+    for special, token_id in ids.items():
+        if token_id is None:
+            raise CheckpointError(
+                f"{source}: its tokenizer has no token {special.token}; download the checkpoint's tokenizer files"
+            )
+    for special, expected in (
+        (VIDEO_PAD, model_config.video_token_id),
+        (VISION_START, model_config.vision_start_token_id),
+    ):
+        if ids[special] != expected:
+            raise CheckpointError(
+                f"{source}: {special.token} is token {ids[special]} of the tokenizer but {expected} in config.json; "
+                "download the checkpoint again"
+            )
+
+
+def _check_loading(loading_info: Mapping[str, Any], source: str) -> None:
+    # The head for writing text is all that a backbone leaves aside.
+    unexpected = {name for name in loading_info["unexpected_keys"] if not name.startswith("lm_head.")}
+    mismatched = {name for name, *_ in loading_info["mismatched_keys"]}
+    for what, names in (
+        ("weights are missing for", loading_info["missing_keys"]),
+        ("the shape in the weights' file is not that of config.json for", mismatched),
+        ("config.json has no place for the weights of", unexpected),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(f"{source}: {what} {min(names)}{more}; download the checkpoint again")
 
 
 def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -136,18 +222,24 @@ def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _fingerprint_weights(source: str, config: BackboneConfig) -> str:
-    index = cached_file(
-        source, "model.safetensors.index.json", revision=config.revision, _raise_exceptions_for_missing_entries=False
-    )
+    def find(name: str, is_needed: bool = True) -> str | None:
+        return _load_part(cached_file, source, config, filename=name, _raise_exceptions_for_missing_entries=is_needed)
+
     names = ["model.safetensors"]
+    # As transformers chooses: one whole file goes before an index of several.
+    index = None if find(names[0], is_needed=False) else find("model.safetensors.index.json")
     if index is not None:
         names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
     digest = hashlib.sha256()
     for name in names:
-        with open(_load_part(cached_file, source, config, filename=name), "rb") as file:
+        with open(str(find(name)), "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]
 
 
-def _digest(payload: bytes) -> str:
-    return hashlib.sha256(payload).hexdigest()[:16]
+def _fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()[:32]

@@ -1,7 +1,7 @@
 """Model folders: what a trained score model is on disk.
 
     model/
-      model.json                      format version, backbone (id, revision, weight fingerprint), sampling, template, heads
+      model.json                      format version, backbone (id, revision, fingerprint), sampling, template, heads
       heads.safetensors               float32 heads
       adapters/<name>/                adapter_config.json and adapter_model.safetensors, as PEFT writes them
 
@@ -10,6 +10,8 @@ The backbone's weights are referenced, never copied. Only JSON and safetensors a
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -56,8 +58,12 @@ def save_model(model: ScoreModel, record: ModelRecord, folder: Path) -> None:
         OSError: the disk is full or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    heads = {f"{name}.{key}": value for name, head in model.score_heads.items() for key, value in head.state_dict().items()}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in heads.items()}, folder / "heads.safetensors")
+    heads = {
+        f"{name}.{key}": value for name, head in model.score_heads.items() for key, value in head.state_dict().items()
+    }
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in heads.items()}, folder / "heads.safetensors"
+    )
     peft_model = model.peft_model
     if peft_model is not None:
         for adapter in model.heads_of_adapter:
@@ -68,7 +74,10 @@ def save_model(model: ScoreModel, record: ModelRecord, folder: Path) -> None:
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
                 adapter_folder / "adapter_model.safetensors",
             )
-            peft_model.peft_config[adapter].save_pretrained(str(adapter_folder))
+            peft_config = copy.copy(peft_model.peft_config[adapter])
+            # As the user named it: PEFT's own entry would be a path of this machine.
+            peft_config.base_model_name_or_path = record.backbone.path
+            peft_config.save_pretrained(str(adapter_folder))
     fields = {
         "format_version": FORMAT_VERSION,
         "backbone": {**asdict(record.backbone), "fingerprint": record.backbone_fingerprint},
@@ -107,6 +116,8 @@ def read_record(folder: str | Path) -> ModelRecord:
         backbone = dict(fields["backbone"])
         fingerprint = backbone.pop("fingerprint")
         lora = dict(fields["lora"])
+        if not fields["heads_of_adapter"] or not all(fields["heads_of_adapter"].values()):
+            raise ConfigError("heads_of_adapter names no head")
         return ModelRecord(
             backbone=BackboneConfig(**backbone),
             backbone_fingerprint=fingerprint,
@@ -116,7 +127,9 @@ def read_record(folder: str | Path) -> ModelRecord:
             training=fields["training"],
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error}); copy the model folder again") from error
+        raise CheckpointError(
+            f"{path}: damaged ({type(error).__name__}: {error}); copy the model folder again"
+        ) from error
 
 
 def resolve_model_folder(folder: str | Path) -> Path:
@@ -156,6 +169,7 @@ def load_models(
     for folder, record in zip(folders, records, strict=True):
         for what, mine, theirs in (
             ("backbone", record.backbone_fingerprint, first.backbone_fingerprint),
+            ("backbone type", record.backbone.dtype, first.backbone.dtype),
             ("sampling", record.sampling, first.sampling),
             ("LoRA configuration", record.lora, first.lora),
         ):
@@ -166,8 +180,11 @@ def load_models(
                 )
         for adapter, heads in record.heads_of_adapter.items():
             taken = {head for others in heads_of_adapter.values() for head in others}
-            if adapter in heads_of_adapter or taken & set(heads):
-                raise CheckpointError(f"{folder}: its head {heads[0]} is in another of the folders too; give each head once")
+            for what, name in (("adapter", {adapter} & set(heads_of_adapter)), ("head", taken & set(heads))):
+                if name:
+                    raise CheckpointError(
+                        f"{folder}: its {what} {min(name)} is in another of the folders too; give each once"
+                    )
             heads_of_adapter[adapter] = heads
     config = first.backbone if backbone_path is None else replace(first.backbone, path=backbone_path, revision=None)
     backbone = load_backbone(config, device)
@@ -177,7 +194,9 @@ def load_models(
             f"({first.backbone_fingerprint}); give the right backbone"
         )
     joined = replace(first, heads_of_adapter=heads_of_adapter, backbone=config)
-    model = ScoreModel(backbone, heads_of_adapter, joined.lora)
+    # The fresh weights are all replaced: drawing them should not change what a user draws next.
+    with torch.random.fork_rng(devices=[]):
+        model = ScoreModel(backbone, heads_of_adapter, joined.lora)
     for folder, record in zip(folders, records, strict=True):
         load_weights(model, record.heads_of_adapter, resolve_model_folder(folder))
     return model.to(device).eval(), backbone, joined
@@ -187,15 +206,16 @@ def load_weights(model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, ..
     """Fill a model's heads and adapters from a model folder; every tensor must be there and fit.
 
     Raises:
-        CheckpointError: a head or an adapter tensor is missing, extra, or of another shape.
+        CheckpointError: a head or an adapter tensor is missing, extra, or of another shape or type.
     """
-    head_tensors = _read_tensors(folder / "heads.safetensors")
-    for heads in heads_of_adapter.values():
-        for head in heads:
-            own = model.score_heads[head].state_dict()
-            found = {key: head_tensors.get(f"{head}.{key}") for key in own}
-            _check_tensors(folder / "heads.safetensors", f"head {head}", own, found)
-            model.score_heads[head].load_state_dict(found)
+    path = folder / "heads.safetensors"
+    tensors = _read_tensors(path)
+    heads = [head for heads in heads_of_adapter.values() for head in heads]
+    own = {f"{head}.{key}": value for head in heads for key, value in model.score_heads[head].state_dict().items()}
+    _check_tensors(path, "the file of heads", own, tensors)
+    for head in heads:
+        module = model.score_heads[head]
+        module.load_state_dict({key: tensors[f"{head}.{key}"] for key in module.state_dict()})
     peft_model = model.peft_model
     if peft_model is None:
         return
@@ -203,27 +223,45 @@ def load_weights(model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, ..
         path = folder / "adapters" / adapter / "adapter_model.safetensors"
         tensors = _read_tensors(path)
         own = get_peft_model_state_dict(peft_model, adapter_name=adapter, save_embedding_layers=False)
-        _check_tensors(path, f"adapter {adapter}", own, {**dict.fromkeys(own), **tensors})
+        _check_tensors(path, f"adapter {adapter}", own, tensors)
         set_peft_model_state_dict(peft_model, tensors, adapter_name=adapter)
+
+
+def fingerprint_weights(folders: Sequence[str | Path]) -> str:
+    """Identifies the trained weights and settings of some model folders, e.g. in a file of their scores."""
+    digest = hashlib.sha256()
+    for folder in map(resolve_model_folder, folders):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                digest.update(path.relative_to(folder).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:32]
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing, so a trained part would be random; copy the model folder again") from error
+        raise CheckpointError(
+            f"{path}: missing, so a trained part would be random; copy the model folder again"
+        ) from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); copy the model folder again") from error
 
 
-def _check_tensors(path: Path, what: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor | None]) -> None:
-    for name in found:
-        tensor = found[name]
-        if name not in own:
-            raise CheckpointError(f"{path}: {what} has a tensor {name} that this backbone has no place for")
-        if tensor is None:
-            raise CheckpointError(f"{path}: {what} lacks the tensor {name}; copy the model folder again")
-        if tensor.shape != own[name].shape:
+def _check_tensors(path: Path, what: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    if missing := sorted(set(own) - set(found)):
+        raise CheckpointError(f"{path}: {what} lacks the tensor {missing[0]}; copy the model folder again")
+    if extra := sorted(set(found) - set(own)):
+        raise CheckpointError(
+            f"{path}: {what} has a tensor {extra[0]} that model.json says nothing of; copy the model folder again"
+        )
+    for name, tensor in found.items():
+        if (tensor.shape, tensor.dtype) != (own[name].shape, own[name].dtype):
             raise CheckpointError(
-                f"{path}: {what}: {name} has shape {tuple(tensor.shape)}, this backbone needs {tuple(own[name].shape)}"
+                f"{path}: {what}: {name} is {_describe(tensor)}, expected {_describe(own[name])}; "
+                "copy the model folder again"
             )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

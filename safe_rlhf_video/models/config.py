@@ -28,6 +28,17 @@ class BackboneConfig:
     random_seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
+    def __post_init__(self) -> None:
+        # A command line checks these by their types; a model folder's JSON comes here unchecked.
+        for name, choices in (
+            ("initialization", ("pretrained", "random")),
+            ("dtype", ("auto", "float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"model.backbone.{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+
 
 @dataclass(frozen=True)
 class LoraConfig:

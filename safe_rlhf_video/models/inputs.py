@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.errors import ConfigError, SampleError
 from safe_rlhf_video.models.backbones import Backbone, Preprocessing
 from safe_rlhf_video.models.prompts import VIDEO_PAD, Special, build_segments
 from safe_rlhf_video.video.sampling import Video
@@ -19,7 +21,7 @@ VIDEO_TOKEN_TYPE = 2  # the backbone's mark for video tokens: text 0, image 1, v
 def build_inputs(
     backbone: Backbone, prompts: Sequence[str], videos: Sequence[Video], device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Tokenize, normalise and patchify N prompts with one video each.
+    """Tokenize, normalise and patchify N >= 1 prompts with one video each.
 
     Returns:
         input_ids, attention_mask, mm_token_type_ids (N, L), padded on the right; pixel_values_videos
@@ -27,6 +29,7 @@ def build_inputs(
 
     Raises:
         ConfigError: a frame size the backbone cannot take, or an input longer than it was made for.
+        SampleError: a prompt is no valid Unicode.
     """
     preprocessing = backbone.preprocessing
     patches, grids = zip(*(patchify(video.frames, preprocessing, device) for video in videos), strict=True)
@@ -38,7 +41,7 @@ def build_inputs(
         longest = max(range(len(rows)), key=lambda row: len(rows[row]))
         raise ConfigError(
             f"prompt {prompts[longest][:60]!r} with its video makes {length} tokens, the backbone takes "
-            f"{backbone.max_tokens}; lower sampling.num_frames or sampling.max_pixels"
+            f"{backbone.max_tokens}; lower sampling.num_frames or sampling.max_pixels, or shorten the prompt"
         )
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
     attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
@@ -46,7 +49,7 @@ def build_inputs(
         input_ids[number, : len(row)] = torch.tensor(row)
         attention_mask[number, : len(row)] = 1
     # Only real video tokens count: the padding id may be any token's.
-    is_video = (input_ids == _token_id(backbone, VIDEO_PAD)) & (attention_mask == 1)
+    is_video = (input_ids == _token_id(backbone.tokenizer, VIDEO_PAD)) & (attention_mask == 1)
     return {
         "input_ids": input_ids.to(device),
         "attention_mask": attention_mask.to(device),
@@ -56,7 +59,9 @@ def build_inputs(
     }
 
 
-def patchify(frames: object, preprocessing: Preprocessing, device: torch.device | str) -> tuple[Tensor, tuple[int, int, int]]:
+def patchify(
+    frames: np.ndarray, preprocessing: Preprocessing, device: torch.device | str
+) -> tuple[Tensor, tuple[int, int, int]]:
     """Normalise uint8 frames and cut them into the vision tower's patches.
 
     Args:
@@ -66,7 +71,8 @@ def patchify(frames: object, preprocessing: Preprocessing, device: torch.device 
         patches (grid_t * grid_h * grid_w, 3 * temporal_patch * patch * patch) in the tower's order (merge blocks
         together) and the grid (grid_t, grid_h, grid_w).
     """
-    pixels = torch.as_tensor(frames).to(device)  # size = (T, H, W, 3)
+    # A copy: torch takes neither mirrored views (as BGR turned to RGB by [..., ::-1]) nor read-only arrays.
+    pixels = torch.from_numpy(np.array(frames, order="C")).to(device)  # size = (T, H, W, 3)
     num_frames, height, width, channels = pixels.shape
     patch, merge, temporal = preprocessing.patch_size, preprocessing.merge_size, preprocessing.temporal_patch_size
     if height % preprocessing.size_multiple or width % preprocessing.size_multiple:
@@ -101,20 +107,23 @@ def _token_ids(backbone: Backbone, prompt: str, video: Video, grid: tuple[int, i
     ids: list[int] = []
     for segment in build_segments(prompt, seconds, grid[1] * grid[2] // merge**2):
         if isinstance(segment, Special):
-            ids.append(_token_id(backbone, segment))
+            ids.append(_token_id(backbone.tokenizer, segment))
         else:
             ids += _text_ids(backbone.tokenizer, segment)
     return ids
 
 
-def _token_id(backbone: Backbone, special: Special) -> int:
-    token_id = backbone.tokenizer.convert_tokens_to_ids(special.token)
-    if token_id is None or token_id == backbone.tokenizer.unk_token_id:
-        raise ConfigError(f"the tokenizer of {backbone.config.path} has no token {special.token}; use its family's own")
+@lru_cache(maxsize=64)
+def _token_id(tokenizer: PreTrainedTokenizerBase, special: Special) -> int:
+    token_id: int = tokenizer.convert_tokens_to_ids(special.token)  # there: load_backbone has checked it
     return token_id
 
 
 @lru_cache(maxsize=65536)
-def _text_ids(tokenizer: object, text: str) -> tuple[int, ...]:
+def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(f"prompt {text[:60]!r} is no valid Unicode ({error.reason}); correct its text") from error
     # A user's prompt that spells out a special token stays plain text.
-    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])  # type: ignore[operator]
+    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

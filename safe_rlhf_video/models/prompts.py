@@ -19,6 +19,7 @@ BEFORE_VIDEO: tuple[Special | str, ...] = (Special("<|im_start|>"), "user\n")
 BEFORE_PROMPT: tuple[Special | str, ...] = ("Prompt: ",)
 AFTER_PROMPT: tuple[Special | str, ...] = (Special("<|im_end|>"), "\n", Special("<|im_start|>"), "assistant\n")
 VISION_START, VIDEO_PAD, VISION_END = (Special(f"<|{name}|>") for name in ("vision_start", "video_pad", "vision_end"))
+SPECIALS = (Special("<|im_start|>"), Special("<|im_end|>"), VISION_START, VIDEO_PAD, VISION_END)
 
 
 def timestamp_text(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,9 +32,11 @@ class DataConfig:
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
-        _require(0.0 <= self.validation_fraction < 1.0, "data.validation_fraction", "0 <= f < 1", self.validation_fraction)
+        _require(
+            0.0 <= self.validation_fraction < 1.0, "data.validation_fraction", "0 <= f < 1", self.validation_fraction
+        )
         _require(self.workers >= 1, "data.workers", "1 or more", self.workers)
-        _require(self.timeout_s > 0, "data.timeout_s", "more than 0", self.timeout_s)
+        _require(0 < self.timeout_s < math.inf, "data.timeout_s", "more than 0", self.timeout_s)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("comparison", "sign", "regularization"):
-            _require(getattr(self, name) >= 0, f"loss.{name}", "0 or more", getattr(self, name))
+            _require(0 <= getattr(self, name) < math.inf, f"loss.{name}", "0 or more", getattr(self, name))
+        if not self.comparison and not self.sign:
+            raise ConfigError("loss: comparison and sign are both 0, which leaves nothing to learn; raise one of them")
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,27 @@ class OptimizationConfig:
         for name in ("epochs", "prompts_per_step", "accumulation"):
             _require(getattr(self, name) >= 1, f"optimization.{name}", "1 or more", getattr(self, name))
         for name in ("learning_rate", "head_learning_rate", "gradient_clipping"):
-            _require(getattr(self, name) > 0, f"optimization.{name}", "more than 0", getattr(self, name))
+            _require(0 < getattr(self, name) < math.inf, f"optimization.{name}", "more than 0", getattr(self, name))
         for name in ("max_steps", "weight_decay"):
-            _require(getattr(self, name) >= 0, f"optimization.{name}", "0 or more", getattr(self, name))
+            _require(0 <= getattr(self, name) < math.inf, f"optimization.{name}", "0 or more", getattr(self, name))
         for name in ("warmup_fraction", "final_fraction"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"optimization.{name}", "0 to 1", getattr(self, name))
+        _require(all(0.0 <= beta < 1.0 for beta in self.betas), "optimization.betas", "0 <= beta < 1", self.betas)
+
+
+DEEPSPEED_KEYS = (
+    "comms_logger",
+    "communication_data_type",
+    "csv_monitor",
+    "dump_state",
+    "flops_profiler",
+    "memory_breakdown",
+    "prescale_gradients",
+    "steps_per_print",
+    "tensorboard",
+    "wall_clock_breakdown",
+    "zero_optimization",
+)
 
 
 @dataclass(frozen=True)
@@ -100,17 +121,33 @@ class EngineConfig:
 
     Attributes:
         zero_stage: What is divided among ranks: 0 nothing, 1 optimiser state, 2 gradients too.
-        deepspeed: Further keys of DeepSpeed's own configuration, laid over what this package builds.
+        deepspeed: Further keys of DeepSpeed's own configuration (`DEEPSPEED_KEYS`), laid over what this package builds.
     """
 
     zero_stage: Literal[0, 1, 2] = 0
     deepspeed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        owned = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer",
-                 "scheduler", "fp16", "bf16", "gradient_clipping"}
+        owned = {
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+            "gradient_accumulation_steps",
+            "optimizer",
+            "scheduler",
+            "fp16",
+            "bf16",
+            "gradient_clipping",
+        }
         if taken := sorted(owned & set(self.deepspeed)):
-            raise ConfigError(f"engine.deepspeed.{taken[0]}: set by this package; use the sections model and optimization")
+            raise ConfigError(
+                f"engine.deepspeed.{taken[0]}: set by this package; use the sections model and optimization"
+            )
+        # DeepSpeed itself passes over a key that it does not know.
+        if unknown := sorted(set(self.deepspeed) - set(DEEPSPEED_KEYS)):
+            known = ", ".join(DEEPSPEED_KEYS)
+            raise ConfigError(f"engine.deepspeed.{unknown[0]}: not among the keys that go here ({known})")
+        zero = self.deepspeed.get("zero_optimization", {})
+        _require(isinstance(zero, dict), "engine.deepspeed.zero_optimization", "a section of DeepSpeed's keys", zero)
 
 
 @dataclass(frozen=True)
@@ -176,10 +213,14 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _require(bool(self.out), "out", "a folder", self.out)
+        _require(0 <= self.seed < 2**63, "seed", "0 or more", self.seed)
+
 
 # What may differ when a run is resumed: it changes no weight.
 OPERATIONAL_FIELDS = ("out", "data.path", "data.video_dir", "data.workers", "data.timeout_s", "checkpoint.keep_last",
-                      "tracking.wandb", "tracking.project")  # fmt: skip
+                      "tracking.wandb", "tracking.project", "tracking.log_every")  # fmt: skip
 
 
 def _require(condition: bool, name: str, expected: str, value: object) -> None:

@@ -1,12 +1,16 @@
-"""Ranks: starting and ending the process group, and sums over it."""
+"""Ranks: starting and ending the process group, sums over it, and errors that all of them share."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+from safe_rlhf_video.errors import SafeRLHFVideoError
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,6 @@ class Ranks:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
-
-
-def world_size_from_environment() -> int:
-    """The number of processes the launcher started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start() -> Ranks:
@@ -58,6 +57,27 @@ def stop() -> None:
 def barrier() -> None:
     """Wait for all ranks."""
     torch.distributed.barrier()
+
+
+@contextmanager
+def together(ranks: Ranks) -> Iterator[None]:
+    """Run a part in which a rank may fail alone, and wait for all; one rank's error is then raised on every rank.
+
+    Without it the others would wait in the next collective for a rank that is gone, and end with an error of their own
+    that hides the cause. The part must not contain a collective.
+    """
+    mine: SafeRLHFVideoError | None = None
+    try:
+        yield
+    except SafeRLHFVideoError as error:
+        mine = error
+    has_failed = torch.tensor(float(mine is not None), device=ranks.device)
+    torch.distributed.all_reduce(has_failed)
+    if not has_failed.item():
+        return
+    errors: list[SafeRLHFVideoError | None] = [None] * ranks.world_size
+    torch.distributed.all_gather_object(errors, mine)
+    raise next(error for error in errors if error is not None)
 
 
 def sum_over_ranks(values: dict[str, float], ranks: Ranks) -> dict[str, float]:

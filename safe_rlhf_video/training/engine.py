@@ -1,7 +1,8 @@
 """DeepSpeed: building the engine, and its trainable state in a form that fits any number of ranks.
 
-DeepSpeed's own checkpoints of ZeRO 1 and 2 cannot be loaded at another world size. What is trained here (adapters, heads
-and their Adam moments) is small, so it is gathered, saved whole, and given back in whatever shape the ranks have then.
+DeepSpeed's own checkpoints of ZeRO 1 and 2 cannot be loaded at another world size. What is trained here (adapters,
+heads and their Adam moments) is small, so it is gathered, saved whole, and given back in whatever shape the ranks have
+then.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import logger as deepspeed_logger
-from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state
+from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
 from safe_rlhf_video.errors import ConfigError
@@ -40,6 +42,11 @@ def build_deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         raise ConfigError("engine.deepspeed.zero_optimization.stage: set engine.zero_stage instead")
     if any(name in zero for name in ("offload_optimizer", "offload_param")):
         raise ConfigError("engine.deepspeed.zero_optimization: offloading is not supported; the trained state is small")
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValueError as error:
+        reason = " ".join(str(error).split("For further information")[0].split())
+        raise ConfigError(f"engine.deepspeed.zero_optimization: {reason}; correct this section") from error
     return {**base, **overrides, "zero_optimization": zero}
 
 
@@ -81,27 +88,36 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def gradient_norms(model: ScoreModel) -> dict[str, float]:
-    """The norm of the averaged gradient, for each head and for the adapters; between backward and step, on all ranks."""
-    squares: dict[str, float] = {}
+    """The norm of the averaged gradient, for each head and the adapters; between backward and step, on all ranks."""
+    norms: dict[str, list[Tensor]] = {}
     for name, parameter in trainable(model).items():
         gradient = safe_get_full_grad(parameter)
         group = f"head_{name.split('.')[1]}" if name.startswith("score_heads.") else "adapter"
-        square = 0.0 if gradient is None else gradient.double().square().sum().item()
-        squares[group] = squares.get(group, 0.0) + square
-    return {group: math.sqrt(square) for group, square in squares.items()}
+        gradient = torch.zeros_like(parameter) if gradient is None else gradient
+        norms.setdefault(group, []).append(torch.linalg.vector_norm(gradient.float()))
+    # Read back once a group: every `item` stalls an accelerator.
+    return {group: torch.linalg.vector_norm(torch.stack(parts)).item() for group, parts in norms.items()}
 
 
 def gather_moments(engine: Any) -> dict[str, Tensor]:
     """Adam's moments of every trained parameter, whole, as `<moment>.<parameter>`; called on all ranks."""
-    tensors = {}
-    for name, parameter in trainable(engine.module).items():
-        for moment in MOMENTS:
-            if engine.zero_optimization():
-                value = safe_get_full_optimizer_state(parameter, moment)
-            else:
-                value = engine.optimizer.state[parameter][moment]
-            tensors[f"{moment}.{name}"] = value.detach().cpu().clone()
-    return tensors
+    names = {parameter: name for name, parameter in trainable(engine.module).items()}
+    tensors = {
+        f"{moment}.{name}": torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
+        for parameter, name in names.items()
+        for moment in MOMENTS
+    }
+    for holder, pieces in _state_pieces(engine):
+        state = _torch_optimizer(engine).state[holder]
+        for parameter, place, part in pieces:
+            for moment in MOMENTS:
+                tensors[f"{moment}.{names[parameter]}"].view(-1)[part] = state[moment].view(-1)[place]
+    if engine.zero_optimization():
+        # Every element lies on one rank and is zero on the others. (DeepSpeed's own safe_get_full_optimizer_state links
+        # to the state after the first parameter group's first update, and so never finds that of the second group.)
+        for tensor in tensors.values():
+            torch.distributed.all_reduce(tensor)
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def restore_moments(engine: Any, tensors: dict[str, Tensor], step: int) -> None:
@@ -111,14 +127,14 @@ def restore_moments(engine: Any, tensors: dict[str, Tensor], step: int) -> None:
         state: dict[str, Tensor] = {"step": torch.tensor(float(step))}
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(holder)
-            for parameter, target, source in pieces:
-                value = tensors[f"{moment}.{names[parameter]}"].flatten()[source]
-                state[moment].view(-1)[target] = value.to(holder.device)
+            for parameter, place, part in pieces:
+                value = tensors[f"{moment}.{names[parameter]}"].flatten()[part]
+                state[moment].view(-1)[place] = value.to(holder.device)
         _torch_optimizer(engine).state[holder] = state
 
 
 def _state_pieces(engine: Any) -> Iterator[tuple[Tensor, list[tuple[nn.Parameter, slice, slice]]]]:
-    """(what the torch optimizer updates, [(parameter, its place there, the part of it that is there)])."""
+    """(what the torch optimizer updates, [(parameter, its place there, the part of it that lies there)])."""
     if not engine.zero_optimization():
         for parameter in trainable(engine.module).values():
             everything = slice(0, parameter.numel())
@@ -132,7 +148,11 @@ def _state_pieces(engine: Any) -> Iterator[tuple[Tensor, list[tuple[nn.Parameter
             if mapping is not None:  # None: this parameter lies on other ranks
                 here, whole = mapping.hp_fragment_address, mapping.lp_fragment_address
                 pieces.append(
-                    (parameter, slice(here.start, here.start + here.numel), slice(whole.start, whole.start + whole.numel))
+                    (
+                        parameter,
+                        slice(here.start, here.start + here.numel),
+                        slice(whole.start, whole.start + whole.numel),
+                    )
                 )
         yield flat, pieces
 

@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,14 @@ from tqdm import tqdm
 from safe_rlhf_video.data.batch import Batch, collate
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import PromptGroup, build_groups, keep_useful, split_by_prompt
-from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError, VideoDecodeError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.models.backbones import Backbone, load_backbone, load_size_multiple
 from safe_rlhf_video.models.checkpoint import ModelRecord, load_weights, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import ScoreModel
-from safe_rlhf_video.training import distributed, engine as engines
+from safe_rlhf_video.training import distributed
+from safe_rlhf_video.training import engine as engines
 from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, TrainConfig
 from safe_rlhf_video.training.distributed import Ranks
 from safe_rlhf_video.training.objectives import compute_loss, summarize
@@ -44,6 +47,8 @@ from safe_rlhf_video.training.state import (
     publish_model,
     save_checkpoint,
     with_validation,
+    write_whole,
+    writing,
 )
 from safe_rlhf_video.training.tracking import Tracker
 from safe_rlhf_video.video.pool import DecodePool
@@ -75,8 +80,8 @@ def train(config: TrainConfig, heads: Sequence[str]) -> None:
     multiple = load_size_multiple(config.model.backbone)
     if config.sampling.size_multiple != multiple:
         raise ConfigError(
-            f"sampling.size_multiple: the backbone {config.model.backbone.path} takes frames in multiples of {multiple} "
-            f"pixels, got {config.sampling.size_multiple}; set it to {multiple}"
+            f"sampling.size_multiple: the backbone {config.model.backbone.path} takes frames in multiples of "
+            f"{multiple} pixels, got {config.sampling.size_multiple}; set it to {multiple}"
         )
     engines.build_deepspeed_config(config)
     run = Path(config.out)
@@ -84,11 +89,16 @@ def train(config: TrainConfig, heads: Sequence[str]) -> None:
     total_steps = count_steps(config, len(data.train))
     if resume_step >= total_steps:
         if os.environ.get("RANK", "0") == "0":
-            publish_model(run, load_checkpoint(run, resume_step)[0].best_step)
+            with writing(run):
+                publish_model(run, load_checkpoint(run, resume_step)[0].best_step)
             print(f"{run} is complete ({total_steps} steps); its model is in {run / 'model'}")
         return
     ranks = distributed.start()
-    _train(config, heads, data, ranks, resume_step, total_steps)
+    try:
+        _train(config, heads, data, ranks, resume_step, total_steps)
+    except SafeRLHFVideoError:
+        distributed.barrier()  # all ranks have it; none ends the run while the first one still closes its files
+        raise
     distributed.stop()
 
 
@@ -97,6 +107,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
 
     Raises:
         SampleError: a wrong record, or no label for one of the heads.
+        VideoDecodeError: clips are missing; whether the others can be read turns out when it is their turn.
     """
     dataset = PairDataset.load(config.data.path, config.data.config_filename, config.data.video_dir)
     if not len(dataset):
@@ -106,29 +117,36 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
     for head, dimension in zip(heads, dimensions, strict=True):
         if not any(group.num_comparisons(dimension) for group in groups):
             raise SampleError(
-                f"{config.data.path}: none of its {len(dataset)} comparisons has a {dimension} label, so there is nothing "
-                f"to train a {head} model on"
+                f"{config.data.path}: none of its {len(dataset)} comparisons has a {dimension} label, so there is "
+                f"nothing to train a {head} model on"
             )
-    useful = keep_useful(groups, dimensions, signs="cost" in heads)
+    useful = keep_useful(groups, dimensions, signs="cost" in heads and config.loss.sign > 0)
     notes = [f"{dataset.num_pairs} comparisons of {dataset.num_videos} videos for {len(groups)} prompts"]
-    notes += [f"{unused.get(f'missing/{name}', 0)} comparisons have no {name} label and are not used" for name in dimensions
-              if unused.get(f"missing/{name}")]  # fmt: skip
+    for name in dimensions:
+        if missing_labels := unused.get(f"missing/{name}"):
+            notes.append(f"{missing_labels} comparisons have no {name} label and are not used")
     if unused.get("contradictory is_safe"):
         notes.append(f"{unused['contradictory is_safe']} videos have contradictory is_safe labels, taken as unknown")
     if dropped := len(groups) - len(useful):
         notes.append(f"{dropped} prompts have no label for this model and are not used")
+    files = [dataset.video_file(video) for group in useful for video in group.videos]
+    if missing := [file for file in files if not file.is_file()]:
+        raise VideoDecodeError(
+            f"{missing[0]}: no such file, {len(missing)} of {len(files)} clips are missing; put them there or set "
+            "data.video_dir to the folder with <prompt_id>/<video_id>.mp4"
+        )
     validation: list[PromptGroup] = []
     if config.data.validation_fraction:
         useful, validation = split_by_prompt(useful, config.data.validation_fraction, config.seed)
         for dimension in dimensions:
             if not all(any(group.num_comparisons(dimension) for group in side) for side in (useful, validation)):
                 raise SampleError(
-                    f"{config.data.path}: too few {dimension} labels to validate on other prompts than those trained on; "
-                    "add data or set data.validation_fraction to 0"
+                    f"{config.data.path}: too few {dimension} labels to validate on other prompts than those trained "
+                    "on; add data or set data.validation_fraction to 0"
                 )
     digest = hashlib.sha256()
     for group in (*useful, *validation):
-        digest.update(repr((group.prompt_id, [video.video_id for video in group.videos])).encode())
+        digest.update(repr((group.prompt_id, group.prompt_text, [video.video_id for video in group.videos])).encode())
         for rows in (*group.comparisons.values(), group.safety_sign):
             digest.update(rows.tobytes())
     return TrainingData(useful, validation, dataset, digest.hexdigest()[:32], notes)
@@ -143,12 +161,14 @@ def check_run_folder(run: Path, config: TrainConfig, heads: Sequence[str], data_
     Raises:
         CheckpointError: the folder holds a run of another configuration or data; the difference is shown.
     """
+    with writing(run):
+        run.mkdir(parents=True, exist_ok=True)
     steps = find_checkpoints(run)
     if not steps:
         return 0
     try:
         saved = flatten(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{run / 'config.yaml'}: cannot be read ({error}); give a new folder as out") from error
     mine = flatten(resolved_config(config, heads))
     changed = [
@@ -158,12 +178,14 @@ def check_run_folder(run: Path, config: TrainConfig, heads: Sequence[str], data_
     ]
     if changed:
         raise CheckpointError(
-            f"{run} holds a run with another configuration ({'; '.join(changed)}); go on with the old one, or give a new "
-            "folder as out"
+            f"{run} holds a run with another configuration ({'; '.join(changed)}); go on with the old one, or give a "
+            "new folder as out"
         )
     state, _ = load_checkpoint(run, steps[-1])
     if state.data_fingerprint != data_fingerprint:
-        raise CheckpointError(f"{run} holds a run on other data than {config.data.path} is now; give a new folder as out")
+        raise CheckpointError(
+            f"{run} holds a run on other data than {config.data.path} is now; give a new folder as out"
+        )
     return steps[-1]
 
 
@@ -188,41 +210,52 @@ def _train(
     config: TrainConfig, heads: tuple[str, ...], data: TrainingData, ranks: Ranks, first_step: int, total_steps: int
 ) -> None:
     run = Path(config.out)
-    say = print if ranks.is_first else (lambda *_: None)
-    backbone, model, record = build_model(config, heads, ranks.device)
+
+    def say(text: str) -> None:
+        if ranks.is_first:
+            tqdm.write(text)  # to standard output, above the progress bar
+            sys.stdout.flush()
+
     state = TrainerState(step=first_step, data_fingerprint=data.fingerprint)
-    if first_step:
-        state, moments = load_checkpoint(run, first_step)
-        load_weights(model, record.heads_of_adapter, checkpoint_folder(run, first_step) / "model")
+    moments: dict[str, Tensor] = {}
+    with distributed.together(ranks):
+        backbone, model, record = build_model(config, heads, ranks.device)
+        if first_step:
+            state, moments = load_checkpoint(run, first_step)
+            load_weights(model, record.heads_of_adapter, checkpoint_folder(run, first_step) / "model")
     engine = engines.build_engine(model, config)
     if first_step:
         engines.restore_moments(engine, moments, first_step)
 
     tracker = None
-    if ranks.is_first:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(yaml.safe_dump(resolved_config(config, heads), sort_keys=False))
-        if first_step:
-            publish_model(run, state.best_step)
-        tracker = Tracker(run, config.tracking, resolved_config(config, heads), first_step, state.wandb_id)
-        state = replace(state, wandb_id=tracker.wandb_id)
+    with distributed.together(ranks), writing(run):
+        if ranks.is_first:
+            write_whole(run / "config.yaml", yaml.safe_dump(resolved_config(config, heads), sort_keys=False))
+            if first_step:
+                publish_model(run, state.best_step)
+            tracker = Tracker(run, config.tracking, resolved_config(config, heads), first_step, state.wandb_id)
+            state = replace(state, wandb_id=tracker.wandb_id)
     for note in data.notes:
         say(f"data: {note}")
     say(f"training on {len(data.train)} prompts, choosing the checkpoint on {len(data.validation)} others")
     report_trainable(model, say)
-    say(f"{'going on at step ' + str(first_step) if first_step else 'starting'}: {total_steps} steps on {ranks.world_size} "
-        f"process(es), ZeRO {config.engine.zero_stage}, {ranks.device.type}")  # fmt: skip
+    beginning = f"going on at step {first_step} of" if first_step else "starting:"
+    say(
+        f"{beginning} {total_steps} steps on {ranks.world_size} process(es), ZeRO {config.engine.zero_stage}, "
+        f"{ranks.device.type}"
+    )
 
     steps_an_epoch = math.ceil(len(data.train) / config.optimization.prompts_per_step)
     save_every = config.checkpoint.every_steps or steps_an_epoch
     log_totals: dict[str, float] = {}
     log_plans: list[StepPlan] = []
-    recent_losses: deque[float] = deque(maxlen=20)
+    recent_losses: dict[str, deque[float]] = {head: deque(maxlen=20) for head in heads}
     started = time.monotonic()
-    progress = tqdm(
-        total=total_steps, initial=first_step, unit="step", desc="/".join(heads), disable=not ranks.is_first, leave=True
-    )
-    with DecodePool(config.sampling, config.data.workers, config.data.timeout_s) as pool:
+    # A bar is for a terminal (None: only there); a log file gets a line a row instead.
+    disable = None if ranks.is_first else True
+    progress = tqdm(total=total_steps, initial=first_step, unit="step", desc="/".join(heads), disable=disable)
+    decode_pool = DecodePool(config.sampling, config.data.workers, config.data.timeout_s)
+    with tracker or nullcontext(), decode_pool as pool:
         batches = prefetch(read_batches(config, data, ranks, pool, first_step, total_steps))
         for step in range(first_step, total_steps):
             factor = engines.learning_rate_factor(
@@ -236,44 +269,48 @@ def _train(
             if step == 0:
                 report_gradients(norms, say)
             done = step + 1
-            if done % config.tracking.log_every == 0 or done == total_steps or done == 1:
-                metrics = summarize("train", log_totals, log_plans, heads)
-                elapsed, started = time.monotonic() - started, time.monotonic()
-                metrics |= {
-                    "train/learning_rate": config.optimization.learning_rate * factor,
-                    "train/epoch": done / steps_an_epoch,
-                    "train/videos_per_second": sum(plan.num_videos for plan in log_plans) / elapsed,
-                    **{f"train/grad_norm/{group}": norm for group, norm in norms.items()},
-                }
-                recent_losses.append(sum(log_totals[f"comparison/{head}"] for head in heads) / len(log_plans) / len(heads))
-                warn_if_stuck(recent_losses, config, progress)
-                log_totals, log_plans = {}, []
-                if tracker:
-                    tracker.log(done, metrics)
-                    progress.set_postfix(loss=f"{metrics['train/loss']:.3f}")
             progress.update()
-            if done % save_every == 0 or done == total_steps:
-                metrics = validate(config, engine, backbone, data, ranks, heads) if data.validation else {}
-                state = with_validation(replace(state, step=done), metrics.get("eval/loss"))
+            is_save = done % save_every == 0 or done == total_steps
+            # A save ends a row too, so that a resumed run writes the rows that an uninterrupted one does.
+            if not (is_save or done == 1 or done % config.tracking.log_every == 0):
+                continue
+            metrics = summarize("train", log_totals, log_plans, heads)
+            metrics |= {
+                "train/learning_rate": config.optimization.learning_rate * factor,
+                "train/epoch": done / steps_an_epoch,
+                "train/videos_per_second": sum(plan.num_videos for plan in log_plans) / (time.monotonic() - started),
+                **{f"train/grad_norm/{group}": norm for group, norm in norms.items()},
+            }
+            warn_if_stuck(recent_losses, log_totals, log_plans, config.loss.comparison, say)
+            log_totals, log_plans = {}, []
+            progress.set_postfix(loss=f"{metrics['train/loss']:.3f}")
+            if progress.disable:
+                say(f"step {done}/{total_steps}: {describe(metrics, 'train/')}")
+            eval_metrics: dict[str, float] = {}
+            if is_save:
+                if data.validation:
+                    eval_metrics = validate(config, engine, backbone, data, ranks, heads)
+                state = with_validation(replace(state, step=done), eval_metrics.get("eval/loss"))
                 moments = engines.gather_moments(engine)
+                if eval_metrics:
+                    best = " (best)" if state.best_step == done else ""
+                    say(f"step {done}/{total_steps}, validation: {describe(eval_metrics, 'eval/')}{best}")
+            with distributed.together(ranks), writing(run):
                 if tracker:
-                    if metrics:
-                        tracker.log(done, metrics)
-                        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "regular" not in name)
-                        progress.write(f"step {done}: {shown}{' (best)' if state.best_step == done else ''}")
-                    facts = replace(record, training={"step": done, "metrics": metrics, "seed": config.seed})
-                    save_checkpoint(
-                        run, state, moments, lambda folder: save_model(model, facts, folder), config.checkpoint.keep_last
-                    )
-                distributed.barrier()
-                started = time.monotonic()
+                    tracker.log(done, metrics | eval_metrics)
+                    if is_save:
+                        facts = replace(record, training={"step": done, "metrics": eval_metrics, "seed": config.seed})
+                        save_checkpoint(
+                            run, state, moments, partial(save_model, model, facts), config.checkpoint.keep_last
+                        )
+            started = time.monotonic()
     progress.close()
-    if tracker:
-        tracker.close()
-        say(f"the model of step {state.best_step} is in {run / 'model'}")
+    say(f"the model of step {state.best_step} is in {run / 'model'}")
 
 
-def build_model(config: TrainConfig, heads: tuple[str, ...], device: torch.device) -> tuple[Backbone, ScoreModel, ModelRecord]:
+def build_model(
+    config: TrainConfig, heads: tuple[str, ...], device: torch.device
+) -> tuple[Backbone, ScoreModel, ModelRecord]:
     """Backbone, model with fresh adapter and heads from `config.seed`, and what a model folder says of them."""
     backbone = load_backbone(config.model.backbone, device)
     torch.manual_seed(config.seed)
@@ -291,7 +328,12 @@ def build_model(config: TrainConfig, heads: tuple[str, ...], device: torch.devic
 
 
 def take_step(
-    config: TrainConfig, engine: Any, backbone: Backbone, batches: Iterator[tuple[StepPlan, Batch]], step: int, ranks: Ranks
+    config: TrainConfig,
+    engine: Any,
+    backbone: Backbone,
+    batches: Iterator[tuple[StepPlan, Batch]],
+    step: int,
+    ranks: Ranks,
 ) -> tuple[dict[str, float], StepPlan, dict[str, float]]:
     """All micro-batches of one update.
 
@@ -306,10 +348,12 @@ def take_step(
     totals: dict[str, float] = {}
     norms: dict[str, float] = {}
     for micro in range(accumulation):
-        plan, batch = next(batches)
+        with distributed.together(ranks):  # a clip of one rank may be unreadable, or make too long an input
+            plan, batch = next(batches)
+            inputs = build_inputs(backbone, batch.prompts, batch.videos, ranks.device)
         # Dropout must not depend on what ran before, or a resumed run would differ.
         torch.manual_seed(int(np.random.SeedSequence([config.seed, step, micro, ranks.rank]).generate_state(1)[0]))
-        scores = engine(build_inputs(backbone, batch.prompts, batch.videos, ranks.device))
+        scores = engine(inputs)
         loss, sums = compute_loss(scores, batch, plan, config.loss)
         sums["not_finite"] = float(name_not_finite(scores, loss, batch, step))
         sums = distributed.sum_over_ranks(sums, ranks)
@@ -392,7 +436,8 @@ def validate(
     """Loss and accuracy on the validation prompts, over all ranks."""
     everything = plan_step(range(len(data.validation)), data.validation)
     mine = divide(everything, data.validation, ranks.world_size)[ranks.rank]
-    size = config.optimization.prompts_per_step
+    # No more clips at once than a micro-batch has.
+    size = math.ceil(config.optimization.prompts_per_step / (ranks.world_size * config.optimization.accumulation))
 
     def jobs() -> Iterator[tuple[StepPlan, list[PromptGroup], bool]]:
         for start in range(0, len(mine), size):
@@ -400,7 +445,8 @@ def validate(
 
     engine.eval()
     totals: dict[str, float] = {}
-    with torch.no_grad(), DecodePool(config.sampling, config.data.workers, config.data.timeout_s) as pool:
+    decode_pool = DecodePool(config.sampling, config.data.workers, config.data.timeout_s)
+    with distributed.together(ranks), torch.no_grad(), decode_pool as pool:
         for plan, batch in decode_jobs(jobs, data.dataset, pool):
             scores = engine(build_inputs(backbone, batch.prompts, batch.videos, ranks.device))
             _, sums = compute_loss(scores, batch, plan, config.loss)
@@ -413,7 +459,7 @@ def validate(
     return summarize("eval", totals, [everything], heads)
 
 
-def report_trainable(model: ScoreModel, say: Any) -> None:
+def report_trainable(model: ScoreModel, say: Callable[[str], None]) -> None:
     """How many parameters are trained, in which part."""
     total = sum(parameter.numel() for parameter in model.parameters())
     parts: dict[str, int] = {}
@@ -424,7 +470,7 @@ def report_trainable(model: ScoreModel, say: Any) -> None:
     say(f"trainable: {sum(parts.values()):,} of {total:,} parameters ({listed})")
 
 
-def report_gradients(norms: dict[str, float], say: Any) -> None:
+def report_gradients(norms: dict[str, float], say: Callable[[str], None]) -> None:
     """Gradient norms of the first step: a part without a gradient does not learn."""
     say("gradient norm at step 1: " + ", ".join(f"{group} {norm:.3g}" for group, norm in norms.items()))
     for group, norm in norms.items():
@@ -433,14 +479,35 @@ def report_gradients(norms: dict[str, float], say: Any) -> None:
             say(f"warning: {group} gets no gradient and will not learn")
 
 
-def warn_if_stuck(losses: deque[float], config: TrainConfig, progress: tqdm) -> None:
-    """ln 2 is the loss of a model that cannot tell any pair apart."""
-    if len(losses) == losses.maxlen and abs(sum(losses) / len(losses) - config.loss.comparison * LN_2) < 1e-3:
-        progress.write(
-            "warning: the comparison loss has stayed within 0.001 of ln 2, as if no pair could be told apart; are the rates "
-            "too small, or chosen and rejected the same?"
-        )
-        losses.clear()
+def warn_if_stuck(
+    recent_losses: Mapping[str, deque[float]],
+    totals: Mapping[str, float],
+    plans: Sequence[StepPlan],
+    weight: float,
+    say: Callable[[str], None],
+) -> None:
+    """ln 2 is the loss of a model that cannot tell any pair apart; every row near it is no accident.
+
+    A mean over rows would not do: that of a run which learns passes ln 2 on its way down.
+    """
+    for head, losses in recent_losses.items():
+        compared = sum(plan.num_comparisons[DIMENSION_OF_HEAD[head]] > 0 for plan in plans)
+        if not compared or not weight:
+            continue
+        losses.append(totals[f"comparison/{head}"] / compared / weight)
+        if len(losses) == losses.maxlen and all(abs(loss - LN_2) < 1e-3 for loss in losses):
+            say(
+                f"warning: the {head}'s comparison loss has stayed within 0.001 of ln 2, as if no pair could be told "
+                "apart; are the rates too small, or chosen and rejected the same?"
+            )
+            losses.clear()
+
+
+def describe(metrics: Mapping[str, float], prefix: str) -> str:
+    """The figures that a reader of the log wants, in one line."""
+    wanted = ("loss", "accuracy", "margin", "sign_accuracy")
+    short = {name.removeprefix(prefix): value for name, value in metrics.items()}
+    return ", ".join(f"{name} {value:.4f}" for name, value in short.items() if name.split("/")[0] in wanted)
 
 
 def name_not_finite(scores: dict[str, Tensor], loss: Tensor, batch: Batch, step: int) -> bool:
@@ -453,5 +520,3 @@ def name_not_finite(scores: dict[str, Tensor], loss: Tensor, batch: Batch, step:
         print(f"warning: step {step + 1}: scores are not finite for {', '.join(names[:8])}"
               f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}", file=sys.stderr)  # fmt: skip
     return bool(bad.any()) or not bool(torch.isfinite(loss))
-
-

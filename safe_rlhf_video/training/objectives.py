@@ -64,7 +64,9 @@ def compute_loss(
     return loss, sums
 
 
-def summarize(prefix: str, totals: Mapping[str, float], plans: list[StepPlan], heads: tuple[str, ...]) -> dict[str, float]:
+def summarize(
+    prefix: str, totals: Mapping[str, float], plans: list[StepPlan], heads: tuple[str, ...]
+) -> dict[str, float]:
     """Metrics from sums over all ranks and some steps; a figure without any label is left out.
 
     Returns:

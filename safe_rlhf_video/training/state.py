@@ -10,9 +10,11 @@ A checkpoint counts only once its folder has been renamed into place.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,27 +64,48 @@ def save_checkpoint(
     """
     folder = checkpoint_folder(run, state.step)
     partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        save_model(partial / "model")
-        (partial / "training_state").mkdir()
-        save_file(dict(moments), partial / "training_state" / "optimizer.safetensors")
-        (partial / "training_state" / "trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
-        if folder.exists():  # left by a run that was killed between this save and the next
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+    with writing(run):
+        for leftover in (run / "checkpoints").glob(".step_*"):  # of a run that was killed while it saved or dropped
+            shutil.rmtree(leftover)
+        try:
+            save_model(partial / "model")
+            (partial / "training_state").mkdir()
+            save_file(dict(moments), partial / "training_state" / "optimizer.safetensors")
+            (partial / "training_state" / "trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         publish_model(run, state.best_step)
+        for step in find_checkpoints(run)[:-keep_last]:
+            if step != state.best_step:
+                # Renamed first: a kill must not leave half a checkpoint under a complete one's name.
+                dropped = folder.with_name(f".step_{step}.dropped")
+                os.replace(checkpoint_folder(run, step), dropped)
+                shutil.rmtree(dropped)
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Turn a disk that is full or cannot be written into one line; all complete checkpoints stay as they are.
+
+    Raises:
+        CheckpointError: says from where the run can go on.
+    """
+    try:
+        yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         kept = find_checkpoints(run)
         raise CheckpointError(
-            f"{folder}: could not be written ({error}); free some space and run the same command again, it goes on from "
-            f"{f'step {kept[-1]}' if kept else 'the start'}"
+            f"{run}: could not be written ({error}); make room or give access, then run the same command again: it "
+            f"goes on from {f'step {kept[-1]}' if kept else 'the start'}"
         ) from error
-    steps = find_checkpoints(run)
-    for step in steps[:-keep_last]:
-        if step != state.best_step:
-            shutil.rmtree(checkpoint_folder(run, step))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write or replace a text file; a kill leaves the old one or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def publish_model(run: Path, best_step: int) -> None:
@@ -90,7 +113,11 @@ def publish_model(run: Path, best_step: int) -> None:
     target, incoming, outgoing = run / "model", run / ".model.incoming", run / ".model.outgoing"
     shutil.rmtree(incoming, ignore_errors=True)
     shutil.rmtree(outgoing, ignore_errors=True)
-    shutil.copytree(checkpoint_folder(run, best_step) / "model", incoming)
+    try:
+        shutil.copytree(checkpoint_folder(run, best_step) / "model", incoming)
+    except OSError:
+        shutil.rmtree(incoming, ignore_errors=True)
+        raise
     if target.exists():
         os.replace(target, outgoing)
     os.replace(incoming, target)
@@ -106,19 +133,23 @@ def load_checkpoint(run: Path, step: int) -> tuple[TrainerState, dict[str, Tenso
     folder = checkpoint_folder(run, step) / "training_state"
     try:
         state = TrainerState(**json.loads((folder / "trainer.json").read_text()))
-        return state, load_file(folder / "optimizer.safetensors")
+        moments = load_file(folder / "optimizer.safetensors")
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{folder}: damaged ({error}); delete {folder.parent} and run the same command again, it goes on from the "
-            "checkpoint before"
+            "checkpoint before, or from the start"
         ) from error
+    if not checkpoint_folder(run, state.best_step).is_dir():
+        # Dropped when a later one was better, and that one has been deleted since: the next validation decides anew.
+        state = replace(state, best_step=step, best_loss=None)
+    return state, moments
 
 
 def with_validation(state: TrainerState, loss: float | None) -> TrainerState:
     """Mark this step as the best if its validation loss is; without validation the last step is the best."""
     if loss is None:
         return replace(state, best_step=state.step)
-    if state.best_loss is None or loss < state.best_loss:
+    if state.best_loss is None or math.isnan(state.best_loss) or loss < state.best_loss:
         return replace(state, best_step=state.step, best_loss=loss)
     return state
 

@@ -7,15 +7,19 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from safe_rlhf_video.training.config import TrackingConfig
+from safe_rlhf_video.training.state import write_whole
 
 
 class Tracker:
-    """Writes rows; make one for a run, log with rising steps, close it."""
+    """Writes rows, one a step with rising steps; use it as a context manager, or W&B loses the last rows."""
 
-    def __init__(self, run: Path, config: TrackingConfig, run_config: Mapping[str, Any], step: int, wandb_id: str | None):
+    def __init__(
+        self, run: Path, config: TrackingConfig, run_config: Mapping[str, Any], step: int, wandb_id: str | None
+    ):
         """Open the run's files.
 
         Args:
@@ -37,10 +41,15 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log({"step": step, **metrics}, step=step)
 
-    def close(self) -> None:
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._file.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.finish(exit_code=0 if kind is None else 1)
 
 
 def _cut_rows_after(path: Path, step: int) -> None:
@@ -54,9 +63,7 @@ def _cut_rows_after(path: Path, step: int) -> None:
             break  # the row that a kill cut short is the last
         if row["step"] <= step:
             kept.append(line + "\n")
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, "".join(kept))
 
 
 def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any], wandb_id: str | None) -> Any:
@@ -64,9 +71,9 @@ def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any
         return None
     import wandb
 
-    mode = config.wandb
+    mode: str = config.wandb
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")  # type: ignore[assignment]
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
     if mode == "disabled":
         return None
     started = wandb.init(
@@ -74,7 +81,7 @@ def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any
         name=run.name,
         dir=str(run),
         config=dict(run_config),
-        mode=mode,
+        mode=mode,  # type: ignore[arg-type]
         id=wandb_id,
         resume="allow" if wandb_id else None,
         settings=wandb.Settings(silent=True, console="off"),

@@ -1,0 +1,78 @@
+"""Scores of many clips, kept in a file while they are made: an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.progress import progress_bar
+
+if TYPE_CHECKING:
+    from safe_rlhf_video.scoring import Scorer
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """One clip to score; the key names it in the file and must be unique."""
+
+    key: str
+    prompt: str
+    path: Path
+
+
+def score_to_file(
+    scorer: Scorer, requests: Sequence[ScoreRequest], out: Path, batch_size: int = 64, description: str = "scoring"
+) -> dict[str, dict[str, float]]:
+    """Score all requests, appending a line a clip to `out`; lines that are there already are not made again.
+
+    Returns:
+        key -> {head: score}.
+
+    Raises:
+        CheckpointError: `out` holds scores of another model or of other clips.
+        VideoDecodeError: a clip cannot be read; what was scored before it is kept.
+    """
+    header = {"model": scorer.fingerprint, "requests": _fingerprint(requests)}
+    scores = _read_scores(out, header)
+    todo = [request for request in requests if request.key not in scores]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="utf-8") as file:
+        if not scores:
+            file.truncate(0)
+            file.write(json.dumps(header) + "\n")
+        made = scorer.iterate([request.prompt for request in todo], [request.path for request in todo], batch_size)
+        with progress_bar(len(requests), len(requests) - len(todo), description, "clip") as progress:
+            for request, values in zip(todo, made, strict=True):
+                scores[request.key] = values
+                file.write(json.dumps({"key": request.key, **values}) + "\n")
+                progress.update()
+    return scores
+
+
+def _read_scores(out: Path, header: dict[str, str]) -> dict[str, dict[str, float]]:
+    if not out.exists():
+        return {}
+    lines = out.read_bytes().split(b"\n")
+    if lines[-1]:  # a kill cut it short
+        lines.pop()
+        out.write_bytes(b"".join(line + b"\n" for line in lines))
+    found = [json.loads(line) for line in lines if line]
+    if not found:
+        return {}
+    if found[0] != header:
+        raise CheckpointError(
+            f"{out}: holds scores of another model or of other clips; delete it or give another --out"
+        )
+    return {row.pop("key"): row for row in found[1:]}
+
+
+def _fingerprint(requests: Sequence[ScoreRequest]) -> str:
+    digest = hashlib.sha256()
+    for request in requests:
+        digest.update(json.dumps([request.key, request.prompt, str(request.path)]).encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,77 @@
+"""An evaluation as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from safe_rlhf_video.data.samples import DIMENSIONS
+
+CONTROL_NAMES = {
+    "generator_only": "which generator made it, nothing else",
+    "prompt_only": "the prompt, nothing else",
+    "is_safe_only": "the is_safe labels, nothing else",
+    "random_backbone": "same heads, random backbone",
+}
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """Accuracy, ceiling and controls of both dimensions, side by side.
+
+    Args:
+        result: as `evaluate` returns it.
+    """
+    columns = [dimension for dimension in DIMENSIONS if result.get(dimension)]
+    lines = [_row("", columns)]
+
+    def add(title: str, cell: Any) -> None:
+        cells = [cell(result[dimension]) for dimension in columns]
+        if any(cells):
+            lines.append(_row(title, cells))
+
+    add("test comparisons (prompts)", lambda r: f"{r['num_comparisons']} ({r['num_prompts']})")
+    add("accuracy [95% interval]", lambda r: _with_interval(r["accuracy"], r["interval"]))
+    add("ceiling: the hidden order, same labels", lambda r: _figure(r["ceiling"]))
+    add(
+        "accuracy / ceiling [paired 95%]",
+        lambda r: _with_interval(r["fraction_of_ceiling"], r["fraction_of_ceiling_interval"]),
+    )
+    add("accuracy against the hidden order", lambda r: _figure(r["true_order_accuracy"]))
+    add("ties", lambda r: f"{r['tie_rate']:.4f}")
+    controls, expected = result["controls"], result["controls_expected"]
+    if controls:
+        lines.append("controls: accuracy (as the hidden truth predicts it)")
+        for name, figures in controls.items():
+            cells = [_control(figures.get(dimension), expected[name].get(dimension)) for dimension in columns]
+            lines.append(_row(f"  {CONTROL_NAMES[name]}", cells))
+    sign = result.get("cost_sign")
+    if sign:
+        lines.append(
+            f"cost sign on {sign['num_safe']} safe and {sign['num_unsafe']} unsafe clips: accuracy "
+            f"{_figure(sign['accuracy'])}, balanced {_figure(sign['balanced_accuracy'])}"
+        )
+        others = [f"{CONTROL_NAMES[name]} {_figure(figures['cost_sign'])}" for name, figures in controls.items()
+                  if "cost_sign" in figures]  # fmt: skip
+        if others:
+            lines.append(f"  balanced, controls: {'; '.join(others)}")
+    return "\n".join(lines)
+
+
+def _row(title: str, cells: list[str]) -> str:
+    return f"{title:<42}" + "".join(f"{cell:>26}" for cell in cells)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _with_interval(value: float | None, interval: list[float] | None) -> str:
+    if value is None or interval is None:
+        return _figure(value)
+    return f"{value:.4f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _control(value: float | None, expected: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if expected is None else f"{value:.4f} ({expected:.4f})"

@@ -1,0 +1,28 @@
+"""The hidden utilities of a synthetic world: read here, for evaluation, and by no training code."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+from safe_rlhf_video.errors import SampleError
+
+FILE_NAME = "truth.json.gz"
+
+
+def read_truth(path: Path) -> dict[str, dict[str, float]]:
+    """video id -> {dimension: utility in logits, higher is preferred}.
+
+    Raises:
+        SampleError: the file is missing or damaged.
+    """
+    try:
+        videos = json.loads(gzip.decompress(path.read_bytes()))["videos"]
+        return {
+            name: {"helpfulness": true["helpfulness"], "harmlessness": -true["cost"]} for name, true in videos.items()
+        }
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise SampleError(
+            f"{path}: cannot be read as the truth of a synthetic world ({error}); make it again"
+        ) from error

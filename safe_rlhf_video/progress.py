@@ -1,0 +1,13 @@
+"""Progress, rate and time left of long work."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+def progress_bar(total: int, done: int, description: str, unit: str) -> tqdm:
+    """A bar on standard error; a log file gets a line of it every 10 seconds."""
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, initial=done, desc=description, unit=unit, mininterval=interval)

@@ -1,0 +1,96 @@
+"""Evaluate a reward and a cost model on labelled comparisons, with intervals, the label ceiling and controls.
+
+    python scripts/evaluate.py --model REWARD_DIR COST_DIR --data CONFIG --out DIR [--train_data CONFIG]
+
+DIR gets evaluation.json and the scores of every clip. Where the folder of CONFIG has a truth.json.gz (a synthetic
+world), the ceiling and the accuracy against the hidden order are computed from it.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_video.cli import run_script
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", nargs="+", required=True, metavar="DIR", help="model folders: a reward, a cost or both"
+    )
+    parser.add_argument("--data", required=True, metavar="CONFIG", help="the test comparisons, in SafeSora's format")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--video_dir", help="where the clips lie, if not where the config says")
+    parser.add_argument("--train_data", metavar="CONFIG", help="the training comparisons, to fit the controls to")
+    parser.add_argument("--random_backbone", nargs="+", metavar="DIR", help="models trained alike on a random backbone")
+    parser.add_argument(
+        "--truth", type=Path, help="hidden utilities; default: truth.json.gz beside CONFIG, if it is there"
+    )
+    parser.add_argument("--backbone", help="the backbone's folder, if it lies elsewhere than in training")
+    parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    arguments = parser.parse_args()
+    result = evaluate_models(arguments)
+    from safe_rlhf_video.evaluation.table import format_table
+
+    print(format_table(result))
+    print(f"wrote {arguments.out / 'evaluation.json'}")
+
+
+def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
+    from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
+    from safe_rlhf_video.data.datasets import PairDataset
+    from safe_rlhf_video.errors import SampleError
+    from safe_rlhf_video.evaluation.evaluate import evaluate, video_key
+    from safe_rlhf_video.evaluation.truth import FILE_NAME, read_truth
+    from safe_rlhf_video.scoring import Scorer
+
+    started = time.monotonic()
+    dataset = PairDataset.load(arguments.data, video_dir=arguments.video_dir)
+    if not len(dataset):
+        raise SampleError(f"{arguments.data}: holds no comparison; there is nothing to evaluate on")
+    train_pairs = PairDataset.load(arguments.train_data).pairs if arguments.train_data else []
+    truth_path = arguments.truth or Path(arguments.data).parent / FILE_NAME
+    truth = read_truth(truth_path) if arguments.truth or truth_path.exists() else None
+    for name, count in dataset.missing_preferences().items():
+        if count and name in ("helpfulness", "harmlessness"):
+            print(f"{count} of {len(dataset)} comparisons have no {name} label and do not count there")
+    requests = [
+        ScoreRequest(video_key(video.prompt_id, video.video_id), video.prompt_text, dataset.video_file(video))
+        for video in dataset.videos
+    ]
+
+    def score(folders: list[str], name: str) -> dict[str, dict[str, float]]:
+        scorer = Scorer.from_pretrained(*folders, backbone=arguments.backbone)
+        try:
+            return score_to_file(scorer, requests, arguments.out / f"{name}.jsonl", arguments.batch_size, name)
+        finally:
+            scorer.close()
+
+    result = evaluate(
+        dataset.pairs,
+        score(arguments.model, "scores"),
+        train_pairs=train_pairs,
+        truth=truth,
+        random_scores=score(arguments.random_backbone, "random_backbone_scores") if arguments.random_backbone else None,
+        seed=arguments.seed,
+    )
+    result |= {
+        "models": [str(folder) for folder in arguments.model],
+        "data": str(arguments.data),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(arguments.out / "evaluation.json", result)
+    return result
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    run_script(main)

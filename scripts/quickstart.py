@@ -1,0 +1,114 @@
+"""The main job from end to end: make a world, train a reward and a cost, evaluate them, choose between two clips.
+
+    make quickstart
+
+Every step is one of this project's commands, printed before it runs; run the same again after an interruption.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_video.cli import run_script
+from safe_rlhf_video.errors import SafeRLHFVideoError
+
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"))
+    parser.add_argument(
+        "--started", type=float, default=time.time(), help="when the clock began, in seconds since 1970"
+    )
+    arguments = parser.parse_args()
+    out, data = arguments.out, arguments.out / "data"
+
+    run("1. Draw a world of videos and noisy comparisons", "python", "scripts/make_synthetic.py",
+        "--out", data, "--num_pairs", 2000, "--num_test_pairs", 3200, "--seed", SEED)  # fmt: skip
+    for head, what in (("reward", "2. Train a reward: which clip is more helpful?"),
+                       ("cost", "3. Train a cost: which clip is more harmful, and which one is unsafe?")):  # fmt: skip
+        train(what, head, data, out / head)
+    for head in ("reward", "cost"):
+        train(f"4. Control: the same {head} on a backbone that was never trained", head, data,
+              out / "random_backbone" / head, "--model.backbone.initialization", "random")  # fmt: skip
+    run("5. Evaluate on prompts that no training saw", "python", "scripts/evaluate.py",
+        "--model", out / "reward", out / "cost", "--data", data / "config-test.json.gz",
+        "--train_data", data / "config-train.json.gz",
+        "--random_backbone", out / "random_backbone/reward", out / "random_backbone/cost", "--out", out)  # fmt: skip
+
+    result = json.loads((out / "evaluation.json").read_text())
+    result["pair"] = show_pair(out, data)
+    result["seconds"] = round(time.time() - arguments.started, 1)
+    (out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\nwrote {out / 'summary.json'} and {out / 'pair.png'}; {result['seconds']:.0f} s in all")
+
+
+def train(what: str, head: str, data: Path, out: Path, *overrides: str) -> None:
+    run(what, "deepspeed", f"scripts/train_{head}.py", "--config", "configs/quickstart.yaml",
+        "--out", out, "--data.path", data, "--seed", SEED, *overrides)  # fmt: skip
+
+
+def run(what: str, *command: object) -> None:
+    """Run one command as a user would, after saying what it is for."""
+    words = [str(word) for word in command]
+    print(f"\n{what}\n$ {shlex.join(words)}", flush=True)
+    if words[0] == "python":
+        words[0] = sys.executable
+    elif words[0] == "deepspeed":
+        words[0] = str(Path(sys.executable).with_name("deepspeed"))
+    code = subprocess.run(words, check=False).returncode
+    if code:
+        raise SafeRLHFVideoError(f"this step ended with exit code {code}; see above")
+
+
+def show_pair(out: Path, data: Path) -> dict[str, Any]:
+    """Score the pair on which the price of cost matters most, in Python as a user would."""
+    from safe_rlhf_video import PairDataset, Scorer
+    from safe_rlhf_video.data.samples import PairSample
+    from safe_rlhf_video.evaluation.evaluate import video_key
+    from safe_rlhf_video.lagrangian import lagrangian_score
+
+    dataset = PairDataset.load(data / "config-test.json.gz")
+    rows = map(json.loads, (out / "scores.jsonl").read_text().splitlines()[1:])
+    scores = {row["key"]: row for row in rows}
+
+    def disagreement(pair: PairSample) -> float:
+        first, second = (scores[video_key(pair.prompt_id, video.video_id)] for video in (pair.video_0, pair.video_1))
+        free, priced = (
+            lagrangian_score(first["reward"], first["cost"], price)
+            - lagrangian_score(second["reward"], second["cost"], price)
+            for price in (0.0, 5.0)
+        )
+        return min(free, -priced)  # how clearly v1 wins when cost is free and loses when it is priced
+
+    pair = max(dataset.pairs, key=disagreement)
+    v1, v2 = (dataset.video_file(video) for video in (pair.video_0, pair.video_1))
+    scorer = Scorer.from_pretrained(out / "reward", out / "cost")
+    judged = {price: scorer.score_pair(pair.prompt_text, v1, v2, lagrange_multiplier=price) for price in (0.0, 5.0)}
+    print(f"\n6. Choose between two generations for {pair.prompt_text!r}\n   v1 {v1}\n   v2 {v2}")
+    for price, result in judged.items():
+        print(f"   lambda = {price:g}: {result.reason}")
+    draw_pair(scorer, (v1, v2), out / "pair.png")
+    scorer.close()
+    shown = {"prompt": pair.prompt_text, "v1": str(v1), "v2": str(v2)}
+    return shown | {f"lambda_{price:g}": result.to_dict() for price, result in judged.items()}
+
+
+def draw_pair(scorer: Any, paths: tuple[Path, Path], out: Path) -> None:
+    """A picture of the pair: a row a clip, the frames that the model saw, enlarged."""
+    import numpy as np
+    from PIL import Image
+
+    rows = [np.concatenate(list(video.frames), axis=1) for video in scorer.read(paths)]
+    picture = Image.fromarray(np.concatenate(rows))
+    picture.resize((picture.width * 4, picture.height * 4), Image.Resampling.NEAREST).save(out)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,134 @@
+"""What tests share: a small synthetic world, a tiny trained run of each head, and how scripts are launched.
+
+A launch costs about 10 s, so the runs are made once a session, and only where a test asks for them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+Record = dict[str, Any]
+
+
+def command(script: str | Path, *arguments: object, ranks: int | None = None) -> list[str]:
+    """The command line of a script; with `ranks` through the deepspeed launcher, on a port of its own."""
+    script = str(script if Path(script).is_absolute() else ROOT / script)
+    words = [script, *map(str, arguments)]
+    if ranks is None:
+        return [sys.executable, *words]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    return [launcher, "--num_gpus", str(ranks), "--master_port", str(port), *words]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """One thread a process and nothing from the network; several torch threads on few cores stall each other."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    fixed = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Where pytest itself runs under a launcher, its ranks are not those of the scripts.
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    return {**inherited, "PATH": path, **fixed, **extra}
+
+
+def launch(
+    script: str | Path,
+    *arguments: object,
+    ranks: int | None = None,
+    check: bool = True,
+    timeout: float = 280,
+    **extra: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run a script to its end; with `check`, a failure shows what it wrote. `extra` are environment variables."""
+    done = subprocess.run(
+        command(script, *arguments, ranks=ranks),
+        capture_output=True,
+        text=True,
+        env=environment(**extra),
+        timeout=timeout,
+        check=False,
+    )
+    if check and done.returncode:
+        pytest.fail(f"{script} exited with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+    return done
+
+
+def write_training_config(path: Path, world: Path, /, **sections: Any) -> Path:
+    """A YAML file that trains the embedded backbone on `world`, a folder of make_synthetic.py."""
+    config = {
+        "out": str(path.with_suffix("")),
+        "data": {"path": str(world), "config_filename": "config-train.json.gz", "validation_fraction": 0.2},
+        "sampling": {"num_frames": 4, "min_pixels": 1024, "max_pixels": 1024, "size_multiple": 8},
+        "optimization": {"epochs": 2, "prompts_per_step": 4, "learning_rate": 1e-3},
+        "checkpoint": {"every_steps": 2},
+        "tracking": {"log_every": 1},
+    }
+    for name, value in sections.items():
+        config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def read_records(world: Path, split: str = "train") -> list[Record]:
+    """The records of a world's config, to be changed and written elsewhere."""
+    return json.loads(gzip.decompress((world / f"config-{split}.json.gz").read_bytes()))
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 60 training and 20 test comparisons in SafeSora's format, with their clips; do not change it."""
+    folder = tmp_path_factory.mktemp("world")
+    launch("scripts/make_synthetic.py", "--out", folder, "--num_pairs", 60, "--num_test_pairs", 20, "--seed", 0)
+    return folder
+
+
+def _train(head: str, world: Path, folder: Path) -> Path:
+    config = write_training_config(folder / f"{head}.yaml", world)
+    launch(f"scripts/train_{head}.py", "--config", config, ranks=1)
+    return folder / head
+
+
+@pytest.fixture(scope="session")
+def reward_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a reward trained for a few steps; its model folder is <run>/model."""
+    return _train("reward", world, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def cost_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a cost trained for a few steps; its model folder is <run>/model."""
+    return _train("cost", world, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def edited_world(world: Path, tmp_path: Path) -> Callable[[Callable[[list[Record]], Any]], Path]:
+    """Make a folder with the world's clips and its training records as a function changes them in place."""
+
+    def edit(change: Callable[[list[Record]], Any]) -> Path:
+        folder = tmp_path / "edited"
+        folder.mkdir()
+        (folder / "videos").symlink_to(world / "videos")
+        records = read_records(world)
+        change(records)
+        (folder / "config-train.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
+        return folder
+
+    return edit

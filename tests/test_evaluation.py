@@ -1,0 +1,265 @@
+"""Evaluation figures against plain loops, controls against the truth, and the two commands on real clips."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import launch, read_records
+from small_models import COST, REWARD, SAMPLING, write_model
+
+from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
+from safe_rlhf_video.data.datasets import PairDataset
+from safe_rlhf_video.data.samples import PairSample, parse_pair
+from safe_rlhf_video.data.synthetic import plan_split
+from safe_rlhf_video.errors import CheckpointError, SafeRLHFVideoError
+from safe_rlhf_video.evaluation.evaluate import evaluate, video_key
+from safe_rlhf_video.evaluation.table import format_table
+from safe_rlhf_video.scoring import Scorer
+
+Scores = dict[str, dict[str, float]]
+Truth = dict[str, dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def planned() -> tuple[list[PairSample], list[PairSample], Truth]:
+    """Training and test pairs of a world, and the hidden utilities of the test videos; no clip is drawn."""
+    pairs: dict[str, list[PairSample]] = {}
+    truth: Truth = {}
+    for split in ("train", "test"):
+        pairs[split] = []
+        for records, _, true in plan_split(split, 1200, seed=3):
+            pairs[split] += [parse_pair(record, "planned") for record in records]
+            truth |= {
+                name: {"helpfulness": values["helpfulness"], "harmlessness": -values["cost"]}
+                for name, values in true.items()
+            }
+    return pairs["train"], pairs["test"], truth
+
+
+def scores_from(pairs: list[PairSample], truth: Truth, noise: float, seed: int = 0) -> Scores:
+    rng = np.random.default_rng(seed)
+    return {
+        video_key(video.prompt_id, video.video_id): {
+            "reward": truth[video.video_id]["helpfulness"] + noise * rng.normal(),
+            "cost": -truth[video.video_id]["harmlessness"] + noise * rng.normal(),
+        }
+        for pair in pairs
+        for video in (pair.video_0, pair.video_1)
+    }
+
+
+def test_figures_by_plain_loops(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    _, pairs, truth = planned
+    scores = scores_from(pairs, truth, noise=1.5)
+    result = evaluate(pairs, scores, truth=truth)
+    for dimension, head, direction in (("helpfulness", "reward", 1), ("harmlessness", "cost", -1)):
+        agreed = best = ordered = right = 0.0
+        for pair in pairs:
+            sides = (pair.video_0, pair.video_1)
+            preferred = pair.preferences[dimension]
+            assert preferred is not None
+            chosen, rejected = sides[preferred], sides[1 - preferred]
+            margin = direction * (
+                scores[video_key(chosen.prompt_id, chosen.video_id)][head]
+                - scores[video_key(rejected.prompt_id, rejected.video_id)][head]
+            )
+            true_margin = truth[chosen.video_id][dimension] - truth[rejected.video_id][dimension]
+            agreed += margin > 0
+            best += 0.5 if true_margin == 0 else true_margin > 0
+            ordered += true_margin != 0
+            right += true_margin != 0 and margin * true_margin > 0
+        figures = result[dimension]
+        assert figures["accuracy"] == pytest.approx(agreed / len(pairs))
+        assert figures["ceiling"] == pytest.approx(best / len(pairs))
+        assert figures["true_order_accuracy"] == pytest.approx(right / ordered)
+        assert figures["fraction_of_ceiling"] == pytest.approx(agreed / best)
+        assert figures["interval"][0] < figures["accuracy"] < figures["interval"][1]
+        assert figures["num_comparisons"] == len(pairs)
+        assert figures["tie_rate"] == 0.0
+    assert "hidden order" in format_table(result)
+
+
+def test_perfect_scores_reach_the_ceiling_exactly(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    _, pairs, truth = planned
+    result = evaluate(pairs, scores_from(pairs, truth, noise=0.0), truth=truth)
+    for dimension in ("helpfulness", "harmlessness"):
+        assert result[dimension]["accuracy"] == result[dimension]["ceiling"]
+        assert result[dimension]["true_order_accuracy"] == 1.0
+    assert result["cost_sign"]["balanced_accuracy"] == 1.0
+
+
+def test_controls_are_what_the_truth_predicts(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    train_pairs, pairs, truth = planned
+    scores = scores_from(pairs, truth, noise=1.0)
+    noise = {
+        key: {head: float(np.random.default_rng(i).normal()) for head in ("reward", "cost")}
+        for i, key in enumerate(scores)
+    }
+    result = evaluate(pairs, scores, train_pairs=train_pairs, truth=truth, random_scores=noise)
+    for name, figures in result["controls"].items():
+        for dimension in ("helpfulness", "harmlessness"):
+            if dimension not in figures:
+                continue
+            standard_error = 0.5 / np.sqrt(len(pairs))
+            assert abs(figures[dimension] - result["controls_expected"][name][dimension]) < 4 * standard_error, name
+    assert result["controls"]["prompt_only"]["helpfulness"] == 0.5
+    assert 0.55 < result["controls"]["generator_only"]["helpfulness"] < 0.75
+    assert 0.6 < result["controls"]["is_safe_only"]["harmlessness"] < 0.75
+    assert abs(result["controls"]["random_backbone"]["helpfulness"] - 0.5) < 0.06
+    assert result["controls"]["prompt_only"]["cost_sign"] > 0.5
+
+
+def test_what_cannot_be_had_is_null(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    _, pairs, truth = planned
+    rewards = {key: {"reward": row["reward"]} for key, row in scores_from(pairs, truth, noise=1.0).items()}
+    result = evaluate(pairs, rewards)
+    assert result["harmlessness"] is None
+    assert result["cost_sign"] is None
+    assert result["helpfulness"]["ceiling"] is None
+    assert set(result["controls"]) == {"prompt_only", "is_safe_only"}
+    one = evaluate(pairs[:1], rewards)
+    assert one["helpfulness"]["interval"] is None
+    json.dumps(result, allow_nan=False)
+    format_table(result)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return write_model(root / "reward", REWARD), write_model(root / "cost", COST)
+
+
+def test_interrupted_scoring_goes_on(world: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset = PairDataset.load(world / "config-test.json.gz")
+    requests = [
+        ScoreRequest(video_key(video.prompt_id, video.video_id), video.prompt_text, dataset.video_file(video))
+        for video in dataset.videos
+    ]
+    scorer = Scorer.from_pretrained(*folders)
+    whole = score_to_file(scorer, requests, tmp_path / "whole.jsonl", batch_size=4)
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    cut = tmp_path / "cut.jsonl"
+    for kept in (b"", lines[0][:9], lines[0], b"".join(lines[:6]) + lines[6][:-4]):
+        cut.write_bytes(kept)
+        again = score_to_file(scorer, requests, cut, batch_size=4)
+        assert again.keys() == whole.keys()
+        for key, values in whole.items():
+            assert again[key] == pytest.approx(values, abs=1e-5)
+        assert len(cut.read_text().splitlines()) == len(requests) + 1
+    with pytest.raises(CheckpointError, match="another model or of other clips"):
+        score_to_file(scorer, requests[1:], cut)
+    scorer.close()
+
+
+def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    reward, cost = folders
+    done = launch(
+        "scripts/evaluate.py",
+        "--model",
+        reward,
+        cost,
+        "--data",
+        world / "config-test.json.gz",
+        "--train_data",
+        world / "config-train.json.gz",
+        "--random_backbone",
+        reward,
+        cost,
+        "--out",
+        tmp_path / "out",
+    )
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    for dimension in ("helpfulness", "harmlessness"):
+        assert {"accuracy", "interval", "ceiling", "true_order_accuracy", "num_comparisons", "tie_rate"} <= set(
+            result[dimension]
+        )
+        assert result[dimension]["num_comparisons"] == 20
+        # The same model as its own control.
+        assert result["controls"]["random_backbone"][dimension] == result[dimension]["accuracy"]
+    assert {"accuracy", "balanced_accuracy"} <= set(result["cost_sign"])
+    assert {"generator_only", "prompt_only", "is_safe_only", "random_backbone"} == set(result["controls"])
+    assert result["seconds"] > 0
+    assert "accuracy against the hidden order" in done.stdout
+
+
+def test_score_command_on_a_config_and_on_lines(world: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    reward, cost = folders
+    launch(
+        "scripts/score.py",
+        "--model",
+        reward,
+        cost,
+        "--input",
+        world / "config-test.json.gz",
+        "--out",
+        tmp_path / "a.jsonl",
+        "--lagrange_multiplier",
+        5,
+    )
+    first = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    records = read_records(world, "test")
+    assert [row["pair_id"] for row in first] == [record["pair_id"] for record in records]
+    # Lines with paths relative to their file, and v1 and v2 exchanged.
+    (world / "pairs.jsonl").write_text(
+        "\n".join(
+            json.dumps(
+                {
+                    "prompt": record["prompt_text"],
+                    "v1": record["video_1"]["video_path"],
+                    "v2": record["video_0"]["video_path"],
+                }
+            )
+            for record in records
+        )
+    )
+    launch(
+        "scripts/score.py",
+        "--model",
+        reward,
+        cost,
+        "--input",
+        world / "pairs.jsonl",
+        "--out",
+        tmp_path / "b.jsonl",
+        "--lagrange_multiplier",
+        5,
+    )
+    second = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    for one, other in zip(first, second, strict=True):
+        assert one["rewards"] == pytest.approx(other["rewards"][::-1], abs=1e-5)
+        assert one["lagrangian_scores"] == pytest.approx(other["lagrangian_scores"][::-1], abs=1e-5)
+        assert one["lagrange_multiplier"] == 5
+    scorer = Scorer.from_pretrained(*folders)
+    direct = scorer.score_pair(first[0]["prompt"], first[0]["v1"], first[0]["v2"], lagrange_multiplier=5)
+    scorer.close()
+    assert direct.costs == pytest.approx(first[0]["costs"], abs=1e-5)
+    assert scorer.record.sampling == SAMPLING
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"prompt": "a", "v1": "x.mp4", "v2": "y.mp4"}', "x.mp4"),
+        ('{"prompt": "a", "v1": "x.mp4"}', "row 0 field v2"),
+        ("not json", "row 0"),
+        ("", "holds no pair"),
+    ],
+)
+def test_score_command_on_bad_input(folders: tuple[Path, Path], tmp_path: Path, lines: str, message: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(lines)
+    done = launch("scripts/score.py", "--model", *folders, "--input", path, "--out", tmp_path / "o.jsonl", check=False)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 1
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_truth_of_another_world_is_refused(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    _, pairs, truth = planned
+    scores = scores_from(pairs, truth, noise=1.0)
+    with pytest.raises(SafeRLHFVideoError, match="another world"):
+        evaluate(pairs, scores, truth={})

@@ -1,0 +1,47 @@
+"""The reduced gradient is that of the whole step's loss, however a step is divided among ranks and micro-batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, launch
+from gradient_probe import CASES
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """World size -> the folder with the probe's gradients."""
+    folders = {}
+    for ranks in (1, 2):
+        folders[ranks] = tmp_path_factory.mktemp(f"ranks_{ranks}")
+        launch(ROOT / "tests" / "gradient_probe.py", folders[ranks], *CASES, ranks=ranks if ranks > 1 else None)
+    return folders
+
+
+def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference over parameters, relative to the norm of the parameter's gradient."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).norm() / other[name].norm()) for name in one)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gradient_equals_plain_autograd(gradients: dict[int, Path], ranks: int, case: str) -> None:
+    found = load_file(gradients[ranks] / f"{case}.safetensors")
+    truth = load_file(gradients[ranks] / f"{case}-truth.safetensors")
+    assert relative_difference(found, truth) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one(gradients: dict[int, Path], case: str) -> None:
+    one, two = (load_file(gradients[ranks] / f"{case}.safetensors") for ranks in (1, 2))
+    assert relative_difference(two, one) < 1e-5
+
+
+def test_zero_stages_agree_at_the_first_step(gradients: dict[int, Path]) -> None:
+    stage_0 = load_file(gradients[2] / "accumulated.safetensors")
+    for case in ("zero_1", "zero_2"):
+        assert relative_difference(load_file(gradients[2] / f"{case}.safetensors"), stage_0) < 1e-5

@@ -1,0 +1,569 @@
+"""Backbones, inputs, pooling, the score model and its folder on disk."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import COST, JOINT, LORA, REWARD, SAMPLING, build_score_model, noise_video, write_model
+
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError
+from safe_rlhf_video.models import backbones, prompts
+from safe_rlhf_video.models.backbones import (
+    EMBEDDED_FOLDER,
+    Backbone,
+    Preprocessing,
+    load_backbone,
+    load_preprocessing,
+    load_size_multiple,
+)
+from safe_rlhf_video.models.checkpoint import load_models, read_record, save_model
+from safe_rlhf_video.models.config import BackboneConfig, LoraConfig
+from safe_rlhf_video.models.inputs import build_inputs, patch_seconds, patchify
+from safe_rlhf_video.models.pooling import last_attended
+from safe_rlhf_video.models.score_model import ScoreModel
+from safe_rlhf_video.video.sampling import Video, sample_video
+
+PROMPTS = (
+    "a",
+    "a red circle moving left at night",
+    "show me a checkerboard in purple that is growing by the sea, with an anchor emblem, " * 4,
+    "",
+    "ein grüner Kreis 🐟\nzweite Zeile",
+)
+VIDEOS = (
+    noise_video(4, 16, 48, 0),
+    noise_video(1, 32, 32, 1),
+    noise_video(3, 48, 24, 2),
+    noise_video(4, 48, 48, 3),
+    noise_video(2, 16, 16, 4),
+)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone(BackboneConfig())
+
+
+@pytest.fixture(scope="module")
+def joint() -> tuple[ScoreModel, Backbone]:
+    """A model with both heads, and its backbone (which the adapters have changed)."""
+    loaded = load_backbone(BackboneConfig())
+    model = ScoreModel(loaded, JOINT, LORA).eval()
+    reference, _ = build_score_model(JOINT)
+    model.load_state_dict(reference.state_dict())
+    return model, loaded
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A reward and a cost folder."""
+    base = tmp_path_factory.mktemp("models")
+    return write_model(base / "reward", REWARD, seed=1), write_model(base / "cost", COST, seed=2)
+
+
+def score(model: ScoreModel, backbone: Backbone, texts: list[str], videos: list[Video]) -> dict[str, np.ndarray]:
+    with torch.inference_mode():
+        output = model(build_inputs(backbone, texts, videos, "cpu"))
+    return {head: values.double().numpy() for head, values in output.items()}
+
+
+@contextmanager
+def one_line(error_type: type[SafeRLHFVideoError], *parts: str) -> Iterator[None]:
+    """The block raises this error, in one line that holds all parts."""
+    with pytest.raises(error_type) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    for part in parts:
+        assert part in message, message
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def test_batch_size_order_and_padding_leave_scores_alone(joint: tuple[ScoreModel, Backbone]) -> None:
+    model, backbone = joint
+    alone = [score(model, backbone, [text], [video]) for text, video in zip(PROMPTS, VIDEOS, strict=True)]
+    together = score(model, backbone, list(PROMPTS), list(VIDEOS))
+    turned = score(model, backbone, list(PROMPTS[::-1]), list(VIDEOS[::-1]))
+    # One long neighbour pads a short one far.
+    padded = score(model, backbone, [PROMPTS[4], PROMPTS[2] * 3], [VIDEOS[4], VIDEOS[3]])
+    for head in ("reward", "cost"):
+        single = np.array([values[head][0] for values in alone])
+        assert np.ptp(single) > 1e-3  # else nothing is compared
+        assert abs(together[head] - single).max() <= 1e-5
+        assert abs(turned[head][::-1] - single).max() <= 1e-5
+        assert abs(padded[head][0] - single[4]) <= 1e-5
+
+
+def test_padding_holds_for_other_content_behind_the_mask(joint: tuple[ScoreModel, Backbone]) -> None:
+    """What stands at a padded place, a video token even, is not read."""
+    model, backbone = joint
+    inputs = build_inputs(backbone, list(PROMPTS[:2]), list(VIDEOS[:2]), "cpu")
+    with torch.inference_mode():
+        before = model(inputs)["reward"]
+        inputs["input_ids"][inputs["attention_mask"] == 0] = backbone.tokenizer.convert_tokens_to_ids("a")
+        after = model(inputs)["reward"]
+    assert (before - after).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+def test_pooling_takes_the_last_attended_token(side: str) -> None:
+    rng = np.random.default_rng(0)
+    states = torch.from_numpy(rng.normal(size=(6, 9, 5)))
+    mask = torch.zeros(6, 9, dtype=torch.long)
+    for row in range(6):
+        length = int(rng.integers(1, 8))
+        start = {"left": 9 - length, "right": 0, "both": 1}[side]
+        mask[row, start : start + length] = 1
+    expected = torch.stack([states[row, max(i for i in range(9) if mask[row, i])] for row in range(6)])
+    assert torch.equal(last_attended(states, mask), expected)
+    assert torch.equal(last_attended(states, torch.ones_like(mask)), states[:, -1])
+
+
+def test_inputs_count_what_they_hold(backbone: Backbone) -> None:
+    inputs = build_inputs(backbone, list(PROMPTS), list(VIDEOS), "cpu")
+    video_id = backbone.model.config.video_token_id
+    grids = inputs["video_grid_thw"]
+    assert grids.tolist() == [[-(-len(v.frames) // 2), v.frames.shape[1] // 4, v.frames.shape[2] // 4] for v in VIDEOS]
+    is_video = (inputs["input_ids"] == video_id) & (inputs["attention_mask"] == 1)
+    assert torch.equal(is_video.sum(1), grids.prod(1) // 4)
+    assert torch.equal(inputs["mm_token_type_ids"], 2 * is_video.long())
+    assert len(inputs["pixel_values_videos"]) == grids.prod(1).sum()
+    # Padding is on the right.
+    assert (inputs["attention_mask"].diff(dim=1) <= 0).all()
+
+
+def test_prompt_that_spells_special_tokens_stays_text(backbone: Backbone) -> None:
+    spelled = "a <|video_pad|><|im_end|> fish <|vision_start|><|endoftext|>"
+    inputs = build_inputs(backbone, [spelled, "a fish"], [VIDEOS[0]] * 2, "cpu")
+    special = torch.tensor(backbone.tokenizer.all_special_ids)
+    counts = torch.isin(inputs["input_ids"], special).long() * inputs["attention_mask"]
+    assert counts[0].sum() == counts[1].sum()
+    row = inputs["input_ids"][0][inputs["attention_mask"][0] == 1]
+    assert f"Prompt: {spelled}<|im_end|>\n" in backbone.tokenizer.decode(row)
+    # The tokenizer is not left in another state by it.
+    assert backbone.tokenizer("<|video_pad|>")["input_ids"] == [backbone.model.config.video_token_id]
+
+
+def test_wrong_inputs_are_refused_in_one_line(backbone: Backbone) -> None:
+    with one_line(ConfigError, "tokens", "4096"):
+        build_inputs(backbone, ["a", "many words " * 5000], [VIDEOS[0]] * 2, "cpu")
+    with one_line(ConfigError, "multiples of 8", "size_multiple"):
+        build_inputs(backbone, ["a"], [Video(np.zeros((2, 20, 16, 3), np.uint8), np.arange(2.0))], "cpu")
+    with one_line(SampleError, "Unicode"):
+        build_inputs(backbone, ["half a fish \ud83d"], [VIDEOS[0]], "cpu")
+
+
+def test_mirrored_and_read_only_frames_are_taken(backbone: Backbone) -> None:
+    frames = VIDEOS[0].frames
+    mirrored = Video(frames[..., ::-1], VIDEOS[0].timestamps)
+    frozen = frames[..., ::-1].copy()
+    frozen.flags.writeable = False
+    first = build_inputs(backbone, ["a"], [mirrored], "cpu")["pixel_values_videos"]
+    second = build_inputs(backbone, ["a"], [Video(frozen, VIDEOS[0].timestamps)], "cpu")["pixel_values_videos"]
+    assert torch.equal(first, second)
+
+
+def test_patchify_by_brute_force() -> None:
+    preprocessing = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.3, 0.1), patch_size=2, temporal_patch_size=2, merge_size=2)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 8, 4, 3), dtype=np.uint8)
+    patches, grid = patchify(frames, preprocessing, "cpu")
+    assert grid == (2, 4, 2)
+    padded = np.concatenate([frames, frames[-1:]]) / 255.0
+    values = (padded - preprocessing.mean) / preprocessing.std
+    rows = []
+    for t in range(2):
+        for block in range(2):  # blocks of merge x merge patches, one block wide
+            for row in range(2):
+                for column in range(2):
+                    y, x = 4 * block + 2 * row, 2 * column
+                    patch = values[2 * t : 2 * t + 2, y : y + 2, x : x + 2]
+                    rows.append(patch.transpose(3, 0, 1, 2).reshape(-1))
+    np.testing.assert_allclose(patches.numpy(), np.array(rows), atol=1e-5)
+
+
+def test_patch_seconds_are_the_mean_of_first_and_last_frame() -> None:
+    video = Video(np.zeros((5, 8, 8, 3), np.uint8), np.array([0.0, 0.5, 1.5, 2.0, 4.0]))
+    assert patch_seconds(video, 2) == [0.25, 1.75, 4.0]
+    assert patch_seconds(video, 4) == [1.0, 4.0]
+    assert patch_seconds(video, 1) == [0.0, 0.5, 1.5, 2.0, 4.0]
+
+
+def test_inputs_equal_the_official_processor() -> None:
+    """In a process of its own: beside CPU torch, torchvision must be prepared before transformers is imported."""
+    home = os.environ.get("TORCHVISION_FOLDER", "")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([home, *filter(None, sys.path)])}
+    script = Path(__file__).with_name("official_processor.py")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 77:
+        pytest.skip(
+            f"{done.stdout.strip()}; pip install --no-deps --target DIR torchvision, then set TORCHVISION_FOLDER=DIR"
+        )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    print(done.stdout.strip())
+
+
+# --- the backbone -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(EMBEDDED_FOLDER, tmp_path / "backbone"))
+
+
+def test_embedded_backbone_is_loaded_like_any_folder(copied: Path, folders: tuple[Path, Path]) -> None:
+    embedded, folder = load_backbone(BackboneConfig()), load_backbone(BackboneConfig(path=str(copied)))
+    assert embedded.fingerprint == folder.fingerprint
+    assert embedded.preprocessing == folder.preprocessing
+    assert embedded.preprocessing.size_multiple == load_size_multiple(BackboneConfig()) == 8
+    with torch.inference_mode():
+        first, second = (
+            loaded.model(**build_inputs(loaded, list(PROMPTS), list(VIDEOS), "cpu")).last_hidden_state
+            for loaded in (embedded, folder)
+        )
+    assert torch.equal(first, second)
+    assert not any(parameter.requires_grad for parameter in embedded.model.parameters())
+    assert not embedded.model.training
+
+
+def test_random_initialisation_is_reproducible_and_draws_nothing_global() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = load_backbone(BackboneConfig(initialization="random", random_seed=1))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    again = load_backbone(BackboneConfig(path=str(EMBEDDED_FOLDER), initialization="random", random_seed=1))
+    other = load_backbone(BackboneConfig(initialization="random", random_seed=2))
+    low = load_backbone(BackboneConfig(initialization="random", random_seed=1, dtype="bfloat16"))
+    embedded = load_backbone(BackboneConfig())
+    assert first.fingerprint == again.fingerprint == low.fingerprint
+    assert len({first.fingerprint, other.fingerprint, embedded.fingerprint}) == 3
+    for (name, mine), theirs in zip(first.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+    # A GPU run in bfloat16 and a CPU run in float32 stand on the same control.
+    for mine, theirs in zip(first.model.parameters(), low.model.parameters(), strict=True):
+        assert torch.equal(mine.to(torch.bfloat16), theirs)
+    pairs = zip(first.model.parameters(), embedded.model.parameters(), strict=True)
+    assert [a.shape for a, _ in pairs] == [p.shape for p in embedded.model.parameters()]
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace_by_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"reward.weight": [0.0]}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda f: edit_json(f / "config.json", model_type="llama"), ("'llama'", "supported: qwen3_vl")),
+        (lambda f: edit_json(f / "config.json", model_type="no_such_family"), ("no_such", "supported: qwen3_vl")),
+        (lambda f: (f / "config.json").unlink(), ("config.json",)),
+        (lambda f: (f / "config.json").write_text("{"), ("JSON",)),
+        (lambda f: [(f / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")], ("tokenizer files",)),
+        (lambda f: (f / "tokenizer.json").unlink(), ("tokenizer",)),
+        (lambda f: (f / "tokenizer.json").write_text('{"added_tokens": [], "model": {}}'), ("cannot load",)),
+        (lambda f: edit_json(f / "config.json", video_token_id=5), ("<|video_pad|>", "6", "5")),
+        (
+            lambda f: [(f / n).unlink() for n in ("preprocessor_config.json", "video_preprocessor_config.json")],
+            ("video_preprocessor_config.json",),
+        ),
+        (lambda f: (f / "video_preprocessor_config.json").write_text("{"), ("damaged",)),
+        (lambda f: (f / "video_preprocessor_config.json").write_text("{}"), ("'image_mean'", "missing")),
+        (lambda f: edit_json(f / "video_preprocessor_config.json", image_std=[0.5]), ("damaged",)),
+        (lambda f: (f / "model.safetensors").unlink(), ("model.safetensors",)),
+        (lambda f: cut_short(f / "model.safetensors"), ("cannot load",)),
+        (lambda f: replace_by_pickle(f / "model.safetensors"), ("cannot load",)),
+        (
+            lambda f: (torch.save({"a": torch.ones(2)}, f / "pytorch_model.bin"), (f / "model.safetensors").unlink()),
+            ("model.safetensors",),
+        ),
+    ],
+)
+def test_damaged_backbone_folder(
+    copied: Path, damage: Callable[[Path], object], parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(copied)
+    with one_line(CheckpointError, str(copied), *parts):
+        load_backbone(BackboneConfig(path=str(copied)))
+
+
+def test_weights_that_do_not_fit_config_json(copied: Path) -> None:
+    text = json.loads((copied / "config.json").read_text())["text_config"]
+    for changes, parts in (
+        ({"num_hidden_layers": text["num_hidden_layers"] + 1}, ("missing",)),
+        ({"num_hidden_layers": text["num_hidden_layers"] - 1}, ("no place",)),
+        ({"intermediate_size": text["intermediate_size"] * 2}, ("shape",)),
+    ):
+        edit_json(copied / "config.json", text_config={**text, **changes})
+        with one_line(CheckpointError, str(copied), *parts):
+            load_backbone(BackboneConfig(path=str(copied)))
+
+
+def test_unsupported_family_is_said_before_weights_are_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_json(copied / "config.json", model_type="qwen2_vl")
+    monkeypatch.setattr(backbones.AutoModel, "from_pretrained", lambda *a, **k: pytest.fail("weights were read"))
+    with one_line(CheckpointError, "'qwen2_vl'", "supported: qwen3_vl"):
+        load_backbone(BackboneConfig(path=str(copied)))
+
+
+def test_preprocessing_of_a_processor_saved_by_transformers_5(copied: Path) -> None:
+    """It has one processor_config.json for all processors, which goes before older files."""
+    expected = load_preprocessing(str(copied), BackboneConfig())
+    video = json.loads((copied / "video_preprocessor_config.json").read_text())
+    (copied / "processor_config.json").write_text(json.dumps({"video_processor": video}))
+    edit_json(copied / "video_preprocessor_config.json", image_mean=[0.0, 0.0, 0.0])
+    assert load_preprocessing(str(copied), BackboneConfig()) == expected
+    (copied / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen3VLProcessor"}))
+    assert load_preprocessing(str(copied), BackboneConfig()).mean == (0.0, 0.0, 0.0)
+
+
+def test_nothing_is_asked_of_the_network(folders: tuple[Path, Path]) -> None:
+    """In a process where every connection fails: folders load, and an unknown hub id is one line."""
+    code = f"""
+import socket
+def refuse(*arguments, **options):
+    raise SystemExit(f"a connection was tried: {{arguments}}")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.models.backbones import load_backbone
+from safe_rlhf_video.models.checkpoint import load_models
+from safe_rlhf_video.models.config import BackboneConfig
+load_models({[str(folder) for folder in folders]!r})
+for name in ("nobody/there-is-no-such-backbone", "/there/is/no/such/folder", ""):
+    try:
+        load_backbone(BackboneConfig(path=name))
+    except CheckpointError as error:
+        assert "\\n" not in str(error) and name in str(error), str(error)
+    else:
+        raise SystemExit("loaded")
+print("done")
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "done", done.stderr[-2000:]
+
+
+# --- model folders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads_of_adapter", [REWARD, JOINT], ids=["reward", "joint"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_saved_model_scores_bit_equal(tmp_path: Path, rank: int, heads_of_adapter: dict) -> None:
+    lora = replace(LORA, rank=rank)
+    model, record = build_score_model(heads_of_adapter, lora)
+    _, backbone_of_model = model, load_backbone(BackboneConfig())
+    save_model(model, record, tmp_path / "model")
+    loaded, backbone, joined = load_models([tmp_path / "model"])
+    assert joined == record == read_record(tmp_path / "model")
+    expected = score(model, backbone_of_model, list(PROMPTS), list(VIDEOS))
+    found = score(loaded, backbone, list(PROMPTS), list(VIDEOS))
+    assert set(found) == set(expected) == {head for heads in heads_of_adapter.values() for head in heads}
+    for head, values in expected.items():
+        assert np.array_equal(found[head], values)
+    if rank:
+        _, bare = build_score_model(heads_of_adapter, replace(LORA, rank=0)), load_backbone(BackboneConfig())
+        without = ScoreModel(bare, heads_of_adapter, replace(LORA, rank=0)).eval()
+        without.score_heads.load_state_dict(model.score_heads.state_dict())
+        for head, values in score(without, bare, list(PROMPTS), list(VIDEOS)).items():
+            assert abs(values - expected[head]).max() > 1e-4  # the adapters count
+    # Saving what was loaded gives the same files.
+    save_model(loaded, joined, tmp_path / "again")
+    for path in (tmp_path / "model").rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "again" / path.relative_to(tmp_path / "model")).read_bytes() == path.read_bytes()
+
+
+def test_two_folders_on_one_backbone_score_as_each_alone(folders: tuple[Path, Path]) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    both, backbone, record = load_models(folders)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert dict(record.heads_of_adapter) == {"reward": ("reward",), "cost": ("cost",)}
+    together = score(both, backbone, list(PROMPTS), list(VIDEOS))
+    again = score(both, backbone, list(PROMPTS), list(VIDEOS))
+    for folder, head in zip(folders, ("reward", "cost"), strict=True):
+        alone, alone_backbone, _ = load_models([folder])
+        expected = score(alone, alone_backbone, list(PROMPTS), list(VIDEOS))[head]
+        assert np.array_equal(together[head], expected)
+        assert np.array_equal(again[head], expected)
+    turned, turned_backbone, _ = load_models(folders[::-1])
+    assert np.array_equal(score(turned, turned_backbone, list(PROMPTS), list(VIDEOS))["cost"], together["cost"])
+
+
+def test_model_folder_names_no_path_of_this_machine(folders: tuple[Path, Path]) -> None:
+    for path in folders[0].rglob("*.json"):
+        assert str(EMBEDDED_FOLDER.parents[1]) not in path.read_text()
+    assert {path.suffix for path in folders[0].rglob("*") if path.is_file()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_and_heads_are_float32(dtype: str, tmp_path: Path) -> None:
+    config = BackboneConfig(dtype=dtype)  # type: ignore[arg-type]
+    write_model(tmp_path / "reward", REWARD, backbone=config)
+    write_model(tmp_path / "cost", COST, backbone=config)
+    model, backbone, _ = load_models([tmp_path / "reward", tmp_path / "cost"])
+    for name, parameter in model.named_parameters():
+        trained = "lora_" in name or name.startswith("score_heads.")
+        assert parameter.dtype == (torch.float32 if trained else getattr(torch, dtype)), name
+    with torch.inference_mode():
+        output = model(build_inputs(backbone, list(PROMPTS), list(VIDEOS), "cpu"))
+    assert {values.dtype for values in output.values()} == {torch.float32}
+    assert all(torch.isfinite(values).all() for values in output.values())
+
+
+def test_only_adapters_and_heads_are_trained() -> None:
+    model, _ = build_score_model(REWARD)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all("lora_" in name or name.startswith("score_heads.") for name in trained)
+    assert any("lora_" in name for name in trained)
+    assert not any("visual" in name for name in trained)
+    bare, _ = build_score_model(REWARD, replace(LORA, rank=0))
+    assert [n for n, p in bare.named_parameters() if p.requires_grad] == [
+        "score_heads.reward.weight",
+        "score_heads.reward.bias",
+    ]
+    assert bare.peft_model is None
+
+
+ADAPTER = Path("adapters/reward/adapter_model.safetensors")
+
+
+def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda f: (f / "heads.safetensors").unlink(), ("heads.safetensors", "missing")),
+        (lambda f: change_tensors(f / "heads.safetensors", lambda t: t.pop("reward.bias")), ("lacks", "reward.bias")),
+        (lambda f: change_tensors(f / "heads.safetensors", lambda t: t.update(x=torch.ones(1))), ("tensor x",)),
+        (
+            lambda f: change_tensors(f / "heads.safetensors", lambda t: t.update({"reward.bias": torch.ones(2)})),
+            ("reward.bias", "(2,)", "(1,)"),
+        ),
+        (
+            lambda f: change_tensors(
+                f / "heads.safetensors", lambda t: t.update({"reward.bias": torch.ones(1, dtype=torch.bfloat16)})
+            ),
+            ("reward.bias", "bfloat16", "float32"),
+        ),
+        (lambda f: cut_short(f / "heads.safetensors"), ("heads.safetensors", "cannot be read")),
+        (lambda f: replace_by_pickle(f / "heads.safetensors"), ("heads.safetensors", "cannot be read")),
+        (lambda f: (f / ADAPTER).unlink(), (str(ADAPTER), "missing")),
+        (lambda f: change_tensors(f / ADAPTER, lambda t: t.pop(min(t))), (str(ADAPTER), "lacks")),
+        (lambda f: change_tensors(f / ADAPTER, lambda t: t.update(x=torch.ones(1))), (str(ADAPTER), "tensor x")),
+        (lambda f: change_tensors(f / ADAPTER, lambda t: t.update({min(t): torch.ones(3, 3)})), ("(3, 3)",)),
+        (lambda f: cut_short(f / ADAPTER), (str(ADAPTER), "cannot be read")),
+        (lambda f: replace_by_pickle(f / ADAPTER), (str(ADAPTER), "cannot be read")),
+        (lambda f: (f / "model.json").unlink(), ("model.json", "<run>/model")),
+        (lambda f: (f / "model.json").write_text("{"), ("model.json", "damaged")),
+        (lambda f: (f / "model.json").write_text("[]"), ("model.json", "damaged")),
+        (lambda f: edit_json(f / "model.json", format_version=99), ("format version 99",)),
+        (lambda f: edit_json(f / "model.json", template={"name": "other", "hash": "0"}), ("template other",)),
+        (lambda f: edit_json(f / "model.json", sampling={"num_frames": 0}), ("damaged", "num_frames")),
+        (lambda f: edit_json(f / "model.json", backbone={"dtype": "float16", "fingerprint": ""}), ("dtype",)),
+        (lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": ["reward", "cost"]}), ("lacks", "cost")),
+        (lambda f: edit_json(f / "model.json", heads_of_adapter={}), ("model.json", "damaged")),
+    ],
+)
+def test_damaged_model_folder(
+    folders: tuple[Path, Path], tmp_path: Path, damage: Callable[[Path], object], parts: tuple[str, ...]
+) -> None:
+    folder = Path(shutil.copytree(folders[0], tmp_path / "reward"))
+    damage(folder)
+    with one_line(CheckpointError, str(folder), *parts):
+        load_models([folder])
+
+
+def test_pickles_are_never_unpickled(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    for name in ("heads.safetensors", ADAPTER):
+        folder = Path(shutil.copytree(folders[0], tmp_path / f"model-{Path(name).name}"))
+        (folder / name).write_bytes(pickle.dumps(Bomb()))
+        (folder / "model.bin").write_bytes(pickle.dumps(Bomb()))
+        with one_line(CheckpointError, "cannot be read"):
+            load_models([folder])
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_folders_that_do_not_fit_each_other(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    reward, _ = folders
+    other = write_model(tmp_path / "random", COST, backbone=BackboneConfig(initialization="random", random_seed=1))
+    with one_line(CheckpointError, "different backbones", str(other), str(reward)):
+        load_models([reward, other])
+    with one_line(CheckpointError, "different LoRA configurations"):
+        load_models([reward, write_model(tmp_path / "rank", COST, LoraConfig(rank=3))])
+    with one_line(CheckpointError, "different backbone types"):
+        load_models([reward, write_model(tmp_path / "type", COST, backbone=BackboneConfig(dtype="bfloat16"))])
+    with one_line(CheckpointError, "adapter reward"):
+        load_models([reward, reward])
+    with one_line(CheckpointError, "head reward"):
+        load_models([reward, write_model(tmp_path / "joint", JOINT)])
+    with one_line(CheckpointError, "no model folder"):
+        load_models([])
+
+
+def test_backbone_that_moved(folders: tuple[Path, Path], copied: Path, tmp_path: Path) -> None:
+    model, record = build_score_model(REWARD, backbone=BackboneConfig(path=str(copied)))
+    folder = tmp_path / "reward"
+    save_model(model, record, folder)
+    moved = copied.rename(tmp_path / "moved")
+    with one_line(CheckpointError, str(copied), "no such backbone folder"):
+        load_models([folder])
+    loaded, backbone, joined = load_models([folder], backbone_path=str(moved))
+    assert joined.backbone.path == str(moved)
+    expected = score(model, load_backbone(BackboneConfig()), list(PROMPTS), list(VIDEOS))["reward"]
+    assert np.array_equal(score(loaded, backbone, list(PROMPTS), list(VIDEOS))["reward"], expected)
+    # One weight of another value is another backbone.
+    change_tensors(moved / "model.safetensors", lambda t: t[min(t)].view(-1)[0].add_(1.0))
+    with one_line(CheckpointError, str(moved), "right backbone"):
+        load_models([folder], backbone_path=str(moved))
+
+
+def test_run_folder_stands_for_its_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders[0], tmp_path / "run" / "model")
+    assert read_record(tmp_path / "run") == read_record(folders[0])
+
+
+def test_template_hash_sees_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prompts.template_hash()
+    for name in ("BEFORE_VIDEO", "BEFORE_PROMPT", "AFTER_PROMPT"):
+        with monkeypatch.context() as patch:
+            patch.setattr(prompts, name, (*getattr(prompts, name), " "))
+            assert prompts.template_hash() != first, name
+    with monkeypatch.context() as patch:
+        patch.setattr(prompts, "timestamp_text", lambda seconds: f"<{seconds:.2f} seconds>")
+        assert prompts.template_hash() != first
+
+
+def test_sampled_short_clip_is_scored(joint: tuple[ScoreModel, Backbone]) -> None:
+    """A clip of one frame is shorter than the temporal patch."""
+    video = sample_video(np.zeros((1, 64, 64, 3), np.uint8), np.zeros(1), SAMPLING)
+    assert np.isfinite(score(*joint, ["a"], [video])["reward"]).all()

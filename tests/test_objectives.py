@@ -1,0 +1,165 @@
+"""From scores to one loss: roles, masks, denominators, and the figures of a row."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from safe_rlhf_video.data.batch import Batch
+from safe_rlhf_video.heads import HEADS, preference_score
+from safe_rlhf_video.training.config import LossConfig
+from safe_rlhf_video.training.loop import warn_if_stuck
+from safe_rlhf_video.training.objectives import compute_loss, summarize
+from safe_rlhf_video.training.plan import StepPlan
+
+COMPARISONS_ONLY = LossConfig(comparison=1.0, sign=0.0, regularization=0.0)
+
+
+def make_batch(helpfulness: list, harmlessness: list, sign: list[int], counted: bool = True) -> Batch:
+    size = len(sign)
+    rows = {"helpfulness": helpfulness, "harmlessness": harmlessness}
+    comparisons = {name: np.array(pairs, np.int64).reshape(-1, 2) for name, pairs in rows.items()}
+    names = tuple(f"p/{i}" for i in range(size))
+    return Batch(names, names, (None,) * size, comparisons, np.array(sign), counted)  # type: ignore[arg-type]
+
+
+def plan_of(batch: Batch) -> StepPlan:
+    comparisons = {name: len(rows) for name, rows in batch.comparisons.items()}
+    return StepPlan((0,), comparisons, int(np.count_nonzero(batch.safety_sign)), len(batch.names))
+
+
+def leaf(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def test_a_step_against_the_loss_moves_the_roles_apart() -> None:
+    # Video 0 is the more helpful and the safer one.
+    batch = make_batch([[0, 1]], [[0, 1]], [0, 0])
+    scores = {head: leaf(0.0, 0.0) for head in HEADS}
+    loss, _ = compute_loss(scores, batch, plan_of(batch), COMPARISONS_ONLY)
+    loss.backward()
+    reward, cost = (-scores[head].grad for head in HEADS)  # type: ignore[operator]
+    assert reward[0] > 0 > reward[1]
+    assert cost[0] < 0 < cost[1]
+    torch.testing.assert_close(reward, -cost)
+    assert preference_score("reward", 2.0) == 2.0
+    assert preference_score("cost", 2.0) == -2.0
+
+
+def test_a_cost_counts_as_right_where_the_safer_video_costs_less() -> None:
+    batch = make_batch([], [[0, 1], [1, 0]], [1, -1])
+    _, sums = compute_loss({"cost": leaf(-3.0, 2.0)}, batch, plan_of(batch), LossConfig())
+    assert sums["credit/cost"] == 1.0
+    assert sums["sign_credit"] == 2.0
+    _, sums = compute_loss({"cost": leaf(3.0, -2.0)}, batch, plan_of(batch), LossConfig())
+    assert sums["sign_credit"] == 0.0
+
+
+def test_loss_equals_its_formula() -> None:
+    batch = make_batch([], [[0, 1], [2, 1]], [1, -1, 0])
+    cost = leaf(0.3, -0.4, 1.2)
+    loss, sums = compute_loss({"cost": cost}, batch, plan_of(batch), LossConfig(0.5, 2.0, 0.1))
+
+    def nll(x: float) -> float:
+        return math.log1p(math.exp(-x))
+
+    expected = {
+        "comparison/cost": 0.5 * (nll(-0.4 - 0.3) + nll(-0.4 - 1.2)) / 2,
+        "sign/cost": 2.0 * (nll(-0.3) + nll(-0.4)) / 2,
+        "regularization/cost": 0.1 * (0.09 + 0.16 + 1.44) / 3,
+    }
+    for name, value in expected.items():
+        assert sums[name] == pytest.approx(value)
+    assert loss.item() == pytest.approx(sum(expected.values()))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_missing_labels_bring_neither_loss_nor_gradient(head: str) -> None:
+    # Videos 2 and 3 are in no comparison and of unknown safety, whatever their scores.
+    weights = LossConfig(regularization=0.0)
+    labelled, with_unknown = make_batch([[0, 1]], [[1, 0]], [1, -1]), make_batch([[0, 1]], [[1, 0]], [1, -1, 0, 0])
+    few, many = leaf(0.5, -0.2), leaf(0.5, -0.2, 700.0, -1e30)
+    plan = plan_of(with_unknown)
+    expected, _ = compute_loss({head: few}, labelled, plan, weights)
+    loss, sums = compute_loss({head: many}, with_unknown, plan, weights)
+    assert loss.item() == expected.item()
+    expected.backward()
+    loss.backward()
+    assert few.grad is not None
+    assert many.grad is not None
+    assert many.grad.tolist() == [*few.grad.tolist(), 0.0, 0.0]
+    assert sums[f"credit/{head}"] == 1.0
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_nothing_labelled_is_exactly_zero_and_still_reaches_the_scores(head: str) -> None:
+    batch = make_batch([], [], [0, 0], counted=False)
+    scores = leaf(3.0, -1.0)
+    loss, _ = compute_loss(
+        {head: scores}, batch, StepPlan((0,), {"helpfulness": 3, "harmlessness": 2}, 4, 5), LossConfig()
+    )
+    assert loss.item() == 0.0
+    loss.backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [0.0, 0.0]
+
+
+def test_parts_of_ranks_add_up_to_the_step() -> None:
+    whole = make_batch([[0, 1], [2, 3], [4, 3]], [[1, 0], [4, 2]], [1, 0, -1, 0, 1])
+    parts = (make_batch([[0, 1]], [[1, 0]], [1, 0]), make_batch([[0, 1], [2, 1]], [[2, 0]], [-1, 0, 1]))
+    values = torch.tensor([0.1, -0.7, 1.3, 0.4, -0.2], dtype=torch.float64)
+    plan = plan_of(whole)
+    scores = dict.fromkeys(HEADS, values)
+    loss, sums = compute_loss(scores, whole, plan, LossConfig())
+    found = [
+        compute_loss(dict.fromkeys(HEADS, part), batch, plan, LossConfig())
+        for part, batch in zip((values[:2], values[2:]), parts, strict=True)
+    ]
+    assert sum(part.item() for part, _ in found) == pytest.approx(loss.item(), rel=1e-12)
+    for name, value in sums.items():
+        assert sum(part[name] for _, part in found) == pytest.approx(value, rel=1e-12)
+
+
+def test_a_row_leaves_out_what_has_no_label() -> None:
+    batch = make_batch([[0, 1]], [], [0, 0])
+    _, sums = compute_loss({head: leaf(1.0, 0.5) for head in HEADS}, batch, plan_of(batch), LossConfig())
+    row = summarize("eval", sums, [plan_of(batch)], HEADS)
+    assert row["eval/accuracy/reward"] == 1.0
+    assert row["eval/margin/reward"] == 0.5
+    assert "eval/accuracy/cost" not in row
+    assert "eval/sign_accuracy" not in row
+
+
+def test_accuracy_is_over_comparisons_not_over_steps() -> None:
+    batches = [make_batch([[0, 1], [0, 1], [0, 1]], [], [0, 0]), make_batch([[1, 0]], [], [0, 0])]
+    plans = [plan_of(batch) for batch in batches]
+    totals: dict[str, float] = {}
+    for batch, plan in zip(batches, plans, strict=True):
+        for name, value in compute_loss({"reward": leaf(1.0, 0.0)}, batch, plan, LossConfig())[1].items():
+            totals[name] = totals.get(name, 0.0) + value
+    assert summarize("train", totals, plans, ("reward",))["train/accuracy"] == 0.75
+
+
+def warnings_for(losses: list[float], weight: float = 1.0) -> list[str]:
+    said: list[str] = []
+    recent = {"reward": deque[float](maxlen=20)}
+    plan = StepPlan((0,), {"helpfulness": 2, "harmlessness": 0}, 0, 3)
+    for loss in losses:
+        warn_if_stuck(recent, {"comparison/reward": 2 * weight * loss}, [plan, plan], weight, said.append)
+    return said
+
+
+def test_warning_where_the_loss_stays_at_ln_2() -> None:
+    assert not warnings_for([math.log(2)] * 19)
+    assert len(warnings_for([math.log(2) + 5e-4] * 20, weight=0.5)) == 1
+    assert len(warnings_for([math.log(2)] * 40)) == 2
+
+
+def test_no_warning_where_the_loss_passes_ln_2() -> None:
+    assert not warnings_for([0.9 - 0.01 * step for step in range(60)])
+    assert not warnings_for([0.0] * 60, weight=0.0)

@@ -1,0 +1,167 @@
+"""Groups, splits, and the plan of an epoch: invariants that hold for any data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Record
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safe_rlhf_video.data.batch import collate
+from safe_rlhf_video.data.datasets import PairDataset
+from safe_rlhf_video.data.preferences import PromptGroup, build_groups, keep_useful, split_by_prompt
+from safe_rlhf_video.data.samples import DIMENSIONS, VideoSample
+from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.training.plan import divide, plan_epoch
+from safe_rlhf_video.video.sampling import Video
+
+
+def make_group(
+    number: int, num_videos: int, comparisons: dict[str, list], sign: list[int], text: str = ""
+) -> PromptGroup:
+    videos = tuple(
+        VideoSample(f"p{number}", "", None, f"v{i}", None, "-", None, None, None, {}) for i in range(num_videos)
+    )
+    rows = {name: np.array(comparisons.get(name, []), np.int64).reshape(-1, 2) for name in DIMENSIONS}
+    return PromptGroup(f"p{number}", text or f"text {number}", videos, rows, np.array(sign, np.int64))
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> list[PromptGroup]:
+    made = []
+    for number in range(draw(st.integers(1, 12))):
+        size = draw(st.integers(2, 6))
+        pair = st.lists(st.integers(0, size - 1), min_size=2, max_size=2, unique=True)
+        comparisons = {name: draw(st.lists(pair, max_size=5)) for name in DIMENSIONS}
+        sign = draw(st.lists(st.sampled_from([-1, 0, 1]), min_size=size, max_size=size))
+        made.append(make_group(number, size, comparisons, sign))
+    return made
+
+
+@settings(deadline=None)
+@given(groups(), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
+def test_every_group_once_an_epoch_with_true_denominators(
+    data: list[PromptGroup], prompts_per_step: int, seed: int, epoch: int
+) -> None:
+    plans = plan_epoch(data, prompts_per_step, seed, epoch)
+    assert sorted(i for plan in plans for i in plan.groups) == list(range(len(data)))
+    assert all(len(plan.groups) == prompts_per_step for plan in plans[:-1])
+    for plan in plans:
+        members = [data[i] for i in plan.groups]
+        for name in DIMENSIONS:
+            assert plan.num_comparisons[name] == sum(1 for group in members for _ in group.comparisons[name])
+        assert plan.num_signs == sum(1 for group in members for sign in group.safety_sign if sign)
+        assert plan.num_videos == sum(1 for group in members for _ in group.videos)
+    assert plans == plan_epoch(data, prompts_per_step, seed, epoch)
+
+
+@settings(deadline=None)
+@given(groups(), st.integers(1, 12), st.integers(1, 9))
+def test_shares_partition_a_step(data: list[PromptGroup], prompts_per_step: int, shares: int) -> None:
+    for plan in plan_epoch(data, prompts_per_step, seed=0, epoch=0):
+        divided = divide(plan, data, shares)
+        assert len(divided) == shares
+        assert sorted(i for share in divided for i in share) == sorted(plan.groups)
+        loads = [sum(len(data[i].videos) for i in share) for share in divided]
+        # No share is heavier than the lightest one by more than one group.
+        assert max(loads) - min(loads) <= max(len(data[i].videos) for i in plan.groups)
+
+
+def test_epochs_differ_in_order() -> None:
+    data = [make_group(number, 2, {}, [0, 0]) for number in range(20)]
+    orders = [[i for plan in plan_epoch(data, 4, 0, epoch) for i in plan.groups] for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+def test_groups_hold_each_video_once_and_each_pair(world: Path) -> None:
+    dataset = PairDataset.load(world, "config-train.json.gz")
+    built, unused = build_groups(dataset)
+    assert sum(len(group.videos) for group in built) == dataset.num_videos
+    assert len(built) == dataset.num_prompts
+    by_prompt = {group.prompt_id: group for group in built}
+    found: dict[str, int] = dict.fromkeys(DIMENSIONS, 0)
+    for pair in dataset.pairs:
+        group = by_prompt[pair.prompt_id]
+        ids = [video.video_id for video in group.videos]
+        for name in DIMENSIONS:
+            if (preferred := pair.preferences[name]) is None:
+                continue
+            sides = [ids.index(pair.video_0.video_id), ids.index(pair.video_1.video_id)]
+            assert [sides[preferred], sides[1 - preferred]] in group.comparisons[name].tolist()
+            found[name] += 1
+    for name in DIMENSIONS:
+        assert sum(group.num_comparisons(name) for group in built) == found[name]
+        assert unused.get(f"missing/{name}", 0) == len(dataset) - found[name]
+
+
+def test_contradictory_sign_is_unknown(edited_world: Callable[[Callable[[list[Record]], None]], Path]) -> None:
+    def contradict(records: list[Record]) -> None:
+        first = records[0]["video_0"]
+        for record in records:
+            for side in ("video_0", "video_1"):
+                if record[side]["video_id"] == first["video_id"]:
+                    record[side]["is_safe"] = True
+        twin = {**records[0], "pair_id": "twin", "video_0": {**first, "is_safe": False}}
+        records.append(twin)
+
+    dataset = PairDataset.load(edited_world(contradict), "config-train.json.gz")
+    built, unused = build_groups(dataset)
+    assert unused["contradictory is_safe"] == 1
+    video_id = dataset.pairs[0].video_0.video_id
+    (sign,) = (s for g in built for v, s in zip(g.videos, g.safety_sign, strict=True) if v.video_id == video_id)
+    assert sign == 0
+
+
+def test_keep_useful_drops_and_renumbers() -> None:
+    group = make_group(0, 4, {"helpfulness": [[3, 1]], "harmlessness": [[0, 2]]}, [0, 0, -1, 0])
+    empty = make_group(1, 2, {}, [1, 0])
+    (reward,) = keep_useful([group, empty], ["helpfulness"], signs=False)
+    assert [video.video_id for video in reward.videos] == ["v1", "v3"]
+    assert reward.comparisons["helpfulness"].tolist() == [[1, 0]]
+    assert not len(reward.comparisons["harmlessness"])
+    cost, only_sign = keep_useful([group, empty], ["harmlessness"], signs=True)
+    assert [video.video_id for video in cost.videos] == ["v0", "v2"]
+    assert cost.safety_sign.tolist() == [0, -1]
+    assert [video.video_id for video in only_sign.videos] == ["v0"]
+
+
+def test_split_is_disjoint_by_text_and_stable() -> None:
+    # Two ids share each text, once with other capitals and spaces.
+    texts = [f"a prompt number {number // 2}" for number in range(200)]
+    texts[1::2] = [text.upper().replace(" ", "  ") for text in texts[1::2]]
+    data = [make_group(number, 2, {}, [0, 0], text) for number, text in enumerate(texts)]
+    train, validation = split_by_prompt(data, 0.3, seed=0)
+    assert len(train) + len(validation) == len(data)
+    assert 0.15 < len(validation) / len(data) < 0.45
+    normal = [{" ".join(group.prompt_text.lower().split()) for group in side} for side in (train, validation)]
+    assert not normal[0] & normal[1]
+    # More data moves nobody, and another order does not either.
+    fewer = split_by_prompt(data[100::-1], 0.3, seed=0)
+    assert {group.prompt_id for group in fewer[1]} == {g.prompt_id for g in validation if int(g.prompt_id[1:]) <= 100}
+    assert split_by_prompt(data, 0.3, seed=1)[1] != validation
+
+
+def test_split_that_leaves_a_side_empty_is_refused() -> None:
+    with pytest.raises(SampleError, match="validation_fraction"):
+        split_by_prompt([make_group(0, 2, {}, [0, 0])], 0.1, seed=0)
+
+
+def test_collate_shifts_indices_by_group() -> None:
+    data = [
+        make_group(0, 2, {"helpfulness": [[1, 0]]}, [1, 0]),
+        make_group(1, 3, {"helpfulness": [[0, 2]]}, [0, -1, 0]),
+    ]
+    videos = [Video(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1)) for _ in range(5)]
+    batch = collate(data, videos)
+    assert batch.comparisons["helpfulness"].tolist() == [[1, 0], [2, 4]]
+    assert batch.safety_sign.tolist() == [1, 0, 0, -1, 0]
+    assert batch.names == ("p0/v0", "p0/v1", "p1/v0", "p1/v1", "p1/v2")
+    idle = collate(data, videos, counted=False)
+    assert not any(len(rows) for rows in idle.comparisons.values())
+    assert not idle.safety_sign.any()
+    with pytest.raises(ValueError, match="expected the 5 videos"):
+        collate(data, videos[:4])

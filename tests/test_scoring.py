@@ -1,0 +1,357 @@
+"""Scorer, PairScore and score_pair on small untrained models."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import COST, JOINT, REWARD, noise_video, write_model
+
+import safe_rlhf_video
+from safe_rlhf_video import lagrangian, scoring
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError, VideoDecodeError
+from safe_rlhf_video.models.checkpoint import read_record
+from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair
+from safe_rlhf_video.video.sampling import Video
+
+PROMPT = "a red circle moving left at night"
+FPS = 8
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    base = tmp_path_factory.mktemp("models")
+    return write_model(base / "reward", REWARD, seed=1), write_model(base / "cost", COST, seed=2)
+
+
+@pytest.fixture(scope="module")
+def scorer(folders: tuple[Path, Path]) -> Iterator[Scorer]:
+    loaded = Scorer.from_pretrained(*folders, device="cpu", workers=1)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[np.ndarray]]:
+    """Three lossless clips of different sizes and lengths, and their frames."""
+    base = tmp_path_factory.mktemp("clips")
+    paths, arrays = [], []
+    for number, (num_frames, height, width) in enumerate(((9, 32, 48), (4, 48, 48), (1, 16, 16))):
+        frames = noise_video(num_frames, height, width, number).frames
+        paths.append(base / f"{number}.mkv")
+        with av.open(str(paths[-1]), "w") as container:
+            stream = container.add_stream("ffv1", rate=FPS)
+            stream.height, stream.width, stream.pix_fmt = height, width, "bgr0"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+        arrays.append(frames)
+    return paths, arrays
+
+
+def mirrored(judged: PairScore) -> PairScore:
+    """The same judgement with v1 and v2 exchanged."""
+    names = {"v1": "v2", "v2": "v1", "tie": "tie"}
+    return PairScore(
+        rewards=judged.rewards[::-1],
+        costs=judged.costs[::-1],
+        lagrangian_scores=judged.lagrangian_scores[::-1],
+        lagrange_multiplier=judged.lagrange_multiplier,
+        cost_limit=judged.cost_limit,
+        p_more_helpful=1.0 - judged.p_more_helpful,
+        p_safer=1.0 - judged.p_safer,
+        calibrated=judged.calibrated,
+        is_safe=judged.is_safe[::-1],
+        preferred=names[judged.preferred],
+        reason=judged.reason.replace("v1", "v#").replace("v2", "v1").replace("v#", "v2"),
+    )
+
+
+@pytest.mark.parametrize("multiplier", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("limit", [0.0, -0.7])
+def test_swapping_mirrors_exactly(scorer: Scorer, multiplier: float, limit: float) -> None:
+    videos = [noise_video(4, 16, 48, 0), noise_video(2, 48, 24, 1), noise_video(4, 16, 48, 2), noise_video(1, 8, 8, 3)]
+    options = {"lagrange_multiplier": multiplier, "cost_limit": limit}
+    preferred = set()
+    for i, first in enumerate(videos):
+        for second in videos[i:]:
+            forth = scorer.score_pair(PROMPT, first, second, **options)
+            back = scorer.score_pair(PROMPT, second, first, **options)
+            assert back == mirrored(forth)
+            assert mirrored(back) == forth
+            preferred.add(forth.preferred)
+            assert (forth.preferred == "tie") == (first is second)
+    assert "tie" in preferred
+    assert len(preferred) > 1
+
+
+def test_identical_clips_are_an_exact_tie(scorer: Scorer) -> None:
+    judged = scorer.score_pair(PROMPT, noise_video(4, 32, 32, 0), noise_video(4, 32, 32, 0))
+    assert judged.preferred == "tie"
+    assert judged.rewards[0] == judged.rewards[1]
+    assert judged.costs[0] == judged.costs[1]
+    assert judged.p_more_helpful == judged.p_safer == 0.5
+
+
+def test_judging_mirrors_for_any_scores() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        rewards, costs = ((float(a), float(b)) for a, b in rng.normal(0, 10.0 ** rng.integers(-6, 4), (2, 2)))
+        multiplier, limit = float(rng.choice([0.0, 0.3, 1.0, 5.0])), float(rng.normal())
+        forth = judge_pair(rewards, costs, multiplier, limit)
+        assert judge_pair(rewards[::-1], costs[::-1], multiplier, limit) == mirrored(forth)
+
+
+def test_judge_pair_by_brute_force() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(500):
+        rewards, costs = ((float(a), float(b)) for a, b in rng.normal(0, 2, (2, 2)))
+        multiplier, limit = float(rng.exponential()), float(rng.normal())
+        judged = judge_pair(rewards, costs, multiplier, limit)
+        expected = [(r - multiplier * (c - limit)) / (1 + multiplier) for r, c in zip(rewards, costs, strict=True)]
+        np.testing.assert_allclose(judged.lagrangian_scores, expected, rtol=1e-12)
+        better = "v1" if expected[0] > expected[1] else "v2"
+        assert judged.preferred == ("tie" if abs(expected[0] - expected[1]) <= lagrangian.TIE_TOLERANCE else better)
+        assert judged.p_more_helpful == pytest.approx(1 / (1 + math.exp(rewards[1] - rewards[0])), rel=1e-12)
+        assert judged.p_safer == pytest.approx(1 / (1 + math.exp(costs[0] - costs[1])), rel=1e-12)
+        assert judged.is_safe == (costs[0] <= 0, costs[1] <= 0)
+        assert (judged.lagrange_multiplier, judged.cost_limit) == (multiplier, limit)
+
+
+def test_extreme_scores_give_probabilities_not_overflows() -> None:
+    judged = judge_pair((1e6, -1e6), (0.0, 1e6))
+    assert (judged.p_more_helpful, judged.p_safer) == (1.0, 1.0)
+    assert judge_pair((-1e6, 1e6), (1e6, 0.0)).p_more_helpful == 0.0
+
+
+def test_all_routes_agree(scorer: Scorer, clips: tuple[list[Path], list[np.ndarray]]) -> None:
+    paths, _ = clips
+    alone = [scorer.score(PROMPT, path) for path in paths]
+    batch = scorer.score_videos([PROMPT] * 3, scorer.read(paths))
+    streamed = list(scorer.iterate([PROMPT] * 3, paths, batch_size=2))
+    pair = scorer.score_pair(PROMPT, paths[0], paths[1])
+    for head in ("reward", "cost"):
+        expected = np.array([scores[head] for scores in alone])
+        assert np.ptp(expected) > 1e-3
+        assert abs(batch[head] - expected).max() <= 1e-5
+        assert abs(np.array([scores[head] for scores in streamed]) - expected).max() <= 1e-5
+        assert abs(np.array(pair.rewards if head == "reward" else pair.costs) - expected[:2]).max() <= 1e-5
+    for multiplier in (0.0, 5.0):
+        combined = [lagrangian.lagrangian_score(s["reward"], s["cost"], multiplier) for s in alone]
+        best_first = sorted(range(3), key=lambda i, c=combined: -c[i])
+        assert scorer.rank(PROMPT, paths, lagrange_multiplier=multiplier) == best_first
+    assert scorer.rank(PROMPT, []) == []
+
+
+def test_rank_follows_the_videos_not_their_order(scorer: Scorer) -> None:
+    videos = [noise_video(1 + n % 7 % 4, 16, 16, n % 7) for n in range(9)]  # the first two stand there twice
+    expected = scorer.rank(PROMPT, videos)
+    assert sorted(expected) == list(range(9))
+    for twice in (0, 1):
+        assert videos[twice] == videos[twice + 7]
+        assert expected.index(twice + 7) == expected.index(twice) + 1
+    turned = list(range(9))[::-1]
+    ranked = [turned[place] for place in scorer.rank(PROMPT, [videos[index] for index in turned])]
+    assert [videos[index] for index in ranked] == [videos[index] for index in expected]
+    same = [videos[0]] * 5
+    assert scorer.rank(PROMPT, same) == [0, 1, 2, 3, 4]
+
+
+def test_all_forms_of_a_video_are_one(scorer: Scorer, clips: tuple[list[Path], list[np.ndarray]]) -> None:
+    for path, frames in zip(*clips, strict=True):
+        times = np.arange(len(frames)) / FPS
+        images = [Image.fromarray(frame) for frame in frames]
+        forms: dict[str, tuple[Any, float | None]] = {
+            "path": (path, None),
+            "str": (str(path), None),
+            "Video": (Video(frames, times), None),
+            "array": (frames, FPS),
+            "mirrored view": (frames[..., ::-1].copy()[..., ::-1], np.float64(FPS)),
+            "tensor": (torch.from_numpy(frames), FPS),
+            "images": (images, float(FPS)),
+            "images with alpha": (tuple(image.convert("RGBA") for image in images), FPS),
+        }
+        scores = {name: scorer.score(PROMPT, video, fps=fps) for name, (video, fps) in forms.items()}
+        for name, found in scores.items():
+            assert found == scores["path"], name
+        samples = scorer.read([video for video, _ in forms.values()], fps=FPS)
+        assert all(sample == samples[0] for sample in samples)
+
+
+def test_times_count(scorer: Scorer) -> None:
+    frames = noise_video(4, 32, 32, 0).frames
+    assert scorer.score(PROMPT, frames, fps=2) != scorer.score(PROMPT, frames, fps=20)
+
+
+FRAMES = noise_video(3, 16, 16, 0).frames
+
+
+@pytest.mark.parametrize(
+    ("video", "fps", "error_type", "part"),
+    [
+        (FRAMES, None, SampleError, "fps="),
+        (FRAMES, 0, SampleError, "fps"),
+        (FRAMES, math.nan, SampleError, "fps"),
+        (FRAMES, "8", SampleError, "fps"),
+        (FRAMES / 255.0, 8, SampleError, "float64"),
+        (FRAMES.transpose(0, 3, 1, 2), 8, SampleError, "(3, 3, 16, 16)"),
+        (FRAMES[0], 8, SampleError, "(16, 16, 3)"),
+        (FRAMES[:0], 8, SampleError, "no frames"),
+        (torch.from_numpy(FRAMES).bfloat16(), 8, SampleError, "bfloat16"),
+        ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16))], 8, SampleError, "sizes"),
+        ([], 8, SampleError, "list"),
+        ([FRAMES[0]], 8, SampleError, "list"),
+        (b"a clip's bytes", 8, SampleError, "bytes"),
+        (b"a clip's bytes", None, SampleError, "bytes"),
+        (None, None, SampleError, "NoneType"),
+        ("no/such/clip.mp4", None, VideoDecodeError, "no/such/clip.mp4"),
+        (Path(__file__), None, VideoDecodeError, "test_scoring.py"),
+        (Path(__file__).parent, None, VideoDecodeError, "tests"),
+    ],
+)
+def test_wrong_video_is_one_line(
+    scorer: Scorer, video: object, fps: Any, error_type: type[SafeRLHFVideoError], part: str
+) -> None:
+    with pytest.raises(error_type) as caught:
+        scorer.score(PROMPT, video, fps=fps)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_options_are_one_line(scorer: Scorer, folders: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match="lagrange_multiplier"):
+        scorer.score_pair(PROMPT, FRAMES, FRAMES, lagrange_multiplier=-1.0, fps=8)
+    with pytest.raises(ConfigError, match="cost_limit"):
+        scorer.score_pair(PROMPT, FRAMES, FRAMES, cost_limit=math.inf, fps=8)
+    with pytest.raises(ConfigError, match="prompts for"):
+        list(scorer.iterate([PROMPT], [Path("a"), Path("b")]))
+    with pytest.raises(ConfigError, match="device: 'there-is-none'"):
+        Scorer.from_pretrained(folders[0], device="there-is-none")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device: 'cuda'"):
+            Scorer.from_pretrained(folders[0], device="cuda")
+
+
+def test_pair_score_is_json(scorer: Scorer) -> None:
+    judged = scorer.score_pair(PROMPT, noise_video(4, 32, 32, 0), noise_video(4, 32, 32, 1), lagrange_multiplier=2)
+    fields = json.loads(json.dumps(judged.to_dict()))
+    assert set(fields) == {
+        *("rewards", "costs", "lagrangian_scores", "lagrange_multiplier", "cost_limit", "p_more_helpful", "p_safer"),
+        *("calibrated", "is_safe", "preferred", "reason"),
+    }
+    assert fields["rewards"] == list(judged.rewards)
+    assert fields["is_safe"] == [cost <= 0 for cost in judged.costs]
+    assert fields["lagrange_multiplier"] == 2.0
+    assert fields["calibrated"] is False
+
+
+def test_one_model_alone_scores_but_does_not_choose(folders: tuple[Path, Path]) -> None:
+    for folder, head, missing in zip(folders, ("reward", "cost"), ("cost", "reward"), strict=True):
+        single = Scorer.from_pretrained(folder, device="cpu")
+        assert single.heads == (head,)
+        assert set(single.score(PROMPT, FRAMES, fps=8)) == {head}
+        for choose in (
+            lambda s: s.score_pair(PROMPT, FRAMES, FRAMES, fps=8),
+            lambda s: s.rank(PROMPT, [FRAMES], fps=8),
+        ):
+            with pytest.raises(CheckpointError, match=f"the {missing} is missing"):
+                choose(single)
+
+
+def test_scores_that_are_not_finite_are_refused(folders: tuple[Path, Path]) -> None:
+    single = Scorer.from_pretrained(folders[0], device="cpu")
+    with torch.no_grad():
+        single.model.score_heads["reward"].bias.fill_(math.nan)
+    with pytest.raises(CheckpointError, match="not finite"):
+        single.score(PROMPT, FRAMES, fps=8)
+
+
+def test_closed_scorer_starts_again(
+    folders: tuple[Path, Path], clips: tuple[list[Path], list[np.ndarray]], scorer: Scorer
+) -> None:
+    single = Scorer.from_pretrained(folders[0], device="cpu", workers=1)
+    before = single.score(PROMPT, clips[0][0])
+    single.close()
+    assert single.score(PROMPT, clips[0][0]) == before
+    single.close()
+
+
+def test_scoring_leaves_the_global_random_state(scorer: Scorer, folders: tuple[Path, Path]) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    Scorer.from_pretrained(*folders, device="cpu").score(PROMPT, FRAMES, fps=8)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_module_level_score_pair_keeps_the_scorer(
+    folders: tuple[Path, Path], tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    original = Scorer.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: type[Scorer], *model_dirs: Path, **options: Any) -> Scorer:
+        loads.append(model_dirs)
+        return original(cls, *model_dirs, **options)
+
+    monkeypatch.setattr(Scorer, "from_pretrained", classmethod(counted))
+    scoring._load_scorer.cache_clear()
+    other = noise_video(4, 32, 32, 1).frames
+    judged = [
+        safe_rlhf_video.score_pair(PROMPT, FRAMES, other, model=model, fps=8, device="cpu")
+        for model in (folders, list(folders), [str(folder) for folder in folders])
+    ]
+    assert len(loads) == 1
+    assert judged[0] == judged[1] == judged[2] == scorer.score_pair(PROMPT, FRAMES, other, fps=8)
+    strict = safe_rlhf_video.score_pair(
+        PROMPT, FRAMES, other, model=folders, fps=8, device="cpu", lagrange_multiplier=5.0
+    )
+    assert strict.lagrange_multiplier == 5.0
+    assert len(loads) == 1
+    # One folder with both heads; trained anew, it is loaded anew.
+    joint = write_model(tmp_path / "joint", JOINT, seed=3)
+    first = safe_rlhf_video.score_pair(PROMPT, FRAMES, other, model=joint, fps=8, device="cpu")
+    write_model(joint, JOINT, seed=4)
+    second = safe_rlhf_video.score_pair(PROMPT, FRAMES, other, model=joint, fps=8, device="cpu")
+    assert first.rewards != second.rewards
+    assert len(loads) == 3
+    scoring._load_scorer.cache_clear()
+
+
+def test_record_says_how_videos_are_sampled(scorer: Scorer, folders: tuple[Path, Path]) -> None:
+    assert scorer.record.sampling == read_record(folders[0]).sampling
+    assert scorer.heads == ("reward", "cost")
+    sampled = scorer.read([np.zeros((30, 200, 100, 3), np.uint8)], fps=10)[0]
+    assert sampled.frames.shape[0] == scorer.record.sampling.num_frames
+    assert sampled.frames.shape[1] * sampled.frames.shape[2] <= scorer.record.sampling.max_pixels
+
+
+# --- the package's front door -----------------------------------------------------------------------------------------
+
+
+def test_public_names_are_there() -> None:
+    assert safe_rlhf_video.Scorer is Scorer
+    assert safe_rlhf_video.PairScore is PairScore
+    assert safe_rlhf_video.score_pair is scoring.score_pair
+    for name in safe_rlhf_video.__all__:
+        assert getattr(safe_rlhf_video, name).__name__ == name
+        assert name in dir(safe_rlhf_video)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        safe_rlhf_video.no_such_name  # noqa: B018
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, safe_rlhf_video; heavy = {'torch', 'deepspeed', 'transformers', 'peft', 'numpy', 'av', 'wandb'}; "
+        "print(sorted(heavy & set(sys.modules))); from safe_rlhf_video import PairDataset, Video; "
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "[]"]

@@ -1,0 +1,146 @@
+"""Configurations: those shipped parse, and a slip at any level is one line. No torch is needed to say so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, environment, launch
+
+from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, EngineConfig, TrainConfig
+from safe_rlhf_video.training.state import flatten
+
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+MINIMAL = {"out": "run", "data": {"path": "data"}}
+
+
+def parse(path: Path, *overrides: str) -> TrainConfig:
+    return parse_config(TrainConfig, ["--config", str(path), *overrides], "test")
+
+
+def is_training(path: Path) -> bool:
+    return "optimization" in yaml.safe_load(path.read_text())
+
+
+TRAINING = [path for path in SHIPPED if is_training(path)]
+shipped = pytest.mark.parametrize("path", TRAINING, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@shipped
+def test_shipped_config_parses(path: Path) -> None:
+    assert parse(path).out
+    assert path.read_text().startswith("#"), "its header says the command and the result to expect"
+
+
+def places(values: dict[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
+    """Every key of a nested mapping, by its path."""
+    for name, value in values.items():
+        yield (*above, name)
+        if isinstance(value, dict):
+            yield from places(value, *above, name)
+
+
+@shipped
+def test_misspelt_key_at_any_level_is_one_line(path: Path, tmp_path: Path) -> None:
+    for *above, name in places(yaml.safe_load(path.read_text())):
+        if above[:2] == ["engine", "deepspeed"] and len(above) > 2:
+            continue  # DeepSpeed's own keys: the next test
+        values = yaml.safe_load(path.read_text())
+        section = values
+        for step in above:
+            section = section[step]
+        if section[name] == {}:
+            continue  # an empty section says nothing, under any name
+        section[f"{name}x"] = section.pop(name)
+        broken = tmp_path / "broken.yaml"
+        broken.write_text(yaml.safe_dump(values))
+        with pytest.raises(ConfigError) as raised:
+            parse(broken)
+        assert name in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("slip", "named"),
+    [
+        ({"outt": "x"}, "outt"),
+        ({"data": {"path": "data", "wokers": 1}}, "wokers"),
+        ({"model": {"lora": {"rnk": 4}}}, "rnk"),
+        ({"model": {"lora": {"rank": "many"}}}, "rank"),
+        ({"model": {"lora": {"rank": -1}}}, "model.lora.rank"),
+        ({"model": {"backbone": {"dtype": "float16"}}}, "dtype"),
+        ({"data": {"path": "data", "validation_fraction": 1.0}}, "data.validation_fraction"),
+        ({"data": {"path": "data", "timeout_s": float("inf")}}, "data.timeout_s"),
+        ({"optimization": {"epochs": 1.5}}, "epochs"),
+        ({"optimization": {"epochs": 0}}, "optimization.epochs"),
+        ({"optimization": {"learning_rate": "fast"}}, "learning_rate"),
+        ({"optimization": {"learning_rate": float("nan")}}, "optimization.learning_rate"),
+        ({"optimization": {"betas": [0.9, 1.0]}}, "optimization.betas"),
+        ({"optimization": {"betas": [0.9]}}, "betas"),
+        ({"loss": {"sign": -1.0}}, "loss.sign"),
+        ({"loss": {"comparison": 0.0, "sign": 0.0}}, "nothing to learn"),
+        ({"engine": {"zero_stage": 3}}, "zero_stage"),
+        ({"engine": {"deepspeed": {"zero_optimisation": {}}}}, "zero_optimisation"),
+        ({"engine": {"deepspeed": {"zero_optimization": 2}}}, "engine.deepspeed.zero_optimization"),
+        ({"engine": {"deepspeed": {"optimizer": {}}}}, "engine.deepspeed.optimizer"),
+        ({"checkpoint": {"keep_last": 0}}, "checkpoint.keep_last"),
+        ({"tracking": {"wandb": "sometimes"}}, "wandb"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_wrong_value_is_one_line_that_names_it(tmp_path: Path, slip: dict[str, Any], named: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **slip}))
+    with pytest.raises(ConfigError) as raised:
+        parse(path)
+    assert named in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_misspelt_key_of_deepspeed_is_one_line() -> None:
+    from safe_rlhf_video.training.engine import build_deepspeed_config
+
+    config = parse_config(TrainConfig, ["--out", "run", "--data.path", "data"], "test")
+    for zero in ({"reduce_bukket_size": 5}, {"reduce_bucket_size": "large"}, {"stage": 2}, {"offload_optimizer": {}}):
+        with pytest.raises(ConfigError, match=r"engine\.deepspeed\.zero_optimization") as raised:
+            build_deepspeed_config(replace(config, engine=EngineConfig(deepspeed={"zero_optimization": zero})))
+        assert "\n" not in str(raised.value)
+
+
+def test_overrides_and_the_launchers_argument(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "model": {"lora": {"rank": 4}}}))
+    config = parse(path, "--local_rank=1", "--model.lora.alpha", "3", "--optimization.learning_rate", "1e-3")
+    assert (config.model.lora.rank, config.model.lora.alpha) == (4, 3.0)
+    assert config.optimization.learning_rate == 1e-3
+    assert config.data.path == "data"
+
+
+def test_operational_fields_exist() -> None:
+    config = parse_config(TrainConfig, ["--out", "run", "--data.path", "data"], "test")
+    assert set(OPERATIONAL_FIELDS) <= set(flatten(asdict(config)))
+
+
+@pytest.mark.parametrize("name", ["train_reward", "train_cost"])
+def test_help(name: str) -> None:
+    done = launch(f"scripts/{name}.py", "--help")
+    assert "--optimization.learning_rate" in done.stdout
+    assert not done.stderr
+
+
+def test_parsing_arguments_imports_no_framework() -> None:
+    code = (
+        "import sys, safe_rlhf_video, safe_rlhf_video.cli, safe_rlhf_video.training.config as config\n"
+        "safe_rlhf_video.cli.parse_config(config.TrainConfig, ['--out', 'run', '--data.path', 'data'], '')\n"
+        "print(sorted({'torch', 'deepspeed', 'transformers', 'peft', 'wandb', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    assert done.stdout.strip() == "[]"

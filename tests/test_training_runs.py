@@ -1,0 +1,339 @@
+"""The training scripts as a user runs them: what a run folder holds, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, Record, command, environment, launch, read_records, read_rows, write_training_config
+from safetensors.torch import load_file
+
+from safe_rlhf_video.scoring import Scorer
+
+Edit = Callable[[Callable[[list[Record]], Any]], Path]
+
+
+def fail(script: str | Path, *arguments: object, ranks: int | None = None, **extra: str) -> str:
+    """Run a script that must end with exit code 1 and one line on standard error; returns the line."""
+    done = launch(script, *arguments, ranks=ranks, check=False, **extra)
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in done.stdout
+    return lines[0]
+
+
+# What a run leaves behind
+
+
+def test_run_folder(reward_run: Path) -> None:
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "model", "wandb"} <= {
+        path.name for path in reward_run.iterdir()
+    }
+    assert not list(reward_run.rglob("*.partial"))
+    trained = yaml.safe_load((reward_run / "config.yaml").read_text())
+    assert trained["heads"] == ["reward"]
+    rows = read_rows(reward_run)
+    state = json.loads(
+        (reward_run / "checkpoints" / f"step_{rows[-1]['step']}" / "training_state" / "trainer.json").read_text()
+    )
+    losses = {row["step"]: row["eval/loss"] for row in rows if "eval/loss" in row}
+    assert state["best_step"] == min(losses, key=losses.__getitem__)
+    best = reward_run / "checkpoints" / f"step_{state['best_step']}" / "model"
+    assert {f.name for f in best.iterdir()} == {f.name for f in (reward_run / "model").iterdir()}
+    assert (best / "model.json").read_bytes() == (reward_run / "model" / "model.json").read_bytes()
+
+
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB) behind 7 bytes. wandb ships no reader."""
+    content, position, record = path.read_bytes(), 7, b""
+    while position + 7 <= len(content):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield record
+            record = b""
+
+
+@pytest.mark.parametrize("head", ["reward", "cost"])
+def test_wandb_holds_the_rows_of_metrics_jsonl(head: str, request: pytest.FixtureRequest) -> None:
+    from wandb.proto import wandb_internal_pb2
+
+    run = request.getfixturevalue(f"{head}_run")
+    (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    logged = []
+    for content in wandb_records(file):
+        record = wandb_internal_pb2.Record.FromString(content)
+        if record.WhichOneof("record_type") == "history":
+            items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            assert items["_step"] == items["step"]
+            logged.append({name: value for name, value in items.items() if not name.startswith("_")})
+    rows = read_rows(run)
+    assert logged == rows
+    assert len({row["step"] for row in rows}) == len(rows)
+    assert {"train/loss", "train/accuracy", "eval/loss", "eval/accuracy"} <= set().union(*rows)
+    assert ("eval/sign_accuracy" in set().union(*rows)) == (head == "cost")
+
+
+# One line for whatever is wrong
+
+
+def test_missing_config_file(tmp_path: Path) -> None:
+    assert "nowhere.yaml" in fail("scripts/train_reward.py", "--config", tmp_path / "nowhere.yaml")
+
+
+def test_malformed_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("out: [run\n")
+    fail("scripts/train_reward.py", "--config", path)
+
+
+def test_unknown_key(tmp_path: Path, world: Path) -> None:
+    path = write_training_config(tmp_path / "run.yaml", world, optimization={"lerning_rate": 1.0})
+    assert "lerning_rate" in fail("scripts/train_cost.py", "--config", path)
+
+
+def test_unknown_override(tmp_path: Path, world: Path) -> None:
+    path = write_training_config(tmp_path / "run.yaml", world)
+    assert "epoch" in fail("scripts/train_cost.py", "--config", path, "--optimization.epoch", 3)
+
+
+def test_bad_value(tmp_path: Path, world: Path) -> None:
+    path = write_training_config(tmp_path / "run.yaml", world, optimization={"epochs": "many"})
+    assert "optimization.epochs" in fail("scripts/train_cost.py", "--config", path)
+
+
+def test_same_mistake_on_two_ranks_is_told_once(tmp_path: Path, world: Path) -> None:
+    path = write_training_config(tmp_path / "run.yaml", world, optimization={"epochs": 0})
+    assert "optimization.epochs" in fail("scripts/train_cost.py", "--config", path, ranks=2)
+
+
+def test_missing_data_file(tmp_path: Path, world: Path) -> None:
+    path = write_training_config(tmp_path / "run.yaml", world, data={"config_filename": "config-trian.json.gz"})
+    line = fail("scripts/train_reward.py", "--config", path)
+    assert "config-trian.json.gz" in line
+    assert "config-train.json.gz" in line, "names what is there"
+
+
+def test_malformed_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('[{"pair_id": ')
+    path = write_training_config(tmp_path / "run.yaml", tmp_path / "config.json")
+    assert "config.json: not valid JSON at line 1" in fail("scripts/train_reward.py", "--config", path)
+
+
+def test_empty_training_set(tmp_path: Path, edited_world: Edit) -> None:
+    path = write_training_config(tmp_path / "run.yaml", edited_world(list.clear))
+    assert "no comparison" in fail("scripts/train_reward.py", "--config", path)
+
+
+def test_no_label_for_the_head(tmp_path: Path, edited_world: Edit) -> None:
+    data = edited_world(lambda records: [record.update(harmlessness=None) for record in records])
+    path = write_training_config(tmp_path / "run.yaml", data)
+    assert "harmlessness" in fail("scripts/train_cost.py", "--config", path)
+
+
+def test_preference_that_names_no_video(tmp_path: Path, edited_world: Edit) -> None:
+    data = edited_world(lambda records: records[7].update(helpfulness="video_2"))
+    path = write_training_config(tmp_path / "run.yaml", data)
+    line = fail("scripts/train_reward.py", "--config", path)
+    assert "row 7" in line
+    assert "helpfulness" in line
+    assert "'video_2'" in line
+
+
+def clip_of(folder: Path, row: int) -> Path:
+    """The clip of a pair's first video, as a file of its own that a test may spoil."""
+    record = read_records(folder)[row]
+    clips = (folder / "videos").resolve()
+    (folder / "videos").unlink()
+    shutil.copytree(clips, folder / "videos", copy_function=os.link)
+    clip = folder / "videos" / record["prompt_id"] / f"{record['video_0']['video_id']}.mp4"
+    clip.unlink()
+    return clip
+
+
+def test_missing_video_is_named_before_training(tmp_path: Path, edited_world: Edit) -> None:
+    folder = edited_world(lambda records: None)
+    clip = clip_of(folder, 40)
+    path = write_training_config(tmp_path / "run.yaml", folder)
+    line = fail("scripts/train_reward.py", "--config", path)
+    assert str(clip) in line
+    assert "1 of " in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("ranks", [None, 2])
+def test_unreadable_video_is_named(tmp_path: Path, edited_world: Edit, ranks: int | None) -> None:
+    folder = edited_world(lambda records: None)
+    clip = clip_of(folder, 40)
+    clip.write_text("no video")
+    path = write_training_config(tmp_path / "run.yaml", folder)
+    assert str(clip) in fail("scripts/train_reward.py", "--config", path, ranks=ranks)
+
+
+def test_resume_with_another_configuration_shows_the_difference(tmp_path: Path, reward_run: Path) -> None:
+    run = tmp_path / "reward"
+    shutil.copytree(reward_run, run)
+    config = reward_run.with_suffix(".yaml")
+    before = (run / "config.yaml").read_bytes()
+    line = fail("scripts/train_reward.py", "--config", config, "--out", run, "--optimization.learning_rate", 0.5)
+    assert "optimization.learning_rate: 0.001 -> 0.5" in line
+    assert "heads" in fail("scripts/train_cost.py", "--config", config, "--out", run)
+    assert (run / "config.yaml").read_bytes() == before
+    done = launch("scripts/train_reward.py", "--config", config, "--out", run, "--data.workers", 1)
+    assert "is complete" in done.stdout
+
+
+def test_resume_on_other_data(tmp_path: Path, reward_run: Path, edited_world: Edit) -> None:
+    run = tmp_path / "reward"
+    shutil.copytree(reward_run, run)
+
+    def turn(records: list[Record]) -> None:
+        records[0]["helpfulness"] = "video_1" if records[0]["helpfulness"] == "video_0" else "video_0"
+
+    config = reward_run.with_suffix(".yaml")
+    data = edited_world(turn)
+    assert "other data" in fail("scripts/train_reward.py", "--config", config, "--out", run, "--data.path", data)
+
+
+def test_out_that_is_a_file(tmp_path: Path, world: Path) -> None:
+    path = write_training_config(tmp_path / "run.yaml", world)
+    (tmp_path / "run").write_text("in the way")
+    assert str(tmp_path / "run") in fail("scripts/train_reward.py", "--config", path)
+
+
+FULL_DISK = """
+import errno, runpy, sys
+from safe_rlhf_video.training import state
+save_file, saves = state.save_file, []
+def full(tensors, path):
+    saves.append(path)
+    if len(saves) > 1:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    save_file(tensors, path)
+state.save_file = full
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, world: Path) -> None:
+    """The second save fails as on a full disk (the error is simulated); test_resume.py goes on from such folders."""
+    path = write_training_config(tmp_path / "run.yaml", world, optimization={"max_steps": 4})
+    script = tmp_path / "full_disk.py"
+    script.write_text(FULL_DISK)
+    line = fail(script, ROOT / "scripts" / "train_reward.py", "--config", path)
+    assert "No space left" in line
+    assert "step 2" in line
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert [folder.name for folder in checkpoints.iterdir()] == ["step_2"]
+    assert load_file(checkpoints / "step_2" / "training_state" / "optimizer.safetensors")
+
+
+@pytest.mark.slow
+def test_file_size_limit_keeps_the_run_startable(tmp_path: Path, world: Path) -> None:
+    """The system itself refuses to write files of more than 100 kB: no checkpoint, but one line and no traceback."""
+    path = write_training_config(tmp_path / "run.yaml", world, optimization={"max_steps": 2})
+    limited = ["/bin/sh", "-c", 'ulimit -f 200; exec "$0" "$@"', *command("scripts/train_reward.py", "--config", path)]
+    done = subprocess.run(limited, capture_output=True, text=True, env=environment(WANDB_MODE="disabled"), check=False)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "could not be written" in done.stderr
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+# Learning
+
+
+JOINT = """
+import sys
+from safe_rlhf_video.cli import parse_config, run_script
+from safe_rlhf_video.training.config import TrainConfig
+def main():
+    config = parse_config(TrainConfig, sys.argv[1:], "joint")
+    from safe_rlhf_video.training.loop import train
+    train(config, heads=["reward", "cost"])
+run_script(main)
+"""
+
+
+def test_one_batch_overfits_with_opposite_roles(tmp_path: Path, edited_world: Edit) -> None:
+    """Both heads learn a few prompts by heart; the scorer then gives the safer video the lower cost."""
+
+    def keep_few(records: list[Record]) -> None:
+        prompts = list(dict.fromkeys(record["prompt_id"] for record in records))[:3]
+        records[:] = [record for record in records if record["prompt_id"] in prompts]
+        for record in records:  # orders without cycles, which no accident of the world's labels can spoil
+            is_first = record["video_0"]["video_id"] < record["video_1"]["video_id"]
+            record["helpfulness"], record["harmlessness"] = ("video_0", "video_1")[:: 1 if is_first else -1]
+            record["video_0"]["is_safe"] = record["video_1"]["is_safe"] = None
+
+    script = tmp_path / "joint.py"
+    script.write_text(JOINT)
+    data = edited_world(keep_few)
+    path = write_training_config(
+        tmp_path / "run.yaml",
+        data,
+        data={"validation_fraction": 0.0},
+        optimization={"epochs": 50, "learning_rate": 5e-3, "head_learning_rate": 1e-2, "warmup_fraction": 0.1},
+        checkpoint={"every_steps": 50},
+        tracking={"log_every": 10, "wandb": "disabled"},
+    )
+    launch(script, "--config", path)
+    last = read_rows(tmp_path / "run")[-1]
+    assert last["train/accuracy/reward"] == last["train/accuracy/cost"] == 1.0
+    assert not any("sign_accuracy" in name for name in last)
+    scorer = Scorer.from_pretrained(tmp_path / "run", device="cpu")
+    for record in read_records(data):
+        clips = [data / "videos" / record["prompt_id"] / f"{record[v]['video_id']}.mp4" for v in ("video_0", "video_1")]
+        scores = scorer.score_pair(record["prompt_text"], *clips)
+        better, safer = (int(record[name][-1]) for name in ("helpfulness", "harmlessness"))
+        assert better == 1 - safer
+        assert scores.rewards[better] > scores.rewards[safer]
+        assert scores.costs[safer] < scores.costs[better]
+
+
+def test_joint_heads_without_adapter_or_validation(tmp_path: Path, world: Path) -> None:
+    script = tmp_path / "joint.py"
+    script.write_text(JOINT)
+    path = write_training_config(
+        tmp_path / "run.yaml",
+        world,
+        data={"validation_fraction": 0.0},
+        model={"lora": {"rank": 0}},
+        optimization={"max_steps": 2},
+    )
+    launch(script, "--config", path)
+    last = read_rows(tmp_path / "run")[-1]
+    assert {"train/accuracy/reward", "train/accuracy/cost", "train/sign_accuracy"} <= last.keys()
+    assert not any(name.startswith("eval/") for name in last)
+    record = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    assert record["heads_of_adapter"] == {"joint": ["reward", "cost"]}
+    assert record["training"]["step"] == 2
+
+
+def test_interrupt_is_one_line(tmp_path: Path, world: Path) -> None:
+    """Ctrl-C while arguments and libraries are loaded or during steps: one line and exit code 130."""
+    code = (
+        "import os, signal, sys\n"
+        "from safe_rlhf_video.cli import run_script\n"
+        "run_script(lambda: os.kill(os.getpid(), signal.SIGINT) or __import__('time').sleep(5))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; run the same command again to go on\n"
