@@ -308,6 +308,7 @@ def test_one_batch_overfits_with_opposite_roles(tmp_path: Path, edited_world: Ed
         assert scores.costs[safer] < scores.costs[better]
 
 
+@pytest.mark.slow
 def test_joint_heads_without_adapter_or_validation(tmp_path: Path, world: Path) -> None:
     script = tmp_path / "joint.py"
     script.write_text(JOINT)
