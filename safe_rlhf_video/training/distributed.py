@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from safe_rlhf_video.errors import SafeRLHFVideoError
+from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,18 @@ def start() -> Ranks:
     if has_cuda:
         torch.cuda.set_device(local_rank)
         torch.backends.cuda.matmul.allow_tf32 = True
-    deepspeed.init_distributed(dist_backend="nccl" if has_cuda else "gloo", verbose=False)
+    else:
+        # Ranks that all take all cores wait for each other most of the time.
+        local_ranks = int(os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_ranks))
+    try:
+        deepspeed.init_distributed(dist_backend="nccl" if has_cuda else "gloo", verbose=False)
+    except torch.distributed.DistNetworkError as error:
+        port = os.environ["MASTER_PORT"]
+        raise ConfigError(
+            f"the ranks cannot meet at port {port} ({_first_line(error)}); if another run holds it, start this one "
+            f"with deepspeed --master_port {int(port) + 1}"
+        ) from error
     device = torch.device("cuda", local_rank) if has_cuda else torch.device("cpu")
     return Ranks(comm.get_rank(), comm.get_world_size(), device)
 
@@ -86,6 +97,10 @@ def sum_over_ranks(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
     tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=ranks.device)
     torch.distributed.all_reduce(tensor)
     return dict(zip(names, tensor.tolist(), strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _free_port() -> int:
