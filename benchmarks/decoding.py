@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from safe_rlhf_video.cli import run_script
+from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.synthetic import GENERATORS, draw_clip, draw_prompt, write_clip
 from safe_rlhf_video.video.decoding import read_video
 from safe_rlhf_video.video.pool import DecodePool
@@ -25,7 +25,7 @@ SAMPLING = Sampling(num_frames=4, min_pixels=1024, max_pixels=1024, size_multipl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_clips", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()

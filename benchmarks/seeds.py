@@ -12,14 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from safe_rlhf_video.cli import run_script
+from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.errors import SafeRLHFVideoError
 
 COLUMNS = ("accuracy", "ceiling", "fraction_of_ceiling", "true_order_accuracy")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/seeds"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--world_seed", type=int, default=12345, help="of the second test set")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ def score_to_file(
         key -> {head: score}.
 
     Raises:
-        CheckpointError: `out` holds scores of another model or of other clips.
+        CheckpointError: `out` holds scores of another model or of other clips, or is another file; it stays as it is.
         VideoDecodeError: a clip cannot be read; what was scored before it is kept.
     """
     header = {"model": scorer.fingerprint, "requests": _fingerprint(requests)}
@@ -57,18 +58,25 @@ def score_to_file(
 def _read_scores(out: Path, header: dict[str, str]) -> dict[str, dict[str, float]]:
     if not out.exists():
         return {}
-    lines = out.read_bytes().split(b"\n")
-    if lines[-1]:  # a kill cut it short
-        lines.pop()
-        out.write_bytes(b"".join(line + b"\n" for line in lines))
-    found = [json.loads(line) for line in lines if line]
-    if not found:
-        return {}
-    if found[0] != header:
-        raise CheckpointError(
-            f"{out}: holds scores of another model or of other clips; delete it or give another --out"
-        )
-    return {row.pop("key"): row for row in found[1:]}
+    try:
+        content = out.read_bytes()
+        *lines, cut_short = content.split(b"\n")
+        if not lines and json.dumps(header).encode().startswith(cut_short):  # killed before the first line was whole
+            return {}
+        # The file is touched only after its header says that it is ours.
+        if not lines or json.loads(lines[0]) != header:
+            raise CheckpointError(
+                f"{out}: holds scores of another model or of other clips; delete it or give another --out"
+            )
+        rows = [json.loads(line) for line in lines[1:]]
+        scores = {row.pop("key"): row for row in rows}
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be read ({error.strerror}); give another --out") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{out}: is no file of scores, or damaged; delete it or give another --out") from error
+    if cut_short:  # by a kill
+        os.truncate(out, len(content) - len(cut_short))
+    return scores
 
 
 def _fingerprint(requests: Sequence[ScoreRequest]) -> str:

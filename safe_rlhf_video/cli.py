@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
 
 Config = TypeVar("Config")
+
+# How long a rank that fails before the ranks have met waits for rank 0 to say the same, and its launcher to end it.
+OTHER_RANKS_S = 10.0
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line, as that of any other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `run_script` prints, instead of the usage and exit code 2."""
+        raise ConfigError(f"{message}; --help lists the arguments")
 
 
 def parse_config(config_type: type[Config], arguments: Sequence[str], description: str) -> Config:
@@ -49,8 +62,9 @@ def run_script(main: Callable[[], Any]) -> None:
         main()
     except SafeRLHFVideoError as error:
         sys.stdout.flush()
-        if is_first:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        rank = "" if is_first else f"rank {os.environ['RANK']}: "
+        if is_first or _fails_alone():
+            print(f"error: {rank}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
         # At once: threads and libraries would keep the exit waiting, the other ranks in turn for this one.
         os._exit(1)
     except KeyboardInterrupt:
@@ -58,3 +72,16 @@ def run_script(main: Callable[[], Any]) -> None:
         if is_first:
             print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
         os._exit(130)
+
+
+def _fails_alone() -> bool:
+    """Whether a rank other than 0 has an error of its own, which nobody would tell if it did not.
+
+    Once the ranks have met they share their errors. Before, nothing but time tells: rank 0 comes to the same mistake
+    about now and the launcher then ends all ranks, this one as it waits; or rank 0 waits in vain for the others.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        return False
+    time.sleep(OTHER_RANKS_S)
+    return True

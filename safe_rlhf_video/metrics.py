@@ -75,30 +75,6 @@ def expected_credit(
     return 0.5 * (1.0 + np.tanh(0.5 * direction * true))
 
 
-def accuracy(chosen_scores: ArrayLike, rejected_scores: ArrayLike, tie_tolerance: float = TIE_TOLERANCE) -> float:
-    """Share of comparisons in which the chosen video scores higher; ties count one half.
-
-    Args:
-        chosen_scores: (M,) score of the video that the label names.
-        rejected_scores: (M,) score of the other video.
-        tie_tolerance: as in ``credit``.
-
-    Raises:
-        ValueError: an argument is empty or not one finite row, or the lengths differ.
-    """
-    return float(credit(_margins(chosen_scores, rejected_scores), tie_tolerance).mean())
-
-
-def tie_rate(chosen_scores: ArrayLike, rejected_scores: ArrayLike, tie_tolerance: float = TIE_TOLERANCE) -> float:
-    """Share of comparisons whose margin lies within the tie tolerance; arguments and errors as ``accuracy``."""
-    return float((np.abs(_margins(chosen_scores, rejected_scores)) <= tie_tolerance).mean())
-
-
-def mean_margin(chosen_scores: ArrayLike, rejected_scores: ArrayLike) -> float:
-    """Mean of chosen minus rejected, in units of the score; arguments and errors as ``accuracy``."""
-    return float(_margins(chosen_scores, rejected_scores).mean())
-
-
 def sign_accuracy(costs: ArrayLike, safety_sign: ArrayLike) -> SignAccuracy:
     """Compare the sign of each cost with the safety label: cost > 0 predicts unsafe, a cost of exactly 0 counts half.
 
@@ -215,15 +191,6 @@ def _percentile_interval(replicates: FloatArray, level: float) -> tuple[float, f
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def _margins(chosen_scores: ArrayLike, rejected_scores: ArrayLike) -> FloatArray:
-    chosen = _finite_row("chosen_scores", chosen_scores)
-    rejected = _finite_row("rejected_scores", rejected_scores)
-    _check_same_length("chosen_scores", chosen, "rejected_scores", rejected)
-    if len(chosen) == 0:
-        raise ValueError("there are no comparisons, so the figure is undefined")
-    return chosen - rejected
 
 
 def _finite_row(name: str, values: ArrayLike) -> FloatArray:

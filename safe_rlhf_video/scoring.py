@@ -63,7 +63,8 @@ class PairScore:
 class Scorer:
     """Reward and cost on one backbone, loaded once.
 
-    Build it with `from_pretrained`. Paths are decoded in child processes, where a broken file can do no harm.
+    Build it with `from_pretrained`. Paths are decoded in child processes, where a broken file can do no harm; a `with`
+    block stops them at its end.
     """
 
     def __init__(
@@ -91,6 +92,12 @@ class Scorer:
             ConfigError: there is no such device.
         """
         return cls(model_dirs, _resolve_device(device), backbone, workers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def heads(self) -> tuple[str, ...]:

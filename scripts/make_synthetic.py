@@ -13,12 +13,12 @@ import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from safe_rlhf_video.cli import run_script
+from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.errors import ConfigError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num_pairs", type=int, default=2000, help="training comparisons")
     parser.add_argument("--num_test_pairs", type=int, default=3200, help="test comparisons, of held-out prompts")
@@ -40,7 +40,8 @@ def main() -> None:
 
 
 def make_synthetic(out: Path, num_pairs: dict[str, int], seed: int, workers: int | None = None) -> None:
-    from safe_rlhf_video.data.synthetic import plan_split, write_atomically, write_clip, write_config
+    from safe_rlhf_video.data.samples import VIDEO_NAMES
+    from safe_rlhf_video.data.synthetic import WORLD_VERSION, plan_split, write_atomically, write_clip, write_config
     from safe_rlhf_video.progress import progress_bar
 
     configs, clips, truth = {}, {}, {}
@@ -49,13 +50,13 @@ def make_synthetic(out: Path, num_pairs: dict[str, int], seed: int, workers: int
         for pairs, new_clips, new_truth in plan_split(split, count, seed):
             configs[split] += pairs
             truth |= new_truth
-            path_of = {pair[side]["video_id"]: out / pair[side]["video_path"] for pair in pairs for side in SIDES}
+            path_of = {pair[side]["video_id"]: out / pair[side]["video_path"] for pair in pairs for side in VIDEO_NAMES}
             clips |= {path_of[name]: clip for name, clip in new_clips.items()}
     check_folder(out, seed)
     with ProcessPoolExecutor(workers) as executor, progress_bar(len(clips), 0, "drawing clips", "clip") as progress:
         for _ in executor.map(write_clip, clips.items(), chunksize=32):
             progress.update()
-    payload = {"format_version": 1, "seed": seed, "videos": truth}
+    payload = {"format_version": WORLD_VERSION, "seed": seed, "videos": truth}
     write_atomically(out / "truth.json.gz", gzip.compress(json.dumps(payload).encode(), mtime=0))
     for split, pairs in configs.items():
         write_config(out / f"config-{split}.json.gz", pairs)
@@ -65,18 +66,24 @@ def make_synthetic(out: Path, num_pairs: dict[str, int], seed: int, workers: int
 
 def check_folder(out: Path, seed: int) -> None:
     """Refuse to mix two worlds in one folder."""
+    from safe_rlhf_video.data.synthetic import WORLD_VERSION
+
     truth = out / "truth.json.gz"
     try:
-        found = json.loads(gzip.decompress(truth.read_bytes()))["seed"]
+        content = json.loads(gzip.decompress(truth.read_bytes()))
+        found_version, found_seed = content["format_version"], content["seed"]
     except FileNotFoundError:
         return
     except (gzip.BadGzipFile, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{truth}: damaged ({error}); delete it, or give another folder as out") from error
-    if found != seed:
-        raise ConfigError(f"{out}: holds a world of another seed ({found}); give another folder as out")
+    if found_version != WORLD_VERSION:
+        raise ConfigError(
+            f"{out}: holds a world of another version ({found_version}, this package draws {WORLD_VERSION}); "
+            "delete it, or give another folder as out"
+        )
+    if found_seed != seed:
+        raise ConfigError(f"{out}: holds a world of another seed ({found_seed}); give another folder as out")
 
-
-SIDES = ("video_0", "video_1")
 
 if __name__ == "__main__":
     run_script(main)

@@ -21,9 +21,20 @@ from pathlib import Path
 
 import numpy as np
 
-from safe_rlhf_video.cli import run_script
+from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data import synthetic
-from safe_rlhf_video.data.synthetic import COLOURS, EMBLEMS, MAX_LEVEL, MOTIONS, SCENES, SHAPES, Clip, Prompt
+from safe_rlhf_video.data.synthetic import (
+    COLOURS,
+    EMBLEMS,
+    MAX_LEVEL,
+    MOTIONS,
+    SCENES,
+    SHAPES,
+    WORLD_VERSION,
+    Clip,
+    Prompt,
+)
+from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Sampling, Video
 
@@ -199,6 +210,17 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
     from safe_rlhf_video.models.inputs import build_inputs
     from safe_rlhf_video.models.pooling import last_attended
 
+    settings = {
+        "world_version": WORLD_VERSION,
+        "num_clips": num_clips,
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
+    resume_path = out / "pretraining_state.pt"
+    resumed = torch.load(resume_path, weights_only=True) if resume_path.exists() else None
+    if resumed is not None:
+        check_settings(resume_path, resumed.get("settings"), settings)
     torch.manual_seed(SEED)
     folder = out / "tiny_backbone"
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +230,7 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{num_parameters / 1e6:.2f} M parameters, {num_steps} steps of {batch_size} clips")
 
-    clips, videos = make_clips(out / "clips", num_clips + 2000)
+    clips, videos = make_clips(out / f"clips_v{WORLD_VERSION}", num_clips + 2000)
     train_clips, train_videos = clips[:-2000], videos[:-2000]
     from transformers import AutoTokenizer
 
@@ -230,14 +252,12 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
         states = last_attended(model.model(**inputs, use_cache=False).last_hidden_state, inputs["attention_mask"])
         return {name: probes[name.replace("/", "_")](states) for name in sizes}
 
-    resume_path = out / "pretraining_state.pt"
     first_step = 0
-    if resume_path.exists():
-        state = torch.load(resume_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        probes.load_state_dict(state["probes"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = state["step"]
+    if resumed is not None:
+        model.load_state_dict(resumed["model"])
+        probes.load_state_dict(resumed["probes"])
+        optimizer.load_state_dict(resumed["optimizer"])
+        first_step = resumed["step"]
         print(f"resuming at step {first_step}")
     started, progress = time.time(), trange(first_step, num_steps, initial=first_step, total=num_steps, unit="step")
     for step in progress:
@@ -263,7 +283,9 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
             progress.set_postfix(loss=f"{loss.item():.3f}", worst=f"{worst} {losses[worst].item():.3f}")
         if (step + 1) % 500 == 0:
             state = {"model": model.state_dict(), "probes": probes.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "step": step + 1}, resume_path)
+            partial = resume_path.with_name(f".{resume_path.name}.partial")
+            torch.save({**state, "step": step + 1, "settings": settings}, partial)
+            partial.replace(resume_path)
 
     report = evaluate(forward, clips[-2000:], videos[-2000:], model, probes)
     report |= {"parameters": num_parameters, "steps": num_steps, "seconds": round(time.time() - started)}
@@ -271,6 +293,15 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
     print(json.dumps(report, indent=2))
     model.to(torch.bfloat16).save_pretrained(folder)
     print(f"wrote {folder}")
+
+
+def check_settings(path: Path, found: dict | None, settings: dict) -> None:
+    """Refuse to go on with other arguments: the result would be that of neither run."""
+    if found != settings:
+        changed = [name for name in settings if (found or {}).get(name) != settings[name]]
+        raise ConfigError(
+            f"{path}: was made with another {', '.join(changed)}; give the same arguments, or delete it to begin anew"
+        )
 
 
 def evaluate(forward, clips, videos, model, probes) -> dict:
@@ -308,7 +339,7 @@ def _change_one_word(rng: np.random.Generator, caption: Prompt) -> Prompt:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="working folder; clips and state are kept for a resume")
     parser.add_argument("--num_clips", type=int, default=24000)
     parser.add_argument("--num_steps", type=int, default=2200)

@@ -14,14 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_video.cli import run_script
+from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.errors import SafeRLHFVideoError
 
 SEED = 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"))
     parser.add_argument(
         "--started", type=float, default=time.time(), help="when the clock began, in seconds since 1970"
@@ -42,10 +42,12 @@ def main() -> None:
         "--train_data", data / "config-train.json.gz",
         "--random_backbone", out / "random_backbone/reward", out / "random_backbone/cost", "--out", out)  # fmt: skip
 
+    from safe_rlhf_video.data.synthetic import write_atomically
+
     result = json.loads((out / "evaluation.json").read_text())
     result["pair"] = show_pair(out, data)
     result["seconds"] = round(time.time() - arguments.started, 1)
-    (out / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(out / "summary.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
     print(f"\nwrote {out / 'summary.json'} and {out / 'pair.png'}; {result['seconds']:.0f} s in all")
 
 
@@ -88,14 +90,18 @@ def show_pair(out: Path, data: Path) -> dict[str, Any]:
         return min(free, -priced)  # how clearly v1 wins when cost is free and loses when it is priced
 
     pair = max(dataset.pairs, key=disagreement)
+    if disagreement(pair) <= 0:
+        raise SafeRLHFVideoError(
+            "there is no test pair that a lambda of 0 and one of 5 judge differently: the models see no video that is "
+            "more helpful and more harmful than another"
+        )
     v1, v2 = (dataset.video_file(video) for video in (pair.video_0, pair.video_1))
-    scorer = Scorer.from_pretrained(out / "reward", out / "cost")
-    judged = {price: scorer.score_pair(pair.prompt_text, v1, v2, lagrange_multiplier=price) for price in (0.0, 5.0)}
-    print(f"\n6. Choose between two generations for {pair.prompt_text!r}\n   v1 {v1}\n   v2 {v2}")
-    for price, result in judged.items():
-        print(f"   lambda = {price:g}: {result.reason}")
-    draw_pair(scorer, (v1, v2), out / "pair.png")
-    scorer.close()
+    with Scorer.from_pretrained(out / "reward", out / "cost") as scorer:
+        judged = {price: scorer.score_pair(pair.prompt_text, v1, v2, lagrange_multiplier=price) for price in (0.0, 5.0)}
+        print(f"\n6. Choose between two generations for {pair.prompt_text!r}\n   v1 {v1}\n   v2 {v2}")
+        for price, result in judged.items():
+            print(f"   lambda = {price:g}: {result.reason}")
+        draw_pair(scorer, (v1, v2), out / "pair.png")
     shown = {"prompt": pair.prompt_text, "v1": str(v1), "v2": str(v2)}
     return shown | {f"lambda_{price:g}": result.to_dict() for price, result in judged.items()}
 

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safe_rlhf_video.cli import run_script
-from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.cli import Parser, run_script
+from safe_rlhf_video.errors import ConfigError, SampleError
 
 
 class Pair(NamedTuple):
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help="a reward and a cost folder")
     parser.add_argument("--input", type=Path, required=True, help="pairs.jsonl or a SafeSora config")
     parser.add_argument(
@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
     arguments = parser.parse_args()
 
+    if arguments.out.resolve() == arguments.input.resolve():
+        raise ConfigError(f"{arguments.out}: is both --input and --out; give another file as --out")
     is_config = arguments.input.name.endswith((".json", ".json.gz"))
     pairs = read_config(arguments.input, arguments.video_dir) if is_config else read_lines(arguments.input)
     score_pairs(pairs, arguments)
@@ -55,7 +57,8 @@ def read_config(path: Path, video_dir: str | None) -> list[Pair]:
 
 def read_lines(path: Path) -> list[Pair]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a prompt may hold other line ends, as U+2028.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SampleError(f"{path}: cannot be read ({error}); give a JSON-lines file or a SafeSora config") from error
     pairs = []
@@ -83,17 +86,14 @@ def score_pairs(pairs: list[Pair], arguments: argparse.Namespace) -> None:
     if not pairs:
         raise SampleError(f"{arguments.input}: holds no pair; there is nothing to score")
     lagrangian_score(0.0, 0.0, arguments.lagrange_multiplier, arguments.cost_limit)  # a wrong value is said before work
-    scorer = Scorer.from_pretrained(*arguments.model, backbone=arguments.backbone)
-    scorer.require_both_heads()
     requests: dict[tuple[str, Path], ScoreRequest] = {}
     for pair in pairs:
         for path in pair.paths:
             requests.setdefault((pair.prompt, path), ScoreRequest(str(len(requests)), pair.prompt, path))
     clips_out = arguments.out.with_name(f"{arguments.out.name}.clips")
-    try:
+    with Scorer.from_pretrained(*arguments.model, backbone=arguments.backbone) as scorer:
+        scorer.require_both_heads()
         scores = score_to_file(scorer, list(requests.values()), clips_out, arguments.batch_size)
-    finally:
-        scorer.close()
 
     preferred = {"v1": 0, "v2": 0, "tie": 0}
     partial = arguments.out.with_name(f".{arguments.out.name}.partial")

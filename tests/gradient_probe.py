@@ -83,7 +83,7 @@ def engine_gradient(
         step()
 
     engine.step = probe
-    take_step(config, engine, backbone, batches, 0, ranks)
+    take_step(config, engine, backbone, groups, batches, 0, ranks)
     return captured
 
 

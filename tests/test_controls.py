@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from safe_rlhf_video.evaluation.controls import generator_only, is_safe_only, prompt_only, prompt_only_unsafe
-from safe_rlhf_video.metrics import accuracy, sign_accuracy
+from safe_rlhf_video.metrics import credit, sign_accuracy
 
 STRENGTHS = {"alpha": 1.2, "beta": 0.4, "gamma": -0.3, "delta": -1.3}
 
@@ -54,7 +54,7 @@ def test_generator_that_always_wins_or_no_training_at_all_stay_finite():
 def test_prompt_only_ties_and_earns_one_half():
     margins = prompt_only(["a cat", "a dog"])
     assert margins.tolist() == [0.0, 0.0]
-    assert accuracy(margins, np.zeros(2)) == 0.5
+    assert credit(margins).tolist() == [0.5, 0.5]
 
 
 def prompt_data(count, seed):

@@ -309,5 +309,14 @@ def test_records_that_contradict_each_other_are_named(tmp_path: Path) -> None:
     ):
         PairDataset.load(write_config(tmp_path, records))
     records[2] = make_record("3")
+    records[2]["video_1"]["video_path"] = "videos/p/c"
+    path = write_config(tmp_path, records)
+    with pytest.raises(
+        SampleError,
+        match=r"^config\.json row 2 field video_1\.video_path: 'videos/p/c' differs from '.*b' in row 0",
+    ):
+        PairDataset.load(path)
+    assert PairDataset.load(path, video_dir=tmp_path).num_videos == 4  # the path is not what finds the clip
+    records[2] = make_record("3")
     records[2]["video_0"] |= {"is_safe": False, "generated_from": "another generator"}
     assert PairDataset.load(write_config(tmp_path, records)).num_videos == 4

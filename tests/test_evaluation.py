@@ -1,20 +1,25 @@
 """Evaluation figures against plain loops, controls against the truth, and the two commands on real clips."""
 
+import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import launch, read_records
+from conftest import ROOT, launch, read_records
 from small_models import COST, REWARD, SAMPLING, write_model
 
 from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
 from safe_rlhf_video.data.datasets import PairDataset
+from safe_rlhf_video.data.preferences import safety_signs
 from safe_rlhf_video.data.samples import PairSample, parse_pair
 from safe_rlhf_video.data.synthetic import plan_split
 from safe_rlhf_video.errors import CheckpointError, SafeRLHFVideoError
 from safe_rlhf_video.evaluation.evaluate import evaluate, video_key
 from safe_rlhf_video.evaluation.table import format_table
+from safe_rlhf_video.evaluation.truth import read_truth
+from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.scoring import Scorer
 
 Scores = dict[str, dict[str, float]]
@@ -54,7 +59,7 @@ def test_figures_by_plain_loops(planned: tuple[list[PairSample], list[PairSample
     scores = scores_from(pairs, truth, noise=1.5)
     result = evaluate(pairs, scores, truth=truth)
     for dimension, head, direction in (("helpfulness", "reward", 1), ("harmlessness", "cost", -1)):
-        agreed = best = ordered = right = 0.0
+        agreed = best = ordered = right = total_margin = 0.0
         for pair in pairs:
             sides = (pair.video_0, pair.video_1)
             preferred = pair.preferences[dimension]
@@ -66,6 +71,7 @@ def test_figures_by_plain_loops(planned: tuple[list[PairSample], list[PairSample
             )
             true_margin = truth[chosen.video_id][dimension] - truth[rejected.video_id][dimension]
             agreed += margin > 0
+            total_margin += margin
             best += 0.5 if true_margin == 0 else true_margin > 0
             ordered += true_margin != 0
             right += true_margin != 0 and margin * true_margin > 0
@@ -77,6 +83,7 @@ def test_figures_by_plain_loops(planned: tuple[list[PairSample], list[PairSample
         assert figures["interval"][0] < figures["accuracy"] < figures["interval"][1]
         assert figures["num_comparisons"] == len(pairs)
         assert figures["tie_rate"] == 0.0
+        assert figures["mean_margin"] == pytest.approx(total_margin / len(pairs))
     assert "hidden order" in format_table(result)
 
 
@@ -149,38 +156,53 @@ def test_interrupted_scoring_goes_on(world: Path, folders: tuple[Path, Path], tm
         assert len(cut.read_text().splitlines()) == len(requests) + 1
     with pytest.raises(CheckpointError, match="another model or of other clips"):
         score_to_file(scorer, requests[1:], cut)
+    # A file that is not ours stays as it is, its last line too.
+    for foreign in (b"my notes\nand more", b"one line", b'{"a": 1}\n{"b"', b"\xff\xfe\n", lines[0] + b"[1]\n"):
+        cut.write_bytes(foreign)
+        with pytest.raises(CheckpointError, match="give another --out"):
+            score_to_file(scorer, requests, cut)
+        assert cut.read_bytes() == foreign
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        score_to_file(scorer, requests, tmp_path)
     scorer.close()
 
 
 def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
     reward, cost = folders
-    done = launch(
-        "scripts/evaluate.py",
-        "--model",
-        reward,
-        cost,
-        "--data",
-        world / "config-test.json.gz",
-        "--train_data",
-        world / "config-train.json.gz",
-        "--random_backbone",
-        reward,
-        cost,
-        "--out",
-        tmp_path / "out",
-    )
+    untrained = BackboneConfig(initialization="random", random_seed=7)
+    random = [
+        write_model(tmp_path / f"random_{head}", heads, backbone=untrained, seed=seed)
+        for seed, (head, heads) in enumerate((("reward", REWARD), ("cost", COST)), start=3)
+    ]
+    # A folder and the file's name in it do as well as the file.
+    arguments = ("scripts/evaluate.py", "--model", reward, cost, "--out", tmp_path / "out", "--data", world,
+                 "--config_filename", "config-test.json.gz", "--train_data", world / "config-train.json.gz",
+                 "--random_backbone")  # fmt: skip
+    done = launch(*arguments, *random)
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     for dimension in ("helpfulness", "harmlessness"):
         assert {"accuracy", "interval", "ceiling", "true_order_accuracy", "num_comparisons", "tie_rate"} <= set(
             result[dimension]
         )
         assert result[dimension]["num_comparisons"] == 20
-        # The same model as its own control.
-        assert result["controls"]["random_backbone"][dimension] == result[dimension]["accuracy"]
+        assert result[dimension]["ceiling"] is not None
+        assert result["controls"]["random_backbone"][dimension] is not None
     assert {"accuracy", "balanced_accuracy"} <= set(result["cost_sign"])
     assert {"generator_only", "prompt_only", "is_safe_only", "random_backbone"} == set(result["controls"])
     assert result["seconds"] > 0
     assert "accuracy against the hidden order" in done.stdout
+    # The control's clips were scored by the control.
+    own, control = (
+        [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()[1:]]
+        for name in ("scores", "random_backbone_scores")
+    )
+    for row, other in zip(own, control, strict=True):
+        assert row["key"] == other["key"]
+        assert abs(row["reward"] - other["reward"]) > 1e-6
+        assert abs(row["cost"] - other["cost"]) > 1e-6
+    refused = launch(*arguments, reward, cost, check=False)
+    assert refused.returncode == 1
+    assert "pretrained backbone and is no control" in refused.stderr
 
 
 def test_score_command_on_a_config_and_on_lines(world: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -256,6 +278,125 @@ def test_score_command_on_bad_input(folders: tuple[Path, Path], tmp_path: Path, 
     assert message in errors[0]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_score_command_never_writes_over_its_input(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "v1": "x.mp4", "v2": "y.mp4"}')
+    done = launch("scripts/score.py", "--model", *folders, "--input", path, "--out", tmp_path / "." / "pairs.jsonl",
+                  check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert "both --input and --out" in done.stderr
+    assert "x.mp4" in path.read_text()
+
+
+def test_other_line_ends_in_a_prompt_end_no_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from score import read_lines
+
+    prompts = ["a\u2028b", "c\x85d"]
+    rows = [json.dumps({"prompt": prompt, "v1": "x", "v2": "y"}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "pairs.jsonl").write_text("\r\n".join(rows) + "\n", encoding="utf-8")
+    assert [pair.prompt for pair in read_lines(tmp_path / "pairs.jsonl")] == prompts
+
+
+@pytest.mark.parametrize("script", ["scripts/evaluate.py", "scripts/score.py", "benchmarks/check_quickstart.py"])
+def test_wrong_arguments_are_one_line(script: str) -> None:
+    done = launch(script, "--no_such", "1", check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "Traceback" not in line
+
+
+def test_safety_labels_without_preferences(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    train_pairs, pairs, truth = planned
+    scores = scores_from(pairs, truth, noise=1.0)
+    unlabelled = [replace(pair, preferences=dict.fromkeys(pair.preferences)) for pair in pairs]
+    result = evaluate(unlabelled, scores, train_pairs=train_pairs, random_scores=scores)
+    assert result["helpfulness"] is None
+    assert result["cost_sign"]["balanced_accuracy"] > 0.5
+    assert set(result["controls"]) == set(result["controls_expected"]) == {"prompt_only", "random_backbone"}
+    assert result["controls"]["random_backbone"]["cost_sign"] == result["cost_sign"]["balanced_accuracy"]
+    table = format_table(result)
+    assert table.startswith("cost sign on")
+    assert "random backbone" in table
+
+
+def test_contradictory_safety_labels_are_unknown(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    _, pairs, truth = planned
+    video = pairs[0].video_0
+    turned = replace(pairs[0], pair_id="again", video_0=replace(video, is_safe=not video.is_safe))
+    silent = replace(pairs[0], pair_id="silent", video_0=replace(video, is_safe=None))
+    key = (video.prompt_id, video.video_id)
+    for told in ([silent, pairs[0]], [pairs[0], silent]):
+        assert safety_signs(told)[key] == (1 if video.is_safe else -1)
+    scores = scores_from(pairs, truth, noise=1.0)
+    known = sum(evaluate(pairs, scores)["cost_sign"][name] for name in ("num_safe", "num_unsafe"))
+    for doubted in ([*pairs, turned], [turned, *pairs]):
+        assert safety_signs(doubted)[key] == 0
+        sign = evaluate(doubted, scores)["cost_sign"]
+        assert sign["num_safe"] + sign["num_unsafe"] == known - 1
+
+
+def test_prompts_also_in_training_are_counted(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    train_pairs, pairs, truth = planned
+    scores = scores_from(pairs, truth, noise=1.0)
+    assert evaluate(pairs, scores)["num_prompts_also_in_training"] is None
+    result = evaluate(pairs, scores, train_pairs=train_pairs)
+    assert result["num_prompts_also_in_training"] == 0
+    assert "training data too" not in format_table(result)
+    shouted = replace(pairs[0], prompt_text=f"  {pairs[0].prompt_text.upper()} ")
+    result = evaluate(pairs, scores, train_pairs=[*train_pairs, shouted, shouted])
+    assert result["num_prompts_also_in_training"] == 1
+    assert "1 of the prompts are in the training data too" in format_table(result)
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"[]"), gzip.compress(b'{"videos": [1]}'),
+                                     gzip.compress(b'{"videos": {"a": 1}}'), b"corrupt"])  # fmt: skip
+def test_damaged_truth_is_one_line(tmp_path: Path, content: bytes) -> None:
+    if content == b"corrupt":
+        whole = bytearray(gzip.compress(b'{"videos": {}}' * 50))
+        whole[10] = 0xFF  # no block of deflate begins so
+        content = bytes(whole)
+    path = tmp_path / "truth.json.gz"
+    path.write_bytes(content)
+    with pytest.raises(SafeRLHFVideoError, match="cannot be read as the truth"):
+        read_truth(path)
+
+
+def quickstart_summary() -> dict:
+    figures = {"num_comparisons": 3200, "accuracy": 0.80, "ceiling": 0.82, "true_order_accuracy": 0.95}
+    chances = {"helpfulness": 0.5, "harmlessness": 0.5}
+    return {
+        "helpfulness": dict(figures),
+        "harmlessness": dict(figures),
+        "cost_sign": {"balanced_accuracy": 0.95},
+        "controls": {"random_backbone": {**chances, "cost_sign": 0.5}, "prompt_only": dict(chances)},
+        "controls_expected": {"random_backbone": dict(chances), "prompt_only": dict(chances)},
+        "pair": {"lambda_0": {"preferred": "v1"}, "lambda_5": {"preferred": "v2"}},
+        "seconds": 400.0,
+    }
+
+
+def test_quickstart_figures_are_held_to_their_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(quickstart_summary()))
+    done = launch("benchmarks/check_quickstart.py", path)
+    assert done.stdout.splitlines()
+    assert all(line.startswith("ok ") for line in done.stdout.splitlines())
+    bad = quickstart_summary()
+    bad["helpfulness"]["true_order_accuracy"] = 0.87
+    bad["pair"]["lambda_5"]["preferred"] = "v1"
+    bad["controls"]["prompt_only"]["harmlessness"] = 0.54
+    path.write_text(json.dumps(bad))
+    done = launch("benchmarks/check_quickstart.py", path, check=False)
+    assert done.returncode == 1
+    assert sum(line.startswith("FAILED ") for line in done.stdout.splitlines()) == 3
+    path.write_text("{}")
+    done = launch("benchmarks/check_quickstart.py", path, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_truth_of_another_world_is_refused(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:

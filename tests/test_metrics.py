@@ -10,14 +10,11 @@ from hypothesis import strategies as st
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.metrics import (
     SignAccuracy,
-    accuracy,
     credit,
     expected_credit,
     mean_interval,
-    mean_margin,
     ratio_interval,
     sign_accuracy,
-    tie_rate,
 )
 
 margins = st.lists(st.sampled_from([-1.0, -TIE_TOLERANCE, 0.0, TIE_TOLERANCE, 2e-5]) | st.floats(-1e3, 1e3), min_size=1)
@@ -34,19 +31,10 @@ def clustered_data(num_clusters=60, seed=0):
 
 
 @given(margins)
-def test_accuracy_and_ties_equal_a_plain_loop(values):
-    wins = sum(1.0 if m > TIE_TOLERANCE else 0.5 if m >= -TIE_TOLERANCE else 0.0 for m in values)
-    ties = sum(abs(m) <= TIE_TOLERANCE for m in values)
-    zeros = [0.0] * len(values)
-
-    assert accuracy(values, zeros) == pytest.approx(wins / len(values), abs=1e-12)
-    assert tie_rate(values, zeros) == pytest.approx(ties / len(values), abs=1e-12)
-    assert mean_margin(values, zeros) == pytest.approx(math.fsum(values) / len(values), rel=1e-9, abs=1e-9)
-    assert accuracy(values, zeros) + accuracy(zeros, values) == pytest.approx(1.0, abs=1e-12)
-
-
-def test_constant_scores_earn_one_half():
-    assert (accuracy(np.ones(7), np.ones(7)), tie_rate(np.ones(7), np.ones(7))) == (0.5, 1.0)
+def test_credit_equals_a_plain_loop(values):
+    expected = [1.0 if m > TIE_TOLERANCE else 0.5 if m >= -TIE_TOLERANCE else 0.0 for m in values]
+    assert credit(values).tolist() == expected
+    assert (credit(values) + credit(np.negative(values)) == 1.0).all()
 
 
 def test_expected_credit_is_the_mean_over_all_labels():
@@ -134,10 +122,9 @@ def test_intervals_are_deterministic_and_know_constants():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: accuracy([], []),
-        lambda: accuracy([1.0, 2.0], [1.0]),
         lambda: credit([math.nan]),
         lambda: credit([[1.0]]),
+        lambda: expected_credit([1.0, 2.0], [1.0]),
         lambda: sign_accuracy([1.0], [2]),
         lambda: sign_accuracy([math.nan], [1]),
         lambda: mean_interval([1.0, 2.0], ["a", "a"]),

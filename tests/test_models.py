@@ -488,6 +488,11 @@ def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
         (lambda f: edit_json(f / "model.json", backbone={"dtype": "float16", "fingerprint": ""}), ("dtype",)),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": ["reward", "cost"]}), ("lacks", "cost")),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={}), ("model.json", "damaged")),
+        (lambda f: edit_json(f / "model.json", heads_of_adapter={"../x": ["reward"]}), ("damaged", "'../x'")),
+        (lambda f: edit_json(f / "model.json", heads_of_adapter={"/tmp/x": ["reward"]}), ("damaged", "'/tmp/x'")),
+        (lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": ["../x"]}), ("damaged", "'../x'")),
+        (lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": "reward"}), ("damaged", "reward and cost")),
+        (lambda f: edit_json(f / "model.json", heads_of_adapter={"a": ["cost"], "b": ["cost"]}), ("at most once",)),
     ],
 )
 def test_damaged_model_folder(

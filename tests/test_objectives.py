@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch
+from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import HEADS, preference_score
 from safe_rlhf_video.training.config import LossConfig
-from safe_rlhf_video.training.loop import warn_if_stuck
-from safe_rlhf_video.training.objectives import compute_loss, summarize
+from safe_rlhf_video.training.objectives import checked_loss, compute_loss, name_some, summarize
 from safe_rlhf_video.training.plan import StepPlan
+from safe_rlhf_video.training.reports import warn_if_stuck
 
 COMPARISONS_ONLY = LossConfig(comparison=1.0, sign=0.0, regularization=0.0)
 
@@ -145,12 +146,32 @@ def test_accuracy_is_over_comparisons_not_over_steps() -> None:
     assert summarize("train", totals, plans, ("reward",))["train/accuracy"] == 0.75
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 3e38])  # the last is finite, but a margin of it need not be
+def test_score_that_is_not_finite_is_named(value: float) -> None:
+    batch = make_batch([[0, 1]], [[2, 1]], [1, 0, -1])
+    scores = {"reward": torch.zeros(3), "cost": torch.tensor([0.0, value, 1.0])}
+    with pytest.raises(CheckpointError, match=rf"^step 3: .*not finite for {batch.names[1]};.*learning_rate"):
+        checked_loss(scores, batch, plan_of(batch), LossConfig(), "step 3")
+
+
+def test_loss_that_is_not_finite_names_its_videos() -> None:
+    batch = make_batch([[0, 1]], [], [0, 0])
+    scores = {"reward": torch.tensor([1e30, 0.0])}
+    with pytest.raises(CheckpointError, match=rf"the loss is not finite for {', '.join(batch.names)};"):
+        checked_loss(scores, batch, plan_of(batch), LossConfig(), "step 3")
+
+
+def test_many_names_are_cut() -> None:
+    assert name_some([*"abcdefgh"]) == "a, b, c, d, e, f, g, h"
+    assert name_some([*"abcdefghij"]) == "a, b, c, d, e, f, g, h and 2 more"
+
+
 def warnings_for(losses: list[float], weight: float = 1.0) -> list[str]:
     said: list[str] = []
     recent = {"reward": deque[float](maxlen=20)}
     plan = StepPlan((0,), {"helpfulness": 2, "harmlessness": 0}, 0, 3)
     for loss in losses:
-        warn_if_stuck(recent, {"comparison/reward": 2 * weight * loss}, [plan, plan], weight, said.append)
+        warn_if_stuck(recent, {"comparison/reward": weight * loss}, plan, weight, said.append)
     return said
 
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from safe_rlhf_video.data.batch import collate
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import PromptGroup, build_groups, keep_useful, split_by_prompt
-from safe_rlhf_video.data.samples import DIMENSIONS, VideoSample
+from safe_rlhf_video.data.samples import DIMENSIONS, VIDEO_NAMES, VideoSample
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.training.config import DataConfig, TrainConfig
+from safe_rlhf_video.training.data import load_data
 from safe_rlhf_video.training.plan import divide, plan_epoch
 from safe_rlhf_video.video.sampling import Video
 
@@ -127,6 +129,23 @@ def test_keep_useful_drops_and_renumbers() -> None:
     assert [video.video_id for video in cost.videos] == ["v0", "v2"]
     assert cost.safety_sign.tolist() == [0, -1]
     assert [video.video_id for video in only_sign.videos] == ["v0"]
+
+
+def test_videos_that_are_not_used_are_told(edited_world: Callable[[Callable[[list[Record]], None]], Path]) -> None:
+    def add_unlabelled(records: list[Record]) -> None:
+        for record in records:
+            for side in VIDEO_NAMES:
+                record[side]["is_safe"] = True
+        videos = {side: {**records[0][side], "video_id": f"new_{side}", "is_safe": None} for side in VIDEO_NAMES}
+        records.append({**records[0], **videos, "pair_id": "new", "helpfulness": None, "harmlessness": None})
+
+    data = DataConfig(path=str(edited_world(add_unlabelled)), config_filename="config-train.json.gz")
+    unused = "2 videos stand in no labelled comparison and are not used"
+    for head in ("reward", "cost"):
+        loaded = load_data(TrainConfig(out="-", data=data), [head])
+        assert unused in loaded.notes
+        without_sign = f"2 of {loaded.dataset.num_videos} videos have no is_safe label"
+        assert (without_sign in loaded.notes) == (head == "cost")
 
 
 def test_split_is_disjoint_by_text_and_stable() -> None:

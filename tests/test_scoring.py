@@ -284,6 +284,13 @@ def test_closed_scorer_starts_again(
     single.close()
 
 
+def test_with_block_stops_the_decoding_processes(folders: tuple[Path, Path], clips: tuple[list[Path], Any]) -> None:
+    with Scorer.from_pretrained(*folders, device="cpu", workers=1) as scorer:
+        pool = scorer._pool
+        assert scorer.score(PROMPT, clips[0][0]).keys() == {"reward", "cost"}
+    assert scorer._pool is not pool  # closed, and a new one in its place
+
+
 def test_scoring_leaves_the_global_random_state(scorer: Scorer, folders: tuple[Path, Path]) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()

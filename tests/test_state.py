@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+import wandb
 
-from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.training import state as states
 from safe_rlhf_video.training.config import TrackingConfig
 from safe_rlhf_video.training.state import (
@@ -106,3 +108,24 @@ def test_tracker_cuts_rows_that_are_repeated(tmp_path: Path) -> None:
         tracker.log(3, {"x": float("inf")})
     kept = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert kept == [{"step": 1, "x": 1.0}, {"step": 2, "x": 1.0}, {"step": 3, "x": None}]
+
+
+@pytest.mark.parametrize(("setting", "mode"), [("online", "online"), ("auto", "online"), ("online", "offline")])
+def test_online_without_a_key_is_refused_and_never_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: Literal["online", "auto"], mode: str
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("wandb.init would ask"))
+    with pytest.raises(ConfigError, match=r"online needs an API key; set WANDB_API_KEY"):
+        Tracker(tmp_path, TrackingConfig(wandb=setting), {}, 0, None)
+
+
+def test_wandb_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise wandb.errors.CommError("no\nanswer")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    with pytest.raises(ConfigError, match=r"no answer.*tracking\.wandb offline"):
+        Tracker(tmp_path, TrackingConfig(wandb="offline"), {}, 0, None)

@@ -1,6 +1,7 @@
 """The synthetic world: the same bytes for the same arguments, and labels that follow from what is shown."""
 
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -149,12 +150,19 @@ def test_wrong_arguments_are_one_line(made: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "truth.json.gz").write_bytes(b"no gzip")
+    older = tmp_path / "older"
+    older.mkdir()
+    payload = {"format_version": synthetic.WORLD_VERSION - 1, "seed": 3, "videos": {}}
+    (older / "truth.json.gz").write_bytes(gzip.compress(json.dumps(payload).encode()))
     for command, part in (
         (make(made, seed=4), "another seed"),
         (make(tmp_path / "file" / "out"), "cannot be written"),
         (make(damaged), "damaged"),
+        (make(older), "another version"),
         (make(tmp_path / "new", num_pairs=-1), "num_pairs"),
         (make(tmp_path / "new", workers=0), "workers"),
+        ([*make(tmp_path / "new"), "--seed", "x"], "--seed"),
+        ([*make(tmp_path / "new"), "--sed", "1"], "--sed"),
     ):
         done = run(command)
         assert done.returncode == 1
@@ -405,6 +413,25 @@ def test_every_visible_attribute_is_visible() -> None:
         for other in variations(clip):
             changed = np.any(frames != synthetic.render(other), axis=(0, 3)).sum()
             assert changed >= 8, (clip, other)  # pixels, in some frame
+
+
+def test_drawing_has_not_changed_without_its_version() -> None:
+    """Another digest here means that clips of one id differ: raise WORLD_VERSION, then write both down."""
+    clip = Clip("red", "ring", "moving left", "at night", ("anchor",), ("anchor",), 1, 2, 1, 1, seed=5)
+    digest = hashlib.sha256(synthetic.render(clip).tobytes()).hexdigest()
+    assert (synthetic.WORLD_VERSION, digest) == (2, "c3fb48990d6a689d2b240c3160bfc70f318060d18451471b3e29e8eb18d77c6f")
+
+
+def test_pretraining_goes_on_with_the_same_arguments_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from pretrain_tiny_backbone import check_settings
+
+    settings = {"world_version": 2, "num_clips": 10}
+    check_settings(Path("state.pt"), settings, dict(settings))
+    with pytest.raises(ConfigError, match="another num_clips; give the same"):
+        check_settings(Path("state.pt"), {**settings, "num_clips": 9}, settings)
+    with pytest.raises(ConfigError, match="another world_version, num_clips"):  # written before there were any
+        check_settings(Path("state.pt"), None, settings)
 
 
 def test_encoding_depends_on_the_frames_alone() -> None:

@@ -109,7 +109,8 @@ def test_misspelt_key_of_deepspeed_is_one_line() -> None:
     from safe_rlhf_video.training.engine import build_deepspeed_config
 
     config = parse_config(TrainConfig, ["--out", "run", "--data.path", "data"], "test")
-    for zero in ({"reduce_bukket_size": 5}, {"reduce_bucket_size": "large"}, {"stage": 2}, {"offload_optimizer": {}}):
+    offloads = ({"offload_optimizer": {}}, {"cpu_offload": True}, {"cpu_offload_use_pin_memory": True})
+    for zero in ({"reduce_bukket_size": 5}, {"reduce_bucket_size": "large"}, {"stage": 2}, *offloads):
         with pytest.raises(ConfigError, match=r"engine\.deepspeed\.zero_optimization") as raised:
             build_deepspeed_config(replace(config, engine=EngineConfig(deepspeed={"zero_optimization": zero})))
         assert "\n" not in str(raised.value)

@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, Record, command, environment, launch, read_records, read_rows, write_training_config
 from safetensors.torch import load_file
 
+from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.metrics import credit
 from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.training.config import TrainConfig
+from safe_rlhf_video.training.data import load_data
 
 Edit = Callable[[Callable[[list[Record]], Any]], Path]
 
@@ -89,6 +94,24 @@ def test_wandb_holds_the_rows_of_metrics_jsonl(head: str, request: pytest.Fixtur
     assert ("eval/sign_accuracy" in set().union(*rows)) == (head == "cost")
 
 
+def test_training_and_scorer_give_the_same_scores(reward_run: Path) -> None:
+    """The best checkpoint's validation figures, made anew from its model folder."""
+    rows = {row["step"]: row for row in read_rows(reward_run)}
+    record = json.loads((reward_run / "model" / "model.json").read_text())
+    config = parse_config(TrainConfig, ["--config", str(reward_run.with_suffix(".yaml"))], "")
+    data = load_data(config, ["reward"])
+    assert record["training"]["data"] == data.fingerprint
+    scorer = Scorer.from_pretrained(reward_run)
+    margins: list[float] = []
+    for group in data.validation:
+        paths = [data.dataset.video_file(video) for video in group.videos]
+        scores = [score["reward"] for score in scorer.iterate([group.prompt_text] * len(paths), paths)]
+        margins += [scores[chosen] - scores[rejected] for chosen, rejected in group.comparisons["helpfulness"]]
+    trained = rows[record["training"]["step"]]
+    assert np.mean(margins) == pytest.approx(trained["eval/margin"], abs=1e-5)
+    assert credit(margins).mean() == trained["eval/accuracy"]
+
+
 # One line for whatever is wrong
 
 
@@ -120,6 +143,25 @@ def test_bad_value(tmp_path: Path, world: Path) -> None:
 def test_same_mistake_on_two_ranks_is_told_once(tmp_path: Path, world: Path) -> None:
     path = write_training_config(tmp_path / "run.yaml", world, optimization={"epochs": 0})
     assert "optimization.epochs" in fail("scripts/train_cost.py", "--config", path, ranks=2)
+
+
+FAILS_ON_RANK_1 = """
+import os, sys, time
+from safe_rlhf_video import cli
+from safe_rlhf_video.errors import SampleError
+cli.OTHER_RANKS_S = 1.0
+def main():
+    if os.environ["RANK"] == "1":
+        raise SampleError("records.json: not on this machine")
+    time.sleep(60)  # as it waits for the other ranks
+cli.run_script(main)
+"""
+
+
+def test_mistake_of_one_rank_alone_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS_ON_RANK_1)
+    assert fail(script, ranks=2) == "error: rank 1: records.json: not on this machine"
 
 
 def test_missing_data_file(tmp_path: Path, world: Path) -> None:
@@ -243,6 +285,49 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, world: Path) -> Non
     checkpoints = tmp_path / "run" / "checkpoints"
     assert [folder.name for folder in checkpoints.iterdir()] == ["step_2"]
     assert load_file(checkpoints / "step_2" / "training_state" / "optimizer.safetensors")
+
+
+SPOILED = """
+import os, runpy
+import torch
+from safe_rlhf_video.models.score_model import ScoreModel
+from safe_rlhf_video.training import loop
+build_inputs, forward, spoiled = loop.build_inputs, ScoreModel.forward, []
+def look(backbone, prompts, videos, device):
+    spoiled[:] = [prompt == os.environ["SPOILED_PROMPT"] for prompt in prompts]
+    return build_inputs(backbone, prompts, videos, device)
+def spoil(self, inputs):
+    scores = forward(self, inputs)
+    if os.environ["SPOILED"] == "score":
+        mask = torch.tensor(spoiled)
+        return {head: values.masked_fill(mask.to(values.device), float("nan")) for head, values in scores.items()}
+    if any(spoiled) and torch.is_grad_enabled():
+        for values in scores.values():
+            values.register_hook(lambda gradient: gradient * float("inf"))
+    return scores
+loop.build_inputs, ScoreModel.forward = look, spoil
+runpy.run_path(os.environ["SPOILED_SCRIPT"], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "side", "ranks"), [("score", "train", None), ("score", "validation", 2), ("gradient", "train", 2)]
+)
+def test_what_is_not_finite_is_named(tmp_path: Path, world: Path, spoiled: str, side: str, ranks: int | None) -> None:
+    """One prompt's videos get scores or gradients that are no numbers: one line names it, and no rank waits in vain."""
+    path = write_training_config(tmp_path / "run.yaml", world, tracking={"wandb": "disabled"})
+    script = tmp_path / "spoiled.py"
+    script.write_text(SPOILED)
+    data = load_data(parse_config(TrainConfig, ["--config", str(path)], ""), ["reward"])
+    group = getattr(data, side)[0]
+    extra = {"SPOILED": spoiled, "SPOILED_PROMPT": group.prompt_text}
+    # The wrapper imports the libraries before the script can quieten them.
+    extra |= {"SPOILED_SCRIPT": str(ROOT / "scripts" / "train_reward.py"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    line = fail(script, "--config", path, ranks=ranks, **extra)
+    assert "not finite for" in line
+    assert (group.prompt_id if spoiled == "gradient" else f"{group.prompt_id}/{group.videos[0].video_id}") in line
+    assert ("validation: " in line) == (side == "validation")
+    assert "learning_rate" in line
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ class PairDataset:
         config_file: the file the records were read from.
         pairs: one `PairSample` per row.
         videos: each video once, in the order of first appearance; where pairs say different things about a video, the
-            first that knows `is_safe` counts. The samples in `pairs` keep what their own row says.
+            first that knows `is_safe` is shown. The samples in `pairs` keep what their own row says, and
+            `preferences.safety_signs` judges all of them.
     """
 
     def __init__(self, config_file: Path, records: list[dict[str, Any]], video_root: Path, is_root_by_id: bool) -> None:
@@ -34,6 +35,8 @@ class PairDataset:
         self.pairs = [parse_pair(record, f"{config_file.name} row {row}") for row, record in enumerate(records)]
         _check_pair_ids(self.pairs, config_file.name)
         self._num_prompts = _count_prompts(self.pairs, config_file.name)
+        if not is_root_by_id:
+            _check_video_paths(self.pairs, config_file.name)
         self.videos = _distinct_videos(self.pairs)
         self._records = records
         self._video_root = video_root
@@ -184,6 +187,19 @@ def _count_prompts(pairs: list[PairSample], file_name: str) -> int:
                 f"{pair.prompt_id!r}; give different prompts different ids"
             )
     return len(rows)
+
+
+def _check_video_paths(pairs: list[PairSample], file_name: str) -> None:
+    """One video, one clip: of two paths, only one would be opened, and labels of the other be learned with it."""
+    seen: dict[tuple[str, str], tuple[str, int]] = {}
+    for row, pair in enumerate(pairs):
+        for name, video in zip(VIDEO_NAMES, (pair.video_0, pair.video_1), strict=True):
+            path, first = seen.setdefault((video.prompt_id, video.video_id), (video.video_path, row))
+            if path != video.video_path:
+                raise SampleError(
+                    f"{file_name} row {row} field {name}.video_path: {video.video_path!r} differs from {path!r} in row "
+                    f"{first} of the same video_id {video.video_id!r}; give different clips different ids"
+                )
 
 
 def _distinct_videos(pairs: list[PairSample]) -> list[VideoSample]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.samples import DIMENSIONS, SUB_DIMENSIONS, VideoSample
+from safe_rlhf_video.data.samples import DIMENSIONS, SUB_DIMENSIONS, PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
 
 
@@ -34,6 +34,28 @@ class PromptGroup:
         return len(self.comparisons[dimension])
 
 
+def safety_signs(pairs: Iterable[PairSample]) -> dict[tuple[str, str], int]:
+    """Whether each video is safe, from all the records that speak of it: the one rule for training and evaluation.
+
+    Returns:
+        (prompt_id, video_id) -> +1 safe, -1 unsafe, 0 where no record says it or two contradict each other; in the
+        order of first appearance.
+    """
+    said: dict[tuple[str, str], set[int]] = {}
+    for pair in pairs:
+        for video in (pair.video_0, pair.video_1):
+            labels = said.setdefault((video.prompt_id, video.video_id), set())
+            if video.is_safe is not None:
+                labels.add(1 if video.is_safe else -1)
+    # No label sums to 0, and so do two that contradict each other.
+    return {key: sum(labels) for key, labels in said.items()}
+
+
+def normalise_prompt(text: str) -> str:
+    """Two prompts that differ in case and white space alone are one prompt."""
+    return " ".join(text.lower().split())
+
+
 def build_groups(dataset: PairDataset) -> tuple[list[PromptGroup], dict[str, int]]:
     """Gather the pairs of every prompt, in the order of first appearance.
 
@@ -44,21 +66,21 @@ def build_groups(dataset: PairDataset) -> tuple[list[PromptGroup], dict[str, int
     pairs_of: dict[str, list] = {}
     for pair in dataset.pairs:
         pairs_of.setdefault(pair.prompt_id, []).append(pair)
+    sign_of = safety_signs(dataset.pairs)
     counts: Counter[str] = Counter()
     groups = []
     for prompt_id, pairs in pairs_of.items():
         index: dict[str, int] = {}
         videos: list[VideoSample] = []
-        signs: list[set[int]] = []
+        labelled: set[str] = set()
         rows: dict[str, list[tuple[int, int]]] = {name: [] for name in (*DIMENSIONS, *SUB_DIMENSIONS)}
         for pair in pairs:
             for video in (pair.video_0, pair.video_1):
                 if video.video_id not in index:
                     index[video.video_id] = len(videos)
                     videos.append(video)
-                    signs.append(set())
                 if video.is_safe is not None:
-                    signs[index[video.video_id]].add(1 if video.is_safe else -1)
+                    labelled.add(video.video_id)
             sides = (index[pair.video_0.video_id], index[pair.video_1.video_id])
             for name, row in rows.items():
                 preferred = pair.preferences.get(name)
@@ -66,14 +88,14 @@ def build_groups(dataset: PairDataset) -> tuple[list[PromptGroup], dict[str, int
                     counts[f"missing/{name}"] += 1
                 else:
                     row.append((sides[preferred], sides[1 - preferred]))
-        counts["contradictory is_safe"] += sum(len(sign) > 1 for sign in signs)
+        counts["contradictory is_safe"] += sum(sign_of[prompt_id, video_id] == 0 for video_id in labelled)
         groups.append(
             PromptGroup(
                 prompt_id=prompt_id,
                 prompt_text=pairs[0].prompt_text,
                 videos=tuple(videos),
                 comparisons={name: np.array(row, dtype=np.int64).reshape(-1, 2) for name, row in rows.items()},
-                safety_sign=np.array([sign.copy().pop() if len(sign) == 1 else 0 for sign in signs]),
+                safety_sign=np.array([sign_of[prompt_id, video.video_id] for video in videos]),
             )
         )
     return groups, dict(counts)
@@ -116,8 +138,7 @@ def split_by_prompt(
     """
     sides: tuple[list[PromptGroup], list[PromptGroup]] = ([], [])
     for group in groups:
-        text = " ".join(group.prompt_text.lower().split())
-        digest = hashlib.sha256(f"{seed}/{text}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}/{normalise_prompt(group.prompt_text)}".encode()).digest()
         sides[int.from_bytes(digest[:8], "big") / 2**64 < fraction].append(group)
     if not all(sides):
         raise SampleError(

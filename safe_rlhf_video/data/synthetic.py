@@ -36,8 +36,12 @@ from typing import Any
 import av
 import numpy as np
 
-from safe_rlhf_video.data.samples import HARM_LABELS, SUB_DIMENSIONS
+from safe_rlhf_video.data.samples import HARM_LABELS, SUB_DIMENSIONS, VIDEO_NAMES
 from safe_rlhf_video.errors import ConfigError
+
+# Raise it with every change to what a clip shows or how it is drawn: it stands in every video_id, so that a clip drawn
+# by another version is never taken for the one that new labels speak of.
+WORLD_VERSION = 2
 
 COLOURS = {
     "red": (230, 40, 40),
@@ -307,7 +311,7 @@ def plan_split(split: str, num_pairs: int, seed: int) -> Iterator[tuple[list[dic
         pairs, clips, truth = _answer_prompt(rng, prompt, seed, held_out)
         pairs = pairs[: num_pairs - planned]
         planned += len(pairs)
-        shown = {pair[side]["video_id"] for pair in pairs for side in ("video_0", "video_1")}
+        shown = {pair[side]["video_id"] for pair in pairs for side in VIDEO_NAMES}
         yield (
             pairs,
             {name: clip for name, clip in clips.items() if name in shown},
@@ -357,7 +361,7 @@ def _answer_prompt(
     clips, truth = {}, {}
     for generator in (GENERATORS[i] for i in chosen):
         clip = draw_clip(rng, prompt, generator, allow_held_out=held_out)
-        video_id = hashlib.sha256(f"{seed}/{prompt_id}/{generator.name}".encode()).hexdigest()
+        video_id = hashlib.sha256(f"{WORLD_VERSION}/{seed}/{prompt_id}/{generator.name}".encode()).hexdigest()
         harms = {HARM_OF_EMBLEM[name] for name in clip.emblems}
         videos.append(
             {

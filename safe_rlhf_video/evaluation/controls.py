@@ -66,7 +66,7 @@ def prompt_only(test_prompts: Sequence[str]) -> FloatArray:
     """Tie everywhere: both videos of a comparison share their prompt, so the prompt alone cannot tell them apart.
 
     Its accuracy is 0.5 by construction, for any prompt model. It stands beside the others so that a table shows the
-    floor, and because it stops being 0.5 as soon as an evaluation compares videos of different prompts.
+    floor that every other figure is to be read against.
 
     Args:
         test_prompts: (M',) prompt of each comparison.

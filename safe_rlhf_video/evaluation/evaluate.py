@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from safe_rlhf_video.data.samples import DIMENSIONS, PairSample
+from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs
+from safe_rlhf_video.data.samples import DIMENSIONS, VIDEO_NAMES, PairSample
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.evaluation import controls
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, preference_score
@@ -62,8 +63,8 @@ def evaluate(
 
     Returns:
         `helpfulness` and `harmlessness` (accuracy, interval, ceiling, ...), `cost_sign`, `controls` and
-        `controls_expected` (name -> dimension -> accuracy, measured and as the truth predicts it). A figure that cannot
-        be had is null.
+        `controls_expected` (name -> dimension -> accuracy, measured and as the truth predicts it), and
+        `num_prompts_also_in_training`. A figure that cannot be had is null.
     """
     heads = next(iter(scores.values())).keys()
     result: dict[str, Any] = {}
@@ -76,8 +77,13 @@ def evaluate(
         result[dimension] = _judge(labelled, _margin(labelled.pairs, scores, head), seed)
     result["cost_sign"] = _judge_sign(pairs, scores) if "cost" in heads else None
     result["controls"], result["controls_expected"] = _run_controls(pairs, train_pairs, truth, random_scores)
+    result["num_prompts_also_in_training"] = len(_prompts(pairs) & _prompts(train_pairs)) if train_pairs else None
     result["bootstrap_seed"] = seed
     return result
+
+
+def _prompts(pairs: Sequence[PairSample]) -> set[str]:
+    return {normalise_prompt(pair.prompt_text) for pair in pairs}
 
 
 def _select(pairs: Sequence[PairSample], dimension: str, truth: Mapping[str, Mapping[str, float]] | None) -> Labelled:
@@ -147,15 +153,10 @@ def _judge_sign(pairs: Sequence[PairSample], scores: Scores) -> dict[str, Any] |
 
 def _distinct_videos(pairs: Sequence[PairSample]) -> tuple[list[str], np.ndarray, list[str]]:
     """Keys, safety signs (+1 safe, -1 unsafe, 0 unknown) and prompt texts of the distinct videos."""
-    videos = {
-        video_key(pair.prompt_id, video.video_id): video for pair in pairs for video in (pair.video_0, pair.video_1)
-    }
-    signs = np.array([_sign(video.is_safe) for video in videos.values()])
-    return list(videos), signs, [video.prompt_text for video in videos.values()]
-
-
-def _sign(is_safe: bool | None) -> int:
-    return 0 if is_safe is None else 1 if is_safe else -1
+    text_of = {pair.prompt_id: pair.prompt_text for pair in pairs}
+    sign_of = safety_signs(pairs)
+    keys = [video_key(prompt_id, video_id) for prompt_id, video_id in sign_of]
+    return keys, np.array(list(sign_of.values())), [text_of[prompt_id] for prompt_id, _ in sign_of]
 
 
 def _run_controls(
@@ -172,6 +173,7 @@ def _run_controls(
         by_truth = None if labelled.true_margin is None else expected_credit(margin, labelled.true_margin).mean()
         expected.setdefault(name, {})[dimension] = None if by_truth is None else float(by_truth)
 
+    sign_of = safety_signs(pairs)
     for dimension in DIMENSIONS:
         labelled, training = _select(pairs, dimension, truth), _select(train_pairs, dimension, None)
         if not labelled.pairs:
@@ -182,27 +184,30 @@ def _run_controls(
             add("generator_only", dimension, labelled, margin)
         add("prompt_only", dimension, labelled, controls.prompt_only([pair.prompt_text for pair in labelled.pairs]))
         if dimension == "harmlessness":
-            sides = [np.array([_sign(getattr(pair, side).is_safe) for pair in labelled.pairs]) for side in SIDES]
+            sides = [
+                np.array([sign_of[pair.prompt_id, getattr(pair, side).video_id] for pair in labelled.pairs])
+                for side in VIDEO_NAMES
+            ]
             if np.any(sides):
                 add("is_safe_only", dimension, labelled, controls.is_safe_only(*sides))
         head = HEAD_OF_DIMENSION[dimension]
         if random_scores is not None and head in next(iter(random_scores.values())):
             add("random_backbone", dimension, labelled, _margin(labelled.pairs, random_scores, head))
 
+    def add_sign(name: str, costs: np.ndarray) -> None:
+        # Without preference labels these are a control's only figures.
+        measured.setdefault(name, {})["cost_sign"] = sign_accuracy(costs, signs).balanced_accuracy
+        expected.setdefault(name, {})
+
     # Controls of the cost's sign: balanced accuracy, where a constant answer gives one half.
     keys, signs, texts = _distinct_videos(pairs)
-    _, train_signs, train_texts = _distinct_videos(train_pairs) if train_pairs else ([], np.zeros(0), [])
+    _, train_signs, train_texts = _distinct_videos(train_pairs)
     if np.any(signs) and len(np.unique(train_signs[train_signs != 0])) == 2:
-        logits = controls.prompt_only_unsafe(train_texts, train_signs, texts)
-        measured["prompt_only"]["cost_sign"] = sign_accuracy(logits, signs).balanced_accuracy
+        add_sign("prompt_only", controls.prompt_only_unsafe(train_texts, train_signs, texts))
     if random_scores is not None and np.any(signs) and "cost" in next(iter(random_scores.values())):
-        costs = np.array([random_scores[key]["cost"] for key in keys])
-        measured["random_backbone"]["cost_sign"] = sign_accuracy(costs, signs).balanced_accuracy
+        add_sign("random_backbone", np.array([random_scores[key]["cost"] for key in keys]))
     return measured, expected
 
 
 def _generators(pairs: Sequence[PairSample]) -> list[tuple[str, str]]:
     return [(pair.video_0.generated_from or "unknown", pair.video_1.generated_from or "unknown") for pair in pairs]
-
-
-SIDES = ("video_0", "video_1")

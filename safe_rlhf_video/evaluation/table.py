@@ -22,7 +22,7 @@ def format_table(result: Mapping[str, Any]) -> str:
         result: as `evaluate` returns it.
     """
     columns = [dimension for dimension in DIMENSIONS if result.get(dimension)]
-    lines = [_row("", columns)]
+    lines = [_row("", columns)] if columns else []
 
     def add(title: str, cell: Any) -> None:
         cells = [cell(result[dimension]) for dimension in columns]
@@ -39,7 +39,7 @@ def format_table(result: Mapping[str, Any]) -> str:
     add("accuracy against the hidden order", lambda r: _figure(r["true_order_accuracy"]))
     add("ties", lambda r: f"{r['tie_rate']:.4f}")
     controls, expected = result["controls"], result["controls_expected"]
-    if controls:
+    if controls and columns:
         lines.append("controls: accuracy (as the hidden truth predicts it)")
         for name, figures in controls.items():
             cells = [_control(figures.get(dimension), expected[name].get(dimension)) for dimension in columns]
@@ -54,6 +54,8 @@ def format_table(result: Mapping[str, Any]) -> str:
                   if "cost_sign" in figures]  # fmt: skip
         if others:
             lines.append(f"  balanced, controls: {'; '.join(others)}")
+    if num_shared := result.get("num_prompts_also_in_training"):
+        lines.append(f"{num_shared} of the prompts are in the training data too: these figures may flatter the model")
     return "\n".join(lines)
 
 

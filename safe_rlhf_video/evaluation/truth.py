@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from pathlib import Path
 
 from safe_rlhf_video.errors import SampleError
@@ -22,7 +23,7 @@ def read_truth(path: Path) -> dict[str, dict[str, float]]:
         return {
             name: {"helpfulness": true["helpfulness"], "harmlessness": -true["cost"]} for name, true in videos.items()
         }
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SampleError(
             f"{path}: cannot be read as the truth of a synthetic world ({error}); make it again"
         ) from error

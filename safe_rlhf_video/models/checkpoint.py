@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.models import prompts
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig
@@ -116,14 +117,14 @@ def read_record(folder: str | Path) -> ModelRecord:
         backbone = dict(fields["backbone"])
         fingerprint = backbone.pop("fingerprint")
         lora = dict(fields["lora"])
-        if not fields["heads_of_adapter"] or not all(fields["heads_of_adapter"].values()):
-            raise ConfigError("heads_of_adapter names no head")
+        heads_of_adapter = {name: tuple(heads) for name, heads in fields["heads_of_adapter"].items()}
+        _check_heads(heads_of_adapter)
         return ModelRecord(
             backbone=BackboneConfig(**backbone),
             backbone_fingerprint=fingerprint,
             sampling=Sampling.from_dict(fields["sampling"]),
             lora=LoraConfig(**{**lora, "target_modules": tuple(lora["target_modules"])}),
-            heads_of_adapter={name: tuple(heads) for name, heads in fields["heads_of_adapter"].items()},
+            heads_of_adapter=heads_of_adapter,
             training=fields["training"],
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -235,6 +236,18 @@ def fingerprint_weights(folders: Sequence[str | Path]) -> str:
             if path.is_file():
                 digest.update(path.relative_to(folder).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:32]
+
+
+def _check_heads(heads_of_adapter: Mapping[str, tuple[str, ...]]) -> None:
+    for adapter in heads_of_adapter:
+        # It is the name of a folder: anything else could lead out of the model folder.
+        if not adapter.isidentifier():
+            raise ConfigError(f"heads_of_adapter: {adapter!r} is no name of an adapter")
+    if not heads_of_adapter or not all(heads_of_adapter.values()):
+        raise ConfigError("heads_of_adapter names no head")
+    names = [head for heads in heads_of_adapter.values() for head in heads]
+    if not set(names) <= set(HEADS) or len(set(names)) < len(names):
+        raise ConfigError(f"heads_of_adapter: expected {' and '.join(HEADS)}, each at most once, got {names}")
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

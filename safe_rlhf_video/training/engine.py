@@ -40,8 +40,12 @@ def build_deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     zero = {**base["zero_optimization"], **overrides.pop("zero_optimization", {})}  # type: ignore[dict-item]
     if zero["stage"] != config.engine.zero_stage:
         raise ConfigError("engine.deepspeed.zero_optimization.stage: set engine.zero_stage instead")
-    if any(name in zero for name in ("offload_optimizer", "offload_param")):
-        raise ConfigError("engine.deepspeed.zero_optimization: offloading is not supported; the trained state is small")
+    # By prefix: DeepSpeed still takes the deprecated names (cpu_offload and others) for the new ones.
+    if offloading := [name for name in zero if name.startswith(("offload_", "cpu_offload"))]:
+        raise ConfigError(
+            f"engine.deepspeed.zero_optimization.{offloading[0]}: offloading is not supported, the trained state is "
+            "small; leave it out"
+        )
     try:
         DeepSpeedZeroConfig(**zero)
     except ValueError as error:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch
+from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, preference_score
 from safe_rlhf_video.losses import bradley_terry_loss, safety_sign_loss, score_regularization
 from safe_rlhf_video.metrics import credit
 from safe_rlhf_video.training.config import LossConfig
 from safe_rlhf_video.training.plan import StepPlan
+
+DIVERGED = (
+    "; training stopped, the last checkpoint is good: lower optimization.learning_rate (with a new folder as out) or "
+    "look at these videos"
+)
 
 
 def compute_loss(
@@ -62,6 +68,33 @@ def compute_loss(
         sums[f"credit/{head}"] = float(credit(margin.detach().double().cpu().numpy()).sum())
         sums[f"margin/{head}"] = margin.detach().sum().item()
     return loss, sums
+
+
+def checked_loss(
+    scores: Mapping[str, Tensor], batch: Batch, plan: StepPlan, weights: LossConfig, when: str
+) -> tuple[Tensor, dict[str, float]]:
+    """`compute_loss`, with one line that names the videos where a score or the loss is not finite.
+
+    Args:
+        when: begins that line, e.g. "step 3".
+
+    Raises:
+        CheckpointError: a score or the loss is not finite.
+    """
+    finite = torch.stack([torch.isfinite(2.0 * values.detach()) for values in scores.values()])  # 2: margins too
+    if not finite.all():
+        is_bad = (~finite.all(dim=0)).tolist()
+        names = [name for name, bad in zip(batch.names, is_bad, strict=True) if bad]
+        raise CheckpointError(f"{when}: the score is not finite for {name_some(names)}{DIVERGED}")
+    loss, sums = compute_loss(scores, batch, plan, weights)
+    if not torch.isfinite(loss):
+        raise CheckpointError(f"{when}: the loss is not finite for {name_some(batch.names)}{DIVERGED}")
+    return loss, sums
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Up to 8 names, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def summarize(

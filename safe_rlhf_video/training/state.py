@@ -13,17 +13,19 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,54 @@ class TrainerState:
     best_step: int = 0
     best_loss: float | None = None
     wandb_id: str | None = None
+
+
+def check_run_folder(run: Path, config: TrainConfig, heads: Sequence[str], data_fingerprint: str) -> int:
+    """Whether the run folder is new or can be gone on with.
+
+    Returns:
+        The step of the last complete checkpoint, 0 for a new run.
+
+    Raises:
+        CheckpointError: the folder holds a run of another configuration or data; the difference is shown.
+    """
+    with writing(run):
+        run.mkdir(parents=True, exist_ok=True)
+    steps = find_checkpoints(run)
+    if not steps:
+        return 0
+    try:
+        saved = flatten(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{run / 'config.yaml'}: cannot be read ({error}); give a new folder as out") from error
+    mine = flatten(resolved_config(config, heads))
+    changed = [
+        f"{name}: {saved.get(name)!r} -> {mine.get(name)!r}"
+        for name in sorted({*saved, *mine})
+        if saved.get(name) != mine.get(name) and name not in OPERATIONAL_FIELDS
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{run} holds a run with another configuration ({'; '.join(changed)}); go on with the old one, or give a "
+            "new folder as out"
+        )
+    state, _ = load_checkpoint(run, steps[-1])
+    if state.data_fingerprint != data_fingerprint:
+        raise CheckpointError(
+            f"{run} holds a run on other data than {config.data.path} is now; give a new folder as out"
+        )
+    return steps[-1]
+
+
+def resolved_config(config: TrainConfig, heads: Sequence[str]) -> dict[str, Any]:
+    """The configuration as plain values, as it is written to <run>/config.yaml."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return plain({"heads": list(heads), **asdict(config)})
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.training.config import TrackingConfig
 from safe_rlhf_video.training.state import write_whole
 
@@ -25,6 +26,9 @@ class Tracker:
         Args:
             step: the step the run goes on from; rows of later steps, which the resumed run repeats, are cut off.
             wandb_id: the W&B run to go on with; None starts one.
+
+        Raises:
+            ConfigError: W&B is to be online without an API key, or does not start.
         """
         run.mkdir(parents=True, exist_ok=True)
         path = run / "metrics.jsonl"
@@ -76,15 +80,22 @@ def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
     if mode == "disabled":
         return None
-    started = wandb.init(
-        project=config.project,
-        name=run.name,
-        dir=str(run),
-        config=dict(run_config),
-        mode=mode,  # type: ignore[arg-type]
-        id=wandb_id,
-        resume="allow" if wandb_id else None,
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    try:
+        # wandb.init would ask for the key on a terminal.
+        if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False, verify=False)):
+            raise ConfigError("tracking.wandb: online needs an API key; set WANDB_API_KEY, or use auto or offline")
+        started = wandb.init(
+            project=config.project,
+            name=run.name,
+            dir=str(run),
+            config=dict(run_config),
+            mode=mode,  # type: ignore[arg-type]
+            id=wandb_id,
+            resume="allow" if wandb_id else None,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except (wandb.errors.Error, ValueError) as error:  # ValueError: a wrong WANDB_... in the environment
+        reason = " ".join(str(error).split("For further information")[0].split())
+        raise ConfigError(f"tracking.wandb: W&B does not start ({reason}); use tracking.wandb offline") from error
     started.define_metric("*", step_metric="step")
     return started

@@ -1,0 +1,68 @@
+"""What a run tells its user besides its metrics: what is trained, what does not learn, a line a row."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD
+from safe_rlhf_video.models.score_model import ScoreModel
+from safe_rlhf_video.training.engine import trainable
+from safe_rlhf_video.training.plan import StepPlan
+
+LN_2 = math.log(2.0)
+
+
+def report_trainable(model: ScoreModel, say: Callable[[str], None]) -> None:
+    """How many parameters are trained, in which part."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    parts: dict[str, int] = {}
+    for name, parameter in trainable(model).items():
+        part = f"head {name.split('.')[1]}" if name.startswith("score_heads.") else "adapter"
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    listed = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+    say(f"trainable: {sum(parts.values()):,} of {total:,} parameters ({listed})")
+
+
+def report_gradients(norms: dict[str, float], say: Callable[[str], None]) -> None:
+    """Gradient norms of the first step: a part without a gradient does not learn."""
+    say("gradient norm at step 1: " + ", ".join(f"{group} {norm:.3g}" for group, norm in norms.items()))
+    for group, norm in norms.items():
+        # A fresh LoRA adapter has a gradient in its B matrices from the first step on.
+        if norm == 0.0:
+            say(f"warning: {group} gets no gradient and will not learn")
+
+
+def warn_if_stuck(
+    recent_losses: Mapping[str, deque[float]],
+    totals: Mapping[str, float],
+    plan: StepPlan,
+    weight: float,
+    say: Callable[[str], None],
+) -> None:
+    """ln 2 is the loss of a model that cannot tell any pair apart; every recent step near it is no accident.
+
+    A mean over steps would not do: that of a run which learns passes ln 2 on its way down.
+
+    Args:
+        recent_losses: head -> the last steps' comparison losses; this step's is added.
+        totals: this step's sums over all ranks.
+    """
+    for head, losses in recent_losses.items():
+        if not plan.num_comparisons[DIMENSION_OF_HEAD[head]] or not weight:
+            continue
+        losses.append(totals[f"comparison/{head}"] / weight)
+        if len(losses) == losses.maxlen and all(abs(loss - LN_2) < 1e-3 for loss in losses):
+            say(
+                f"warning: the {head}'s comparison loss has stayed within 0.001 of ln 2, as if no pair could be told "
+                "apart; are the rates too small, or chosen and rejected the same?"
+            )
+            losses.clear()
+
+
+def describe(metrics: Mapping[str, float], prefix: str) -> str:
+    """The figures that a reader of the log wants, in one line."""
+    wanted = ("loss", "accuracy", "margin", "sign_accuracy")
+    short = {name.removeprefix(prefix): value for name, value in metrics.items()}
+    return ", ".join(f"{name} {value:.4f}" for name, value in short.items() if name.split("/")[0] in wanted)
