@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_video.cli import Parser, run_script
+from safe_rlhf_video.files import write_whole
 
 
 def main() -> None:
@@ -88,14 +89,8 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
         "data": str(arguments.data),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_json(arguments.out / "evaluation.json", result)
+    write_whole(arguments.out / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

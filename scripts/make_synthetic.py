@@ -41,7 +41,8 @@ def main() -> None:
 
 def make_synthetic(out: Path, num_pairs: dict[str, int], seed: int, workers: int | None = None) -> None:
     from safe_rlhf_video.data.samples import VIDEO_NAMES
-    from safe_rlhf_video.data.synthetic import WORLD_VERSION, plan_split, write_atomically, write_clip, write_config
+    from safe_rlhf_video.data.synthetic import WORLD_VERSION, plan_split, write_clip, write_config
+    from safe_rlhf_video.files import write_whole
     from safe_rlhf_video.progress import progress_bar
 
     configs, clips, truth = {}, {}, {}
@@ -57,7 +58,7 @@ def make_synthetic(out: Path, num_pairs: dict[str, int], seed: int, workers: int
         for _ in executor.map(write_clip, clips.items(), chunksize=32):
             progress.update()
     payload = {"format_version": WORLD_VERSION, "seed": seed, "videos": truth}
-    write_atomically(out / "truth.json.gz", gzip.compress(json.dumps(payload).encode(), mtime=0))
+    write_whole(out / "truth.json.gz", gzip.compress(json.dumps(payload).encode(), mtime=0))
     for split, pairs in configs.items():
         write_config(out / f"config-{split}.json.gz", pairs)
     shown = ", ".join(f"{len(pairs)} {split} comparisons" for split, pairs in configs.items())

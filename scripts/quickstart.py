@@ -16,6 +16,7 @@ from typing import Any
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.errors import SafeRLHFVideoError
+from safe_rlhf_video.files import write_whole
 
 SEED = 0
 
@@ -42,12 +43,10 @@ def main() -> None:
         "--train_data", data / "config-train.json.gz",
         "--random_backbone", out / "random_backbone/reward", out / "random_backbone/cost", "--out", out)  # fmt: skip
 
-    from safe_rlhf_video.data.synthetic import write_atomically
-
     result = json.loads((out / "evaluation.json").read_text())
     result["pair"] = show_pair(out, data)
     result["seconds"] = round(time.time() - arguments.started, 1)
-    write_atomically(out / "summary.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(out / "summary.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     print(f"\nwrote {out / 'summary.json'} and {out / 'pair.png'}; {result['seconds']:.0f} s in all")
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.errors import ConfigError, SampleError
+from safe_rlhf_video.files import write_whole
 
 
 class Pair(NamedTuple):
@@ -96,21 +97,20 @@ def score_pairs(pairs: list[Pair], arguments: argparse.Namespace) -> None:
         scores = score_to_file(scorer, list(requests.values()), clips_out, arguments.batch_size)
 
     preferred = {"v1": 0, "v2": 0, "tie": 0}
-    partial = arguments.out.with_name(f".{arguments.out.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for pair in pairs:
-            first, second = (scores[requests[pair.prompt, path].key] for path in pair.paths)
-            judged = judge_pair(
-                (first["reward"], second["reward"]),
-                (first["cost"], second["cost"]),
-                arguments.lagrange_multiplier,
-                arguments.cost_limit,
-            )
-            preferred[judged.preferred] += 1
-            row: dict[str, Any] = {"pair_id": pair.name, "prompt": pair.prompt}
-            row |= {"v1": str(pair.paths[0]), "v2": str(pair.paths[1]), **judged.to_dict()}
-            file.write(json.dumps(row) + "\n")
-    partial.replace(arguments.out)
+    lines = []
+    for pair in pairs:
+        first, second = (scores[requests[pair.prompt, path].key] for path in pair.paths)
+        judged = judge_pair(
+            (first["reward"], second["reward"]),
+            (first["cost"], second["cost"]),
+            arguments.lagrange_multiplier,
+            arguments.cost_limit,
+        )
+        preferred[judged.preferred] += 1
+        row: dict[str, Any] = {"pair_id": pair.name, "prompt": pair.prompt}
+        row |= {"v1": str(pair.paths[0]), "v2": str(pair.paths[1]), **judged.to_dict()}
+        lines.append(json.dumps(row) + "\n")
+    write_whole(arguments.out, "".join(lines))
     clips_out.unlink()
     counts = ", ".join(f"{name} {count}" for name, count in preferred.items())
     print(f"{arguments.out}: {len(pairs)} pairs of {len(requests)} clips scored; preferred: {counts}")

@@ -206,19 +206,8 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
 
 
 def test_score_command_on_a_config_and_on_lines(world: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
-    reward, cost = folders
-    launch(
-        "scripts/score.py",
-        "--model",
-        reward,
-        cost,
-        "--input",
-        world / "config-test.json.gz",
-        "--out",
-        tmp_path / "a.jsonl",
-        "--lagrange_multiplier",
-        5,
-    )
+    arguments = ("scripts/score.py", "--model", *folders, "--lagrange_multiplier", 5)
+    launch(*arguments, "--input", world / "config-test.json.gz", "--out", tmp_path / "a.jsonl")
     first = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     records = read_records(world, "test")
     assert [row["pair_id"] for row in first] == [record["pair_id"] for record in records]
@@ -235,18 +224,7 @@ def test_score_command_on_a_config_and_on_lines(world: Path, folders: tuple[Path
             for record in records
         )
     )
-    launch(
-        "scripts/score.py",
-        "--model",
-        reward,
-        cost,
-        "--input",
-        world / "pairs.jsonl",
-        "--out",
-        tmp_path / "b.jsonl",
-        "--lagrange_multiplier",
-        5,
-    )
+    launch(*arguments, "--input", world / "pairs.jsonl", "--out", tmp_path / "b.jsonl")
     second = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
     for one, other in zip(first, second, strict=True):
         assert one["rewards"] == pytest.approx(other["rewards"][::-1], abs=1e-5)

@@ -26,7 +26,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -38,6 +37,7 @@ import numpy as np
 
 from safe_rlhf_video.data.samples import HARM_LABELS, SUB_DIMENSIONS, VIDEO_NAMES
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.files import write_whole
 
 # Raise it with every change to what a clip shows or how it is drawn: it stands in every video_id, so that a clip drawn
 # by another version is never taken for the one that new labels speak of.
@@ -325,22 +325,14 @@ def plan_split(split: str, num_pairs: int, seed: int) -> Iterator[tuple[list[dic
 def write_config(path: Path, records: list[dict]) -> None:
     """Write gzipped JSON without a time stamp, so that the same records give the same bytes."""
     payload = gzip.compress(json.dumps(records, ensure_ascii=False).encode(), mtime=0)
-    write_atomically(path, payload)
-
-
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file that is either whole or not there, however the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(payload)
-    os.replace(partial, path)
+    write_whole(path, payload)
 
 
 def write_clip(job: tuple[Path, Clip]) -> None:
     """Render and encode one clip; a file that is there already was written whole and is kept."""
     path, clip = job
     if not path.exists():
-        write_atomically(path, encode_mp4(render(clip)))
+        write_whole(path, encode_mp4(render(clip)))
 
 
 def truth_record(prompt: Prompt, clip: Clip) -> dict:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError
+from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.models.backbones import Backbone, load_backbone, load_size_multiple
 from safe_rlhf_video.models.checkpoint import ModelRecord, load_weights, save_model
 from safe_rlhf_video.models.inputs import build_inputs
@@ -45,7 +46,6 @@ from safe_rlhf_video.training.state import (
     resolved_config,
     save_checkpoint,
     with_validation,
-    write_whole,
     writing,
 )
 from safe_rlhf_video.training.tracking import Tracker

@@ -151,13 +151,6 @@ def writing(run: Path) -> Iterator[None]:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write or replace a text file; a kill leaves the old one or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def publish_model(run: Path, best_step: int) -> None:
     """Make <run>/model a copy of the best checkpoint's model folder; a kill at any point is mended by the next call."""
     target, incoming, outgoing = run / "model", run / ".model.incoming", run / ".model.outgoing"

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.training.config import TrackingConfig
-from safe_rlhf_video.training.state import write_whole
 
 
 class Tracker:
