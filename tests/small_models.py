@@ -11,7 +11,7 @@ import torch
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
 from safe_rlhf_video.models.checkpoint import ModelRecord, save_model
-from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling
+from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling, TrainedPart
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.responses import Response
@@ -37,17 +37,29 @@ def build_score_model(
     backbone: BackboneConfig | None = None,
     seed: int = 0,
     pooling: Pooling = "last_token",
+    trained_parts: tuple[TrainedPart, ...] = (),
 ) -> tuple[ScoreModel, ModelRecord]:
-    """A model in evaluation mode whose adapters change the backbone's states, as a trained one's do."""
+    """A model in evaluation mode whose trained parts change the backbone's states, as a trained one's do."""
     config = backbone or BackboneConfig()
     loaded = load_backbone(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = ScoreModel(loaded, heads_of_adapter, lora, pooling).eval()
+        model = ScoreModel(loaded, heads_of_adapter, lora, pooling, trained_parts).eval()
         for name, parameter in model.named_parameters():
             if "lora_B" in name or name.endswith("query"):  # zero at the start, which would hide what is not loaded
                 torch.nn.init.normal_(parameter, std=0.05 if "lora_B" in name else 1.0)
-    return model, ModelRecord(config, loaded.fingerprint, SAMPLING, lora, heads_of_adapter, {"step": 1}, pooling)
+        with torch.no_grad():
+            for part in trained_parts:
+                for parameter in model.trained()[part].values():
+                    parameter += 0.02 * torch.randn_like(parameter)
+    facts = {"step": 1}
+    record = ModelRecord(config, loaded.fingerprint, SAMPLING, lora, heads_of_adapter, facts, pooling, trained_parts)
+    return model, record
+
+
+def whole_weights(model: ScoreModel) -> dict[str, torch.Tensor]:
+    """What is trained of a model that is not spread over processes."""
+    return {name: one.detach() for part in model.trained().values() for name, one in part.items()}
 
 
 def write_model(
@@ -59,7 +71,7 @@ def write_model(
 ) -> Path:
     """A model folder as training writes it."""
     model, record = build_score_model(heads_of_adapter, lora, backbone, seed)
-    save_model(model, record, folder)
+    save_model(model, record, folder, whole_weights(model))
     return folder
 
 

@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import COST, JOINT, LORA, PROMPTS, REWARD, build_score_model, noise_video, one_line, score
+from small_models import (
+    COST,
+    JOINT,
+    LORA,
+    PROMPTS,
+    REWARD,
+    build_score_model,
+    noise_video,
+    one_line,
+    score,
+    whole_weights,
+)
 from tiny_backbones import SAMPLINGS, edit_json, write_tiny_backbone
 from transformers import dynamic_module_utils
 
@@ -258,7 +269,7 @@ def test_saved_models_score_bit_equal(folder: Path, family: str, tmp_path: Path,
     for seed, heads in enumerate((REWARD, COST)):
         model, record = build_score_model(heads, lora, config, seed)
         record = replace(record, sampling=SAMPLINGS[family])
-        save_model(model, record, tmp_path / min(heads))
+        save_model(model, record, tmp_path / min(heads), whole_weights(model))
         expected |= score(model, load_backbone(config), prompts, responses)
     loaded, backbone, joined = load_models([tmp_path / "reward", tmp_path / "cost"])
     assert joined.sampling == SAMPLINGS[family]
@@ -270,7 +281,7 @@ def test_saved_models_score_bit_equal(folder: Path, family: str, tmp_path: Path,
 
 def test_model_folder_is_of_its_familys_template(folder: Path, family: str, tmp_path: Path) -> None:
     model, record = build_score_model(backbone=BackboneConfig(path=str(folder)))
-    save_model(model, record, tmp_path)
+    save_model(model, record, tmp_path, whole_weights(model))
     other = next(one for name, one in FAMILIES.items() if name != family)
     for template in (
         {"name": other.template.name, "hash": FAMILIES[family].template_hash()},
@@ -356,7 +367,8 @@ def test_code_beside_the_weights_runs_only_when_asked(tmp_path: Path, monkeypatc
     edit_json(folder / "config.json", auto_map={"AutoConfig": "code.Config", "AutoModel": "code.Model"})
     config = BackboneConfig(path=str(folder))
     model, record = build_score_model(backbone=config)
-    save_model(model, replace(record, backbone=replace(config, trust_remote_code=True)), tmp_path / "model")
+    record = replace(record, backbone=replace(config, trust_remote_code=True))
+    save_model(model, record, tmp_path / "model", whole_weights(model))
     # What a model folder says of itself does not count.
     text = (tmp_path / "model" / "model.json").read_text()
     assert "trust_remote_code" not in text

@@ -25,6 +25,7 @@ from small_models import (
     noise_video,
     one_line,
     score,
+    whole_weights,
     write_model,
 )
 from tiny_backbones import edit_json
@@ -404,7 +405,7 @@ def test_saved_model_scores_bit_equal(tmp_path: Path, rank: int, pooling: Poolin
     lora = replace(LORA, rank=rank)
     model, record = build_score_model(heads_of_adapter, lora, pooling=pooling)
     _, backbone_of_model = model, load_backbone(BackboneConfig())
-    save_model(model, record, tmp_path / "model")
+    save_model(model, record, tmp_path / "model", whole_weights(model))
     loaded, backbone, joined = load_models([tmp_path / "model"])
     assert joined == record == read_record(tmp_path / "model")
     expected = score(model, backbone_of_model, list(PROMPTS), list(VIDEOS))
@@ -419,7 +420,7 @@ def test_saved_model_scores_bit_equal(tmp_path: Path, rank: int, pooling: Poolin
         for head, values in score(without, bare, list(PROMPTS), list(VIDEOS)).items():
             assert abs(values - expected[head]).max() > 1e-4  # the adapters count
     # Saving what was loaded gives the same files.
-    save_model(loaded, joined, tmp_path / "again")
+    save_model(loaded, joined, tmp_path / "again", whole_weights(loaded))
     for path in (tmp_path / "model").rglob("*"):
         if path.is_file():
             assert (tmp_path / "again" / path.relative_to(tmp_path / "model")).read_bytes() == path.read_bytes()
@@ -570,7 +571,7 @@ def test_folders_that_do_not_fit_each_other(folders: tuple[Path, Path], tmp_path
 def test_backbone_that_moved(folders: tuple[Path, Path], copied: Path, tmp_path: Path) -> None:
     model, record = build_score_model(REWARD, backbone=BackboneConfig(path=str(copied)))
     folder = tmp_path / "reward"
-    save_model(model, record, folder)
+    save_model(model, record, folder, whole_weights(model))
     moved = copied.rename(tmp_path / "moved")
     with one_line(CheckpointError, str(copied), "no such backbone folder"):
         load_models([folder])

@@ -4,8 +4,11 @@
       model.json                      format version, backbone (id, revision, fingerprint), sampling, template, heads
       heads.safetensors               float32 heads
       adapters/<name>/                adapter_config.json and adapter_model.safetensors, as PEFT writes them
+      backbone.safetensors            the parts of the backbone that were trained in full, float32, if any
+      backbone/                       of a merged model alone: its own backbone, an ordinary checkpoint folder
 
-The backbone's weights are referenced, never copied. Only JSON and safetensors are read: no pickle.
+The backbone's frozen weights are referenced, not copied, but for a merged model's. Only JSON and safetensors are read:
+no pickle.
 """
 
 from __future__ import annotations
@@ -28,12 +31,15 @@ from torch import Tensor
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
-from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling
+from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling, TrainedPart, check_trained_parts
 from safe_rlhf_video.models.families import FAMILIES
-from safe_rlhf_video.models.score_model import ScoreModel
+from safe_rlhf_video.models.score_model import ScoreModel, plain_name
 from safe_rlhf_video.video.sampling import Sampling
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+
+# Fields of the backbone's configuration that whoever loads a folder decides, not the folder.
+NOT_OF_A_FOLDER = ("trust_remote_code", "attention", "liger")
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,12 @@ class ModelRecord:
     """The content of model.json.
 
     Attributes:
+        backbone_fingerprint: of the backbone that the folder is loaded onto, before its own weights come in.
         heads_of_adapter: adapter name -> heads on it.
         training: free facts about the run (step, data, validation metrics), for people to read.
+        trained_parts: what of the backbone was trained in full and lies in backbone.safetensors.
+        backbone_in_folder: whether the backbone lies in the folder (a merged model): `backbone.path` then only tells
+            where it came from, and there are neither adapters nor trained parts.
     """
 
     backbone: BackboneConfig
@@ -52,38 +62,42 @@ class ModelRecord:
     heads_of_adapter: Mapping[str, tuple[str, ...]]
     training: Mapping[str, object]
     pooling: Pooling = "last_token"
+    trained_parts: tuple[TrainedPart, ...] = ()
+    backbone_in_folder: bool = False
 
 
-def save_model(model: ScoreModel, record: ModelRecord, folder: Path) -> None:
-    """Write a model folder; the caller makes it appear atomically.
+def save_model(model: ScoreModel, record: ModelRecord, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a model folder, all but the backbone of a merged model; the caller makes it appear atomically.
+
+    Args:
+        weights: name, as in `ScoreModel.trained` -> whole tensor on any device, for every part. They are not taken
+            from the model, whose own may be shards.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    heads = {
-        f"{name}.{key}": value for name, head in model.score_heads.items() for key, value in head.state_dict().items()
-    }
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in heads.items()}, folder / "heads.safetensors"
-    )
+    names = {part: list(parameters) for part, parameters in model.trained().items()}
+    heads = [name for part in names if part.startswith("head_") for name in names[part]]
+    _write_tensors(folder / "heads.safetensors", {name.removeprefix("score_heads."): weights[name] for name in heads})
+    in_full = [name for part in model.trained_parts for name in names[part]]
+    if in_full:
+        _write_tensors(folder / "backbone.safetensors", {plain_name(name): weights[name] for name in in_full})
     peft_model = model.peft_model
     if peft_model is not None:
         for adapter in model.heads_of_adapter:
             adapter_folder = folder / "adapters" / adapter
             adapter_folder.mkdir(parents=True, exist_ok=True)
-            tensors = get_peft_model_state_dict(peft_model, adapter_name=adapter, save_embedding_layers=False)
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                adapter_folder / "adapter_model.safetensors",
-            )
+            own = {name.removeprefix("backbone."): weights[name] for name in names["adapter"]}
+            tensors = get_peft_model_state_dict(peft_model, own, adapter, save_embedding_layers=False)
+            _write_tensors(adapter_folder / "adapter_model.safetensors", tensors)
             peft_config = copy.copy(peft_model.peft_config[adapter])
             # As the user named it: PEFT's own entry would be a path of this machine.
             peft_config.base_model_name_or_path = record.backbone.path
             peft_config.save_pretrained(str(adapter_folder))
     backbone = asdict(record.backbone)
-    # Not a thing that a folder may say of itself: whoever loads it decides.
-    del backbone["trust_remote_code"]
+    for name in NOT_OF_A_FOLDER:
+        del backbone[name]
     fields = {
         "format_version": FORMAT_VERSION,
         "backbone": {**backbone, "fingerprint": record.backbone_fingerprint},
@@ -91,6 +105,8 @@ def save_model(model: ScoreModel, record: ModelRecord, folder: Path) -> None:
         "template": {"name": model.family.template.name, "hash": model.family.template_hash()},
         "lora": asdict(record.lora),
         "pooling": record.pooling,
+        "trained_parts": list(record.trained_parts),
+        "backbone_in_folder": record.backbone_in_folder,
         "heads_of_adapter": {name: list(heads) for name, heads in record.heads_of_adapter.items()},
         "training": dict(record.training),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
@@ -123,18 +139,21 @@ def read_record(folder: str | Path) -> ModelRecord:
             )
         backbone = dict(fields["backbone"])
         fingerprint = backbone.pop("fingerprint")
-        backbone.pop("trust_remote_code", None)
-        lora = dict(fields["lora"])
+        for name in NOT_OF_A_FOLDER:
+            backbone.pop(name, None)
+        lora = LoraConfig(**{**fields["lora"], "target_modules": tuple(fields["lora"]["target_modules"])})
         heads_of_adapter = {name: tuple(heads) for name, heads in fields["heads_of_adapter"].items()}
         _check_heads(heads_of_adapter)
         return ModelRecord(
             backbone=BackboneConfig(**backbone),
             backbone_fingerprint=fingerprint,
             sampling=Sampling.from_dict(fields["sampling"]),
-            lora=LoraConfig(**{**lora, "target_modules": tuple(lora["target_modules"])}),
+            lora=lora,
             heads_of_adapter=heads_of_adapter,
             training=fields["training"],
             pooling=_check_pooling(fields["pooling"]),
+            trained_parts=_check_parts(fields["trained_parts"], fields["backbone_in_folder"], lora),
+            backbone_in_folder=fields["backbone_in_folder"],
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(
@@ -166,7 +185,8 @@ def load_models(
     """Load one or more model folders onto one backbone.
 
     Args:
-        backbone_path: where the backbone lies here, if not where it lay in training; it must have the same weights.
+        backbone_path: where the backbone lies here, if not where it lay in training; it must have the same weights. A
+            merged model brings its own.
         trust_remote_code: whether Python code that lies beside the backbone's weights may run.
 
     Returns:
@@ -179,6 +199,12 @@ def load_models(
         raise CheckpointError("no model folder was given; give a reward folder, a cost folder or both")
     records = [read_record(folder) for folder in folders]
     first = records[0]
+    for folder, record in zip(folders, records, strict=True):
+        if len(folders) > 1 and (record.trained_parts or record.backbone_in_folder):
+            raise CheckpointError(
+                f"{folder}: changes weights of the backbone itself, so it shares no backbone with another folder; give "
+                "it alone, or train both heads together (heads: [reward, cost])"
+            )
     heads_of_adapter: dict[str, tuple[str, ...]] = {}
     for folder, record in zip(folders, records, strict=True):
         for what, mine, theirs in (
@@ -201,7 +227,16 @@ def load_models(
                         f"{folder}: its {what} {min(name)} is in another of the folders too; give each once"
                     )
             heads_of_adapter[adapter] = heads
-    config = first.backbone if backbone_path is None else replace(first.backbone, path=backbone_path, revision=None)
+    config = first.backbone
+    if first.backbone_in_folder:
+        if backbone_path is not None:
+            raise CheckpointError(
+                f"{folders[0]}: holds its own backbone, so {backbone_path} cannot stand in for it; leave it out"
+            )
+        own = str(resolve_model_folder(folders[0]) / "backbone")
+        config = replace(config, path=own, revision=None, initialization="pretrained")
+    elif backbone_path is not None:
+        config = replace(config, path=backbone_path, revision=None)
     config = replace(config, trust_remote_code=trust_remote_code)
     backbone = load_backbone(config, device)
     if backbone.fingerprint != first.backbone_fingerprint:
@@ -212,17 +247,17 @@ def load_models(
     joined = replace(first, heads_of_adapter=heads_of_adapter, backbone=config)
     # The fresh weights are all replaced: drawing them should not change what a user draws next.
     with torch.random.fork_rng(devices=[]):
-        model = ScoreModel(backbone, heads_of_adapter, joined.lora, joined.pooling)
+        model = ScoreModel(backbone, heads_of_adapter, joined.lora, joined.pooling, joined.trained_parts)
     for folder, record in zip(folders, records, strict=True):
         load_weights(model, record.heads_of_adapter, resolve_model_folder(folder))
     return model.to(device).eval(), backbone, joined
 
 
 def load_weights(model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, ...]], folder: Path) -> None:
-    """Fill a model's heads and adapters from a model folder; every tensor must be there and fit.
+    """Fill what is trained of a model from a model folder; every tensor must be there and fit.
 
     Raises:
-        CheckpointError: a head or an adapter tensor is missing, extra, or of another shape or type.
+        CheckpointError: a tensor is missing, extra, or of another shape or type.
     """
     path = folder / "heads.safetensors"
     tensors = _read_tensors(path)
@@ -232,6 +267,15 @@ def load_weights(model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, ..
     for head in heads:
         module = model.score_heads[head]
         module.load_state_dict({key: tensors[f"{head}.{key}"] for key in module.state_dict()})
+    in_full = [model.trained()[part] for part in model.trained_parts]
+    if in_full:
+        path = folder / "backbone.safetensors"
+        tensors = _read_tensors(path)
+        parameters = {plain_name(name): one for part in in_full for name, one in part.items()}
+        _check_tensors(path, "the trained part of the backbone", parameters, tensors)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
     peft_model = model.peft_model
     if peft_model is None:
         return
@@ -260,6 +304,13 @@ def _check_pooling(name: str) -> Pooling:
     raise ConfigError(f"pooling: expected one of {', '.join(get_args(Pooling))}, got {name!r}")
 
 
+def _check_parts(names: Sequence[str], backbone_in_folder: bool, lora: LoraConfig) -> tuple[TrainedPart, ...]:
+    check_trained_parts(names, lora)
+    if not isinstance(backbone_in_folder, bool) or (backbone_in_folder and (names or lora.rank)):
+        raise ConfigError("backbone_in_folder: expected true or false, and false beside adapters or trained parts")
+    return tuple(known for name in names for known in get_args(TrainedPart) if name == known)
+
+
 def _template_hashes() -> dict[str, str]:
     return {family.template.name: family.template_hash() for family in FAMILIES.values()}
 
@@ -274,6 +325,10 @@ def _check_heads(heads_of_adapter: Mapping[str, tuple[str, ...]]) -> None:
     names = [head for heads in heads_of_adapter.values() for head in heads]
     if not set(names) <= set(HEADS) or len(set(names)) < len(names):
         raise ConfigError(f"heads_of_adapter: expected {' and '.join(HEADS)}, each at most once, got {names}")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

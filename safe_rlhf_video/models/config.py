@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from safe_rlhf_video.errors import ConfigError
 
 EMBEDDED_BACKBONE = "tiny"
 
-
 Pooling = Literal["last_token", "query"]
+TrainedPart = Literal["projector", "language_model"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,10 @@ class BackboneConfig:
         revision: The hub revision (branch, tag or commit); None for a folder.
         initialization: "random" builds the same architecture without its weights: a control, not a model to use.
         random_seed: The seed of that random initialisation.
-        dtype: The frozen weights' type; "auto" is float32 on CPU and bfloat16 on CUDA. Adapters and heads are float32.
+        dtype: The frozen weights' type; "auto" is float32 on CPU and bfloat16 on CUDA. What is trained is float32.
         trust_remote_code: Whether Python code that lies beside the weights may run; no supported family needs it.
+        attention: "auto" is FlashAttention 2 on CUDA in bfloat16 where it is installed, else PyTorch's ("sdpa").
+        liger: "auto" takes the Liger kernels on CUDA where they are installed.
     """
 
     path: str = EMBEDDED_BACKBONE
@@ -32,12 +35,16 @@ class BackboneConfig:
     random_seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     trust_remote_code: bool = False
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    liger: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         # A command line checks these by their types; a model folder's JSON comes here unchecked.
         for name, choices in (
             ("initialization", ("pretrained", "random")),
             ("dtype", ("auto", "float32", "bfloat16")),
+            ("attention", ("auto", "sdpa", "flash_attention_2", "eager")),
+            ("liger", ("auto", "off")),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(
@@ -50,7 +57,7 @@ class LoraConfig:
     """Low-rank adapters (arXiv 2106.09685) on the language model's linear layers; the vision tower stays frozen.
 
     Attributes:
-        rank: Rank of every adapter matrix; 0 trains the heads alone.
+        rank: Rank of every adapter matrix; 0 adds no adapter.
         alpha: Numerator of the scale alpha / rank.
         dropout: Dropout on the adapters' input while training.
         target_modules: Names of the linear layers inside the language model.
@@ -73,6 +80,11 @@ class ModelConfig:
     """A frozen backbone with one adapter; the heads on it are the caller's choice.
 
     Attributes:
+        trained_parts: Parts of the backbone that are trained in full, in float32: "projector", what maps the vision
+            tower's states to the language model's, and "language_model", in place of adapters. The vision tower stays
+            frozen.
+        gradient_checkpointing: Whether the backbone's layers are run again in the backward pass, in place of keeping
+            what they computed: less memory, about a third more time.
         pooling: What a head reads of the backbone's token states: "last_token", the last attended one, or "query", a
             mean weighted by a learned query of its own (`pooling.attend`).
     """
@@ -80,3 +92,22 @@ class ModelConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     pooling: Pooling = "last_token"
+    trained_parts: tuple[TrainedPart, ...] = ()
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_trained_parts(self.trained_parts, self.lora)
+
+
+def check_trained_parts(parts: Sequence[str], lora: LoraConfig) -> None:
+    """Raise ConfigError where these parts of a backbone cannot be trained, or not beside such adapters."""
+    known = get_args(TrainedPart)
+    if isinstance(parts, str) or not set(parts) <= set(known) or len(set(parts)) < len(parts):
+        raise ConfigError(
+            f"model.trained_parts: expected a list of {' and '.join(known)}, each at most once, got {parts}; correct it"
+        )
+    if "language_model" in parts and lora.rank:
+        raise ConfigError(
+            f"model.trained_parts: the language_model is trained in full or through adapters, not both; set "
+            f"model.lora.rank (now {lora.rank}) to 0, or leave the language_model out"
+        )

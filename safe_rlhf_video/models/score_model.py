@@ -1,9 +1,9 @@
-"""Scores of videos: a frozen backbone, an adapter for each model, float32 heads."""
+"""Scores of videos: a backbone, an adapter for each model or some parts trained in full, float32 heads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -11,20 +11,24 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 
+from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.models.backbones import Backbone
-from safe_rlhf_video.models.config import LoraConfig, Pooling
+from safe_rlhf_video.models.config import LoraConfig, Pooling, TrainedPart
+from safe_rlhf_video.models.families import Family
 from safe_rlhf_video.models.pooling import attend, last_attended
 
 
 class ScoreModel(nn.Module):
-    """Heads on LoRA adapters on one frozen backbone.
+    """Heads on one backbone, which is frozen but for LoRA adapters and the parts that are trained in full.
 
     Args:
-        backbone: as loaded; its model is changed in place by the adapters.
+        backbone: as loaded; its model is changed in place by the adapters, and the trained parts become float32.
         heads_of_adapter: adapter name -> names of the heads that read its states. Training builds one adapter;
             only a scorer holds several, and runs the backbone once for each.
         lora: the adapters' shape; rank 0 leaves the backbone as it is.
         pooling: what a head reads of the token states.
+        trained_parts: what of the backbone is trained in full (`config.ModelConfig`).
+        gradient_checkpointing: whether the layers are run again in the backward pass, while training.
     """
 
     def __init__(
@@ -33,10 +37,13 @@ class ScoreModel(nn.Module):
         heads_of_adapter: Mapping[str, tuple[str, ...]],
         lora: LoraConfig,
         pooling: Pooling = "last_token",
+        trained_parts: Sequence[TrainedPart] = (),
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.heads_of_adapter = dict(heads_of_adapter)
         self.lora = lora
+        self.trained_parts = tuple(trained_parts)
         self.family = backbone.family
         self.backbone: nn.Module = backbone.model
         if lora.rank:
@@ -46,6 +53,11 @@ class ScoreModel(nn.Module):
             for name in others:
                 model.add_adapter(name, peft_config)
             self.backbone = model
+        for part in self.trained_parts:  # after the adapters, which freeze everything else
+            for name in part_modules(self.family, part):
+                backbone.model.get_submodule(name).float().requires_grad_(True)
+        if gradient_checkpointing:
+            backbone.model.activation_checkpointing_enable({"use_reentrant": False})
         self.score_heads = nn.ModuleDict()
         for heads in self.heads_of_adapter.values():
             for head in heads:
@@ -68,8 +80,44 @@ class ScoreModel(nn.Module):
 
     @property
     def peft_model(self) -> PeftModel | None:
-        """The backbone with its adapters; None where only the heads are trained."""
+        """The backbone with its adapters; None where there are none."""
         return self.backbone if isinstance(self.backbone, PeftModel) else None
+
+    def trained(self) -> dict[str, dict[str, nn.Parameter]]:
+        """What is trained, by part: head_reward, head_cost, adapter, projector, language_model, where there is one.
+
+        Returns:
+            part -> name, as in `named_parameters` -> parameter, all float32.
+        """
+        parts: dict[str, dict[str, nn.Parameter]] = {}
+        for head in HEADS:
+            parts[f"head_{head}"] = {}
+        parts |= {"adapter": {}, "projector": {}, "language_model": {}}
+        for name, parameter in self.named_parameters():
+            if (part := self._part_of(name)) is not None:
+                parts[part][name] = parameter
+        return {part: parameters for part, parameters in parts.items() if parameters}
+
+    def _part_of(self, name: str) -> str | None:
+        if name.startswith("score_heads."):
+            return f"head_{name.split('.')[1]}"
+        if ".lora_" in name:
+            return "adapter"
+        plain = plain_name(name)
+        for part in self.trained_parts:
+            if any(plain.startswith(f"{module}.") for module in part_modules(self.family, part)):
+                return part
+        return None
+
+
+def part_modules(family: Family | type[Family], part: TrainedPart) -> tuple[str, ...]:
+    """The names, inside the backbone, of the modules that make up a part of it."""
+    return {"projector": family.projector, "language_model": (family.language_model,)}[part]
+
+
+def plain_name(name: str) -> str:
+    """A backbone parameter's name in the backbone itself, from its name in a score model with or without adapters."""
+    return name.removeprefix("backbone.").removeprefix("base_model.model.")
 
 
 class ScoreHead(nn.Module):

@@ -44,6 +44,8 @@ class Family(ABC):
         video_token: What the vision tower's states take the place of.
         specials: Every special token that inputs are made of: a tokenizer must have them.
         language_model: The name of the language model inside the backbone; adapters go to its linear layers.
+        vision_tower: The name of the module that sees videos. It is frozen but for a projector inside it.
+        projector: The names of the modules that map the vision tower's states to the language model's.
         fit: What `sampling.fit` must be.
     """
 
@@ -54,6 +56,8 @@ class Family(ABC):
     video_token: ClassVar[Special]
     specials: ClassVar[tuple[Special, ...]]
     language_model: ClassVar[str] = "language_model"
+    vision_tower: ClassVar[str]
+    projector: ClassVar[tuple[str, ...]]
     fit: ClassVar[Fit] = "aspect"
 
     @classmethod

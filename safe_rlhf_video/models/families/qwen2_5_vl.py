@@ -34,6 +34,8 @@ class Qwen25VL(Family):
     )
     video_token = VIDEO_PAD
     specials = (IM_START, IM_END, VISION_START, VIDEO_PAD, VISION_END)
+    vision_tower = "visual"
+    projector = ("visual.merger",)
 
     @classmethod
     def build(cls, processor: Mapping[str, Any], config: PreTrainedConfig) -> Qwen25VL:

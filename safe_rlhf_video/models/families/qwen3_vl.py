@@ -33,6 +33,8 @@ class Qwen3VL(Family):
     )
     video_token = VIDEO_PAD
     specials = (IM_START, IM_END, VISION_START, VIDEO_PAD, VISION_END)
+    vision_tower = "visual"
+    projector = ("visual.merger", "visual.deepstack_merger_list")
 
     @classmethod
     def build(cls, processor: Mapping[str, Any], config: PreTrainedConfig) -> Qwen3VL:

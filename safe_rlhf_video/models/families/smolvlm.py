@@ -45,6 +45,8 @@ class SmolVLM(Family):
     video_token = IMAGE
     specials = (IM_START, END, AROUND_IMAGE, GLOBAL_IMAGE, IMAGE)
     language_model = "text_model"
+    vision_tower = "vision_model"
+    projector = ("connector",)
     fit = "stretch"
 
     @classmethod

@@ -33,6 +33,8 @@ class VideoLlava(Family):
     )
     video_token = VIDEO
     specials = (BEGIN, END, VIDEO)
+    vision_tower = "video_tower"
+    projector = ("multi_modal_projector",)
     fit = "crop"
 
     @classmethod

@@ -1,0 +1,227 @@
+"""Parts of the backbone that are trained in full, beside adapters or in their place, in every family."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import (
+    COST,
+    JOINT,
+    LORA,
+    PROMPTS,
+    REWARD,
+    build_score_model,
+    noise_video,
+    one_line,
+    score,
+    whole_weights,
+)
+from tiny_backbones import SAMPLINGS, edit_json, write_tiny_backbone
+
+from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.models.backbones import Backbone, load_backbone
+from safe_rlhf_video.models.checkpoint import ModelRecord, load_models, read_record, save_model
+from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, ModelConfig, TrainedPart
+from safe_rlhf_video.models.families import FAMILIES
+from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.models.score_model import ScoreModel
+from safe_rlhf_video.responses import Response, TextResponse
+from safe_rlhf_video.video.sampling import sample_video
+
+HEADS_ONLY = replace(LORA, rank=0)
+# What is trained besides the heads: adapters, parts in full.
+SETTINGS: dict[str, tuple[LoraConfig, tuple[TrainedPart, ...]]] = {
+    "lora": (LORA, ()),
+    "lora+projector": (LORA, ("projector",)),
+    "projector": (HEADS_ONLY, ("projector",)),
+    "full": (HEADS_ONLY, ("projector", "language_model")),
+}
+CLIPS = (noise_video(4, 16, 48, 0), noise_video(1, 32, 32, 1), noise_video(3, 48, 24, 2))
+ROWS = list(PROMPTS[:4])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_backbone(tmp_path_factory.mktemp("backbones") / family, family)
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> Backbone:
+    """For inputs: no model is built on it."""
+    return load_backbone(BackboneConfig(path=str(folder)))
+
+
+def responses(family: str) -> list[Response]:
+    clips = [sample_video(clip.frames, clip.timestamps, SAMPLINGS[family]) for clip in CLIPS]
+    return [clips[0], TextResponse("a red circle"), *clips[1:]]
+
+
+def build(folder: Path, setting: str, dtype: str = "float32", **options: Any) -> tuple[ScoreModel, ModelRecord]:
+    lora, parts = SETTINGS[setting]
+    config = BackboneConfig(path=str(folder), dtype=dtype)  # type: ignore[arg-type]
+    return build_score_model(lora=lora, backbone=config, trained_parts=parts, **options)
+
+
+def save(folder: Path, model: ScoreModel, record: ModelRecord) -> Path:
+    save_model(model, record, folder, whole_weights(model))
+    return folder
+
+
+def gradients(model: ScoreModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    scores = model.train()(inputs)["reward"]
+    (scores * torch.linspace(-1.0, 2.0, len(scores))).sum().backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            found[name] = parameter.grad
+    return found
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_trained_parts_have_gradients_and_nothing_else_has(
+    folder: Path, backbone: Backbone, family: str, setting: str
+) -> None:
+    model, _ = build(folder, setting)
+    trained = model.trained()
+    assert list(trained) == ["head_reward", *["adapter"] * bool(SETTINGS[setting][0].rank), *SETTINGS[setting][1]]
+    names = {name for part in trained.values() for name in part}
+    assert sum(map(len, trained.values())) == len(names)
+    assert names == {name for name, one in model.named_parameters() if one.requires_grad}
+    found = gradients(model, build_inputs(backbone, ROWS, responses(family), "cpu"))
+    assert set(found) <= names
+    for part, parameters in trained.items():
+        for name in parameters:
+            assert torch.isfinite(found[name]).all(), name
+            # A bias before a softmax or behind nothing that varies may be zero; a matrix may not.
+            assert found[name].any() or name.endswith("bias"), (part, name)
+    for name in trained.get("projector", {}):
+        assert any(f".{module}." in name for module in FAMILIES[family].projector)
+
+
+def test_parts_are_whole_modules(folder: Path, family: str) -> None:
+    model, _ = build(folder, "full")
+    bare = load_backbone(BackboneConfig(path=str(folder))).model
+    kind = FAMILIES[family]
+    expected = {
+        f"backbone.{name}"
+        for name, _ in bare.named_parameters()
+        if name.startswith(tuple(f"{module}." for module in (kind.language_model, *kind.projector)))
+    }
+    parts = model.trained()
+    assert {*parts["projector"], *parts["language_model"]} == expected
+    frozen = {name for name, _ in bare.named_parameters()} - {name.removeprefix("backbone.") for name in expected}
+    assert frozen  # the vision tower
+    assert all(name.startswith((f"{kind.vision_tower}.", "image_tower.")) for name in frozen)
+
+
+# --- model folders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["lora+projector", "full"])
+def test_saved_models_score_bit_equal(
+    folder: Path, backbone: Backbone, family: str, tmp_path: Path, setting: str
+) -> None:
+    model, record = build(folder, setting)
+    path = save(tmp_path / "model", model, record)
+    loaded, _, joined = load_models([path])
+    assert joined == record == read_record(path)
+    expected = score(model, backbone, ROWS, responses(family))["reward"]
+    assert np.array_equal(score(loaded, backbone, ROWS, responses(family))["reward"], expected)
+    untrained, _ = build_score_model(lora=HEADS_ONLY, backbone=BackboneConfig(path=str(folder)))
+    untrained.score_heads.load_state_dict(model.score_heads.state_dict())
+    assert np.abs(score(untrained, backbone, ROWS, responses(family))["reward"] - expected).max() > 1e-3
+    # Under the plain backbone's own names, and float32 whatever that is in.
+    tensors = load_file(path / "backbone.safetensors")
+    assert set(tensors) < set(dict(backbone.model.named_parameters()))
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    again = save(tmp_path / "again", loaded, joined)
+    assert (again / "backbone.safetensors").read_bytes() == (path / "backbone.safetensors").read_bytes()
+
+
+def test_merged_model_brings_its_backbone(folder: Path, backbone: Backbone, family: str, tmp_path: Path) -> None:
+    model, record = build_score_model(JOINT, HEADS_ONLY, BackboneConfig(path=str(folder)))
+    record = replace(record, backbone=replace(record.backbone, path="/gone"), backbone_in_folder=True)
+    path = save(tmp_path / "model", model, record)
+    shutil.copytree(folder, path / "backbone")
+    loaded, own, joined = load_models([path])
+    assert own.config.path == str(path / "backbone")
+    assert joined.backbone_in_folder
+    expected = score(model, backbone, ROWS, responses(family))
+    found = score(loaded, own, ROWS, responses(family))
+    assert all(np.array_equal(found[head], expected[head]) for head in ("reward", "cost"))
+    with one_line(CheckpointError, str(path), "its own backbone"):
+        load_models([path], backbone_path=str(folder))
+    shutil.rmtree(path / "backbone")
+    with one_line(CheckpointError, str(path / "backbone"), "no such backbone folder"):
+        load_models([path])
+
+
+# --- errors, on the embedded backbone ---------------------------------------------------------------------------------
+
+
+def test_parts_that_cannot_be_trained() -> None:
+    for parts, words in (
+        (("vision_tower",), ("model.trained_parts", "projector and language_model")),
+        ("projector", ("model.trained_parts", "a list")),
+        (("projector", "projector"), ("at most once",)),
+        (("language_model",), ("model.lora.rank (now 8) to 0",)),
+    ):
+        with one_line(ConfigError, *words):
+            ModelConfig(trained_parts=parts)  # type: ignore[arg-type]
+    ModelConfig(trained_parts=("language_model", "projector"), lora=HEADS_ONLY)
+    for field in ("attention", "liger"):
+        with one_line(ConfigError, f"model.backbone.{field}", "auto", "'x'"):
+            BackboneConfig(**{field: "x"})
+
+
+def test_folders_with_parts_of_the_backbone_stand_alone(tmp_path: Path) -> None:
+    paths = []
+    for number, (heads, parts) in enumerate(((REWARD, ("projector",)), (COST, ("projector",)), (COST, ()))):
+        model, record = build_score_model(heads, trained_parts=parts)  # type: ignore[arg-type]
+        paths.append(save(tmp_path / str(number), model, record))
+    for pair in (paths[:2], paths[::2], paths[:1] * 2):
+        with one_line(CheckpointError, str(paths[0]), "heads: [reward, cost]"):
+            load_models(pair)
+        load_models(pair[:1])
+
+
+def test_damaged_parts(tmp_path: Path) -> None:
+    model, record = build_score_model(lora=HEADS_ONLY, trained_parts=("projector",))
+    path = save(tmp_path / "model", model, record)
+    file = path / "backbone.safetensors"
+    whole = load_file(file)
+    first = min(whole)
+    for tensors, words in (
+        ({name: one for name, one in whole.items() if name != first}, ("lacks", first)),
+        (whole | {"x": torch.ones(1)}, ("tensor x",)),
+        (whole | {first: whole[first].bfloat16()}, (first, "bfloat16")),
+        (whole | {first: torch.ones(3)}, (first, "(3,)")),
+    ):
+        save_file(tensors, file)
+        with one_line(CheckpointError, str(file), *words):
+            load_models([path])
+    file.unlink()
+    with one_line(CheckpointError, str(file), "missing"):
+        load_models([path])
+    for changes, words in (
+        ({"trained_parts": ["visual"]}, ("trained_parts",)),
+        ({"trained_parts": "projector"}, ("trained_parts",)),
+        ({"backbone_in_folder": True}, ("backbone_in_folder",)),
+        ({"backbone_in_folder": 1, "trained_parts": []}, ("backbone_in_folder",)),
+    ):
+        edit_json(path / "model.json", **{"trained_parts": ["projector"], "backbone_in_folder": False, **changes})
+        with one_line(CheckpointError, "model.json", *words):
+            load_models([path])
