@@ -87,6 +87,23 @@ def gradients(model: ScoreModel, inputs: dict[str, torch.Tensor]) -> dict[str, t
     return found
 
 
+def saved_bytes(model: ScoreModel, inputs: dict[str, torch.Tensor]) -> int:
+    """What a training step keeps between forward and backward, each storage once, parameters aside."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scores = model.train()(inputs)["reward"]
+    scores.sum().backward()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +184,40 @@ def test_merged_model_brings_its_backbone(folder: Path, backbone: Backbone, fami
     shutil.rmtree(path / "backbone")
     with one_line(CheckpointError, str(path / "backbone"), "no such backbone folder"):
         load_models([path])
+
+
+# --- bfloat16 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_bfloat16_backbone_trains_float32_parts(
+    folder: Path, backbone: Backbone, family: str, tmp_path: Path, setting: str
+) -> None:
+    model, record = build(folder, setting, "bfloat16")
+    inputs = build_inputs(backbone, ROWS, responses(family), "cpu")
+    trained = {name for part in model.trained().values() for name in part}
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (torch.float32 if name in trained else torch.bfloat16), name
+    lower = gradients(model, inputs)
+    assert {gradient.dtype for gradient in lower.values()} == {torch.float32}
+    whole = gradients(build(folder, setting)[0], inputs)
+    assert set(lower) == set(whole)
+    flat = [torch.cat([found[name].flatten() for name in sorted(found)]) for found in (lower, whole)]
+    assert torch.cosine_similarity(*flat, dim=0) > 0.99
+    loaded, own, _ = load_models([save(tmp_path / "model", model, record)])
+    expected = score(model.eval(), backbone, ROWS, responses(family))["reward"]
+    assert np.array_equal(score(loaded, own, ROWS, responses(family))["reward"], expected)
+    # As in training: what is learned is what is scored.
+    model.train()
+    assert np.array_equal(model(inputs)["reward"].detach().double().numpy(), expected)
+
+
+def test_bfloat16_keeps_less_for_the_backward_pass(folder: Path, backbone: Backbone, family: str) -> None:
+    """Float32 adapters and language models keep no float32 copies of the states."""
+    inputs = build_inputs(backbone, ROWS, responses(family), "cpu")
+    for setting in ("lora", "full"):
+        lower, whole = (saved_bytes(build(folder, setting, dtype)[0], inputs) for dtype in ("bfloat16", "float32"))
+        assert lower < 0.68 * whole, setting
 
 
 # --- errors, on the embedded backbone ---------------------------------------------------------------------------------

@@ -39,8 +39,9 @@ def attend(hidden_states: Tensor, attention_mask: Tensor, query: Tensor) -> Tens
         float32 (N, E).
     """
     states = hidden_states.float()
-    logits = states @ query / math.sqrt(states.shape[-1])  # size = (N, L)
+    # Sums of products here and below: TensorFloat-32 would round the factors of a matrix product to 10 bits.
+    logits = (states * query).sum(-1) / math.sqrt(states.shape[-1])  # size = (N, L)
     weights = logits.masked_fill(attention_mask == 0, -math.inf).softmax(dim=1)
     # A padded state counts nothing, even where it is not finite.
     states = torch.where(attention_mask.unsqueeze(-1) == 0, 0.0, states)
-    return torch.einsum("nl,nle->ne", weights, states)
+    return (weights.unsqueeze(-1) * states).sum(1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn import functional
+from transformers import PreTrainedModel
 
 from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.models.backbones import Backbone
@@ -45,6 +47,7 @@ class ScoreModel(nn.Module):
         self.lora = lora
         self.trained_parts = tuple(trained_parts)
         self.family = backbone.family
+        self.dtype = backbone.model.dtype  # the frozen weights', and what is computed in
         self.backbone: nn.Module = backbone.model
         if lora.rank:
             first, *others = self.heads_of_adapter
@@ -56,6 +59,8 @@ class ScoreModel(nn.Module):
         for part in self.trained_parts:  # after the adapters, which freeze everything else
             for name in part_modules(self.family, part):
                 backbone.model.get_submodule(name).float().requires_grad_(True)
+        if self.dtype != torch.float32:
+            self._prepare_for_autocast(backbone.model)
         if gradient_checkpointing:
             backbone.model.activation_checkpointing_enable({"use_reentrant": False})
         self.score_heads = nn.ModuleDict()
@@ -73,7 +78,8 @@ class ScoreModel(nn.Module):
         for adapter, heads in self.heads_of_adapter.items():
             if len(self.heads_of_adapter) > 1 and self.lora.rank:
                 self.backbone.set_adapter(adapter)  # type: ignore[operator]
-            hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state  # size = (N, L, E)
+            with self._autocast(inputs["input_ids"].device.type):
+                hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state  # size = (N, L, E)
             for head in heads:
                 scores[head] = self.score_heads[head](hidden_states, inputs["attention_mask"])  # size = (N,)
         return scores
@@ -97,6 +103,20 @@ class ScoreModel(nn.Module):
             if (part := self._part_of(name)) is not None:
                 parts[part][name] = parameter
         return {part: parameters for part, parameters in parts.items() if parameters}
+
+    def _autocast(self, device_type: str) -> AbstractContextManager[None]:
+        """Float32 parts among frozen weights of less compute in the weights' type, in training as in scoring."""
+        is_needed = self.dtype != torch.float32
+        return torch.autocast(device_type, dtype=self.dtype if is_needed else None, enabled=is_needed)
+
+    def _prepare_for_autocast(self, model: PreTrainedModel) -> None:
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                # Else every adapter keeps a copy of its input for the backward pass, in place of sharing one.
+                module.cast_input_dtype_enabled = False
+        if "language_model" in self.trained_parts:
+            # Else the states between the layers are of the weights' type, twice as large as those of a frozen model.
+            model.get_input_embeddings().register_forward_hook(lambda _, inputs, states: states.to(self.dtype))
 
     def _part_of(self, name: str) -> str | None:
         if name.startswith("score_heads."):
@@ -140,7 +160,8 @@ class ScoreHead(nn.Module):
             states = last_attended(hidden_states, attention_mask).float()
         else:
             states = attend(hidden_states, attention_mask, self.query)
-        return functional.linear(states, self.weight, self.bias).squeeze(-1)
+        # No matrix product: TensorFloat-32, where a user allows it, would round both sides to 10 bits.
+        return (states * self.weight).sum(-1) + self.bias
 
 
 def _peft_config(lora: LoraConfig, language_model: str) -> PeftLoraConfig:
