@@ -38,13 +38,14 @@ def build_score_model(
     seed: int = 0,
     pooling: Pooling = "last_token",
     trained_parts: tuple[TrainedPart, ...] = (),
+    gradient_checkpointing: bool = False,
 ) -> tuple[ScoreModel, ModelRecord]:
     """A model in evaluation mode whose trained parts change the backbone's states, as a trained one's do."""
     config = backbone or BackboneConfig()
     loaded = load_backbone(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = ScoreModel(loaded, heads_of_adapter, lora, pooling, trained_parts).eval()
+        model = ScoreModel(loaded, heads_of_adapter, lora, pooling, trained_parts, gradient_checkpointing).eval()
         for name, parameter in model.named_parameters():
             if "lora_B" in name or name.endswith("query"):  # zero at the start, which would hide what is not loaded
                 torch.nn.init.normal_(parameter, std=0.05 if "lora_B" in name else 1.0)

@@ -99,7 +99,7 @@ def saved_bytes(model: ScoreModel, inputs: dict[str, torch.Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        scores = model.train()(inputs)["reward"]
+        scores = model(inputs)["reward"]
     scores.sum().backward()
     return sum(storage.nbytes() for storage in kept.values())
 
@@ -216,8 +216,42 @@ def test_bfloat16_keeps_less_for_the_backward_pass(folder: Path, backbone: Backb
     """Float32 adapters and language models keep no float32 copies of the states."""
     inputs = build_inputs(backbone, ROWS, responses(family), "cpu")
     for setting in ("lora", "full"):
-        lower, whole = (saved_bytes(build(folder, setting, dtype)[0], inputs) for dtype in ("bfloat16", "float32"))
+        lower, whole = (
+            saved_bytes(build(folder, setting, dtype)[0].train(), inputs) for dtype in ("bfloat16", "float32")
+        )
         assert lower < 0.68 * whole, setting
+
+
+# --- gradient checkpointing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "dtype"), [*[(name, "float32") for name in SETTINGS], ("lora+projector", "bfloat16")]
+)
+def test_checkpointing_keeps_less_and_changes_no_gradient(
+    folder: Path, backbone: Backbone, family: str, setting: str, dtype: str
+) -> None:
+    inputs = build_inputs(backbone, ROWS, responses(family), "cpu")
+    plain, saving = (build(folder, setting, dtype, gradient_checkpointing=value)[0].train() for value in (False, True))
+    assert saved_bytes(saving, inputs) < 0.25 * saved_bytes(plain, inputs)
+    for (name, mine), theirs in zip(saving.named_parameters(), plain.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None) == (not mine.requires_grad), name
+        if mine.grad is not None and theirs.grad is not None:
+            assert (mine.grad - theirs.grad).abs().max() <= 1e-6 * theirs.grad.abs().max(), name
+    # Evaluation knows nothing of it: all is kept, where gradients are asked for.
+    assert saved_bytes(saving.eval(), inputs) == saved_bytes(plain.eval(), inputs)
+
+
+def test_checkpointing_repeats_dropout(folder: Path, backbone: Backbone, family: str) -> None:
+    inputs = build_inputs(backbone, ROWS, responses(family), "cpu")
+    found = []
+    for value in (False, True):
+        config = BackboneConfig(path=str(folder))
+        model, _ = build_score_model(lora=replace(LORA, dropout=0.5), backbone=config, gradient_checkpointing=value)
+        torch.manual_seed(0)
+        found.append(gradients(model, inputs))
+    for name, gradient in found[0].items():
+        assert (found[1][name] - gradient).abs().max() <= 1e-6 * gradient.abs().max(), name
 
 
 # --- errors, on the embedded backbone ---------------------------------------------------------------------------------

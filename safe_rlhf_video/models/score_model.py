@@ -63,6 +63,9 @@ class ScoreModel(nn.Module):
             self._prepare_for_autocast(backbone.model)
         if gradient_checkpointing:
             backbone.model.activation_checkpointing_enable({"use_reentrant": False})
+            # It makes all embeddings ask for a gradient, which would run back through the frozen vision tower. Only
+            # reentrant checkpointing needs that (peft#2880).
+            backbone.model.disable_input_require_grads()
         self.score_heads = nn.ModuleDict()
         for heads in self.heads_of_adapter.values():
             for head in heads:
