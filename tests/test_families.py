@@ -273,7 +273,12 @@ def test_saved_models_score_bit_equal(folder: Path, family: str, tmp_path: Path,
         expected |= score(model, load_backbone(config), prompts, responses)
     loaded, backbone, joined = load_models([tmp_path / "reward", tmp_path / "cost"])
     assert joined.sampling == SAMPLINGS[family]
+    # Two adapters, each alone and bit-equal so, on one run of the frozen vision tower.
+    calls: list[int] = []
+    tower = backbone.model.get_submodule(backbone.family.vision_tower)
+    tower.register_forward_hook(lambda *_: calls.append(1))
     found = score(loaded, backbone, prompts, responses)
+    assert len(calls) == 1
     assert set(found) == {"reward", "cost"}
     for head, values in found.items():
         assert np.array_equal(values, expected[head])

@@ -186,6 +186,14 @@ def test_merged_model_brings_its_backbone(folder: Path, backbone: Backbone, fami
         load_models([path])
 
 
+def test_vision_is_run_as_the_backbone_runs_it(folder: Path, backbone: Backbone, family: str) -> None:
+    inputs = build_inputs(backbone, ROWS, responses(family), "cpu")
+    with torch.inference_mode():
+        expected = backbone.model(**inputs, use_cache=False).last_hidden_state
+        found = backbone.model(**backbone.family.run_vision(backbone.model, inputs), use_cache=False).last_hidden_state
+    assert torch.equal(found, expected)
+
+
 # --- bfloat16 ---------------------------------------------------------------------------------------------------------
 
 

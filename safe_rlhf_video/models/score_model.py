@@ -78,10 +78,15 @@ class ScoreModel(nn.Module):
             head name -> float32 scores (N,).
         """
         scores = {}
+        device_type = inputs["input_ids"].device.type
+        # Once for all adapters, which are in the language model. Where all of it is of one type it needs no autocast,
+        # which on CUDA would widen its layer norms.
+        with self._autocast(device_type, "projector" in self.trained_parts):
+            inputs = self.family.run_vision(self._bare_backbone, inputs)
         for adapter, heads in self.heads_of_adapter.items():
             if len(self.heads_of_adapter) > 1 and self.lora.rank:
                 self.backbone.set_adapter(adapter)  # type: ignore[operator]
-            with self._autocast(inputs["input_ids"].device.type):
+            with self._autocast(device_type):
                 hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state  # size = (N, L, E)
             for head in heads:
                 scores[head] = self.score_heads[head](hidden_states, inputs["attention_mask"])  # size = (N,)
@@ -107,9 +112,13 @@ class ScoreModel(nn.Module):
                 parts[part][name] = parameter
         return {part: parameters for part, parameters in parts.items() if parameters}
 
-    def _autocast(self, device_type: str) -> AbstractContextManager[None]:
+    @property
+    def _bare_backbone(self) -> PreTrainedModel:
+        return self.backbone if self.peft_model is None else self.peft_model.get_base_model()
+
+    def _autocast(self, device_type: str, has_float32_parts: bool = True) -> AbstractContextManager[None]:
         """Float32 parts among frozen weights of less compute in the weights' type, in training as in scoring."""
-        is_needed = self.dtype != torch.float32
+        is_needed = has_float32_parts and self.dtype != torch.float32
         return torch.autocast(device_type, dtype=self.dtype if is_needed else None, enabled=is_needed)
 
     def _prepare_for_autocast(self, model: PreTrainedModel) -> None:

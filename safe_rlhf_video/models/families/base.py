@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.models.prompts import Special, Template
@@ -112,6 +112,18 @@ class Family(ABC):
         Args:
             videos: The clips of a batch in order; there may be none.
             is_video: (N, L), where `input_ids` holds video tokens.
+        """
+
+    @abstractmethod
+    def run_vision(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Run the vision tower and the projector.
+
+        Args:
+            model: The backbone, without adapters.
+            inputs: As `models.inputs.build_inputs` makes them.
+
+        Returns:
+            The backbone's inputs with the clips' states in place of their pixels: the language model is left to run.
         """
 
     def count_video_tokens(self, num_frames: int, height: int, width: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from safe_rlhf_video.models.families.base import EncodedVideo
 
@@ -68,3 +69,13 @@ def qwen_inputs(patches: PatchSize, videos: Sequence[EncodedVideo], is_video: Te
         inputs["pixel_values_videos"] = torch.cat([video.pixels for video in videos])
         inputs["video_grid_thw"] = torch.tensor(grids, device=is_video.device)
     return inputs
+
+
+def run_qwen_vision(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """As `Family.run_vision`."""
+    rest = dict(inputs)
+    pixels = rest.pop("pixel_values_videos", None)
+    if pixels is None:
+        return rest
+    states = model.get_video_features(pixels, rest["video_grid_thw"], return_dict=True)
+    return {**rest, "mm_encoder_outputs": {"video": states}}

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from safe_rlhf_video.models.families.base import EncodedVideo, Family, three_numbers
-from safe_rlhf_video.models.families.patches import PatchSize, qwen_inputs
+from safe_rlhf_video.models.families.patches import PatchSize, qwen_inputs, run_qwen_vision
 from safe_rlhf_video.models.prompts import Special, Template
 
 IM_START, IM_END = Special("<|im_start|>"), Special("<|im_end|>")
@@ -74,6 +74,9 @@ class Qwen25VL(Family):
             seconds = [self.patches.temporal * _frame_seconds(video.times) for video in videos]
             inputs["second_per_grid_ts"] = torch.tensor(seconds, device=is_video.device)
         return inputs
+
+    def run_vision(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        return run_qwen_vision(model, inputs)
 
 
 def _frame_seconds(times: Sequence[float]) -> float:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from safe_rlhf_video.models.families.base import EncodedVideo, Family, three_numbers
-from safe_rlhf_video.models.families.patches import PatchSize, qwen_inputs
+from safe_rlhf_video.models.families.patches import PatchSize, qwen_inputs, run_qwen_vision
 from safe_rlhf_video.models.prompts import Special, Template
 
 IM_START, IM_END = Special("<|im_start|>"), Special("<|im_end|>")
@@ -74,3 +74,6 @@ class Qwen3VL(Family):
 
     def collate(self, videos: Sequence[EncodedVideo], is_video: Tensor) -> dict[str, Tensor]:
         return qwen_inputs(self.patches, videos, is_video)
+
+    def run_vision(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        return run_qwen_vision(model, inputs)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.models.families.base import EncodedVideo, Family, three_numbers
@@ -97,6 +97,13 @@ class SmolVLM(Family):
             return {}
         # All frames as the images of one row: the model takes them in order, and so needs no frames of padding.
         return {"pixel_values": torch.cat([video.pixels for video in videos]).unsqueeze(0)}
+
+    def run_vision(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        rest = dict(inputs)
+        pixels = rest.pop("pixel_values", None)
+        if pixels is None:
+            return rest
+        return {**rest, "mm_encoder_outputs": {"image": model.get_image_features(pixels, return_dict=True)}}
 
 
 def number_words(number: int) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from safe_rlhf_video.models.families.base import EncodedVideo, Family, three_numbers
 from safe_rlhf_video.models.prompts import Special, Template
@@ -75,3 +76,12 @@ class VideoLlava(Family):
             return {}
         # As one clip: the tower sees single frames, and so clips may differ in length.
         return {"pixel_values_videos": torch.cat([video.pixels for video in videos]).unsqueeze(0)}
+
+    def run_vision(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        rest = dict(inputs)
+        pixels = rest.pop("pixel_values_videos", None)
+        if pixels is None:
+            return rest
+        states = model.get_video_features(pixels, return_dict=True).pooler_output
+        # These alone: beside them are the states of all the tower's layers, which may go now.
+        return {**rest, "mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=states)}}
