@@ -205,8 +205,7 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
     from torch.nn import functional
     from tqdm import trange
 
-    from safe_rlhf_video.models.backbones import Backbone
-    from safe_rlhf_video.models.config import BackboneConfig
+    from safe_rlhf_video.models.backbones import Reader
     from safe_rlhf_video.models.families.qwen3_vl import Qwen3VL
     from safe_rlhf_video.models.inputs import build_inputs
     from safe_rlhf_video.models.pooling import last_attended
@@ -235,11 +234,10 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
     train_clips, train_videos = clips[:-2000], videos[:-2000]
     from transformers import AutoTokenizer
 
-    config = BackboneConfig(path=str(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = json.loads((folder / "video_preprocessor_config.json").read_text())
     family = Qwen3VL.build(processor, model.config)
-    backbone = Backbone(model.model, tokenizer, family, config, "", 128, 4096)
+    reader = Reader(tokenizer, family, model.config, 4096)
     rng = np.random.default_rng(SEED + 1)
     sizes = {
         name: int(values.max()) + 1
@@ -250,7 +248,7 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
 
     def forward(captions: list[Prompt], batch_videos: list[Video]) -> dict[str, torch.Tensor]:
-        inputs = build_inputs(backbone, [caption.text for caption in captions], batch_videos, "cpu")
+        inputs = build_inputs(reader, [caption.text for caption in captions], batch_videos, "cpu")
         states = last_attended(model.model(**inputs, use_cache=False).last_hidden_state, inputs["attention_mask"])
         return {name: probes[name.replace("/", "_")](states) for name in sizes}
 

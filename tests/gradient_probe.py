@@ -8,7 +8,8 @@ names of cases.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,60 @@ from safetensors.torch import save_file
 from safe_rlhf_video.data.batch import collate
 from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.data.samples import DIMENSIONS, VideoSample
+from safe_rlhf_video.models.config import LoraConfig, ModelConfig
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.responses import Response, TextResponse
 
 from safe_rlhf_video.training import distributed, engine as engines  # isort: skip
+from safe_rlhf_video.training.batches import read_jobs, share_out
 from safe_rlhf_video.training.config import DataConfig, EngineConfig, LossConfig, OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.loop import build_model, take_step
+from safe_rlhf_video.training.needs import measure_groups
 from safe_rlhf_video.training.objectives import compute_loss
-from safe_rlhf_video.training.plan import divide, plan_step
+from safe_rlhf_video.training.plan import plan_step
 from safe_rlhf_video.video.sampling import Sampling, Video
 
 HEADS = ("reward", "cost")
-# name -> ZeRO stage, micro-batches, groups (of very different sizes, the first one without any comparison). In the
-# mixed cases every second group is text, so that one rank may have videos and the other none, ties are trained on, and
-# prompts count alike.
+# The smallest budget that any two groups exceed: every micro-batch holds one group.
+ONE_GROUP = 1
+# What a case trains.
+PARTS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "projector": {"trained_parts": ("projector",)},
+    "full": {"lora": LoraConfig(rank=0), "trained_parts": ("language_model",)},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One update.
+
+    Attributes:
+        budget: tokens of a micro-batch on a rank.
+        num_groups: groups of very different sizes; with one alone a second rank has nothing to do.
+        mixed: every second group is text, so that one rank may have videos and the other none; ties are trained on, and
+            prompts count alike.
+        trained: a key of PARTS.
+    """
+
+    zero_stage: int = 0
+    budget: int = 0
+    num_groups: int = 5
+    mixed: bool = False
+    trained: str = "lora"
+
+
 CASES = {
-    "unequal": (0, 1, 5),
-    "accumulated": (0, 2, 5),
-    "zero_1": (1, 2, 5),
-    "zero_2": (2, 2, 5),
-    "idle": (0, 1, 1),  # a rank has no group at all
-    "idle_micro_batches": (2, 2, 1),
-    "mixed": (0, 2, 5),
-    "mixed_zero_2": (2, 1, 5),
+    "unequal": Case(),
+    "accumulated": Case(budget=ONE_GROUP),
+    "idle": Case(num_groups=1),
+    "mixed": Case(mixed=True, budget=400),
+    **{f"zero_{stage}": Case(stage, ONE_GROUP) for stage in (1, 2, 3)},
+    "zero_2_idle": Case(2, num_groups=1),
+    "zero_2_mixed": Case(2, mixed=True),
+    "zero_3_idle": Case(3, num_groups=1),
+    "zero_3_mixed": Case(3, mixed=True, trained="projector"),
+    **{f"full_zero_{stage}": Case(stage, ONE_GROUP, trained="full") for stage in (0, 1, 2, 3)},
 }
 BLANK = VideoSample("p", "", None, None, "v", None, None, None, None, None, None, {})
 NUM_VIDEOS = (2, 7, 2, 3, 4)
@@ -53,17 +85,18 @@ def main() -> None:
     folder, *names = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     ranks = distributed.start()
     for name in names:
-        zero_stage, accumulation, count = CASES[name]
+        case = CASES[name]
         config = TrainConfig(
             out="-",
             data=DataConfig(path="-"),
             sampling=Sampling(4, 1024, 1024, 8),
-            optimization=OptimizationConfig(accumulation=accumulation),
-            loss=LossConfig(ties="rao_kupper", unit="prompt") if name.startswith("mixed") else LossConfig(),
-            engine=EngineConfig(zero_stage=zero_stage),
+            model=ModelConfig(**PARTS[case.trained]),
+            optimization=OptimizationConfig(micro_batch_tokens=case.budget, gradient_clipping=1e9),
+            loss=LossConfig(ties="rao_kupper", unit="prompt") if case.mixed else LossConfig(),
+            engine=EngineConfig(zero_stage=case.zero_stage),  # type: ignore[arg-type]
         )
-        groups = build_groups(mixed=name.startswith("mixed"))
-        groups = groups[1 : count + 1] if count == 1 else groups[:count]
+        groups = build_groups(case.mixed)
+        groups = groups[1:2] if case.num_groups == 1 else groups[: case.num_groups]
         gradient = engine_gradient(config, ranks, groups)
         if ranks.is_first:
             save_file(gradient, Path(folder) / f"{name}.safetensors")
@@ -76,29 +109,30 @@ def engine_gradient(
     config: TrainConfig, ranks: distributed.Ranks, groups: list[PromptGroup]
 ) -> dict[str, torch.Tensor]:
     backbone, model, _ = build_probed_model(config, ranks)
-    engine = engines.build_engine(model, config)
-    accumulation = config.optimization.accumulation
+    engine = engines.build_engine(model, config, ranks.device)
+    sizes = measure_groups(backbone, groups, config.sampling)
     plan = plan_step(range(len(groups)), groups)
-    shares = divide(plan, groups, ranks.world_size * accumulation)
-    mine = shares[ranks.rank * accumulation : (ranks.rank + 1) * accumulation]
-    batches = iter([(plan, batch_of([groups[i] for i in share or plan.groups[:1]], bool(share))) for share in mine])
+    jobs = partial(share_out, config, plan, plan.groups, groups, sizes, ranks)
+    batches = read_jobs(jobs, lambda samples: (read_fake_video(sample) for sample in samples))
     captured: dict[str, torch.Tensor] = {}
     step = engine.step
 
     def probe() -> None:
-        if engine.is_gradient_accumulation_boundary():
-            for name, parameter in engines.trainable(engine.module).items():
-                captured[name] = safe_get_full_grad(parameter).detach().clone()
+        for name, parameter in engines.trainable(engine.module).items():
+            captured[name] = safe_get_full_grad(parameter).detach().clone()
         step()
 
     engine.step = probe
-    take_step(config, engine, backbone, groups, batches, 0, ranks)
+    _, _, norms = take_step(config, engine, backbone, groups, batches, 0, ranks)
+    for part, parameters in engine.module.trained().items():
+        norm = torch.stack([captured[name].norm() for name in parameters]).norm()
+        assert abs(norms[part] - float(norm)) <= 1e-5 * float(norm), part
     return captured
 
 
 def true_gradient(config: TrainConfig, ranks: distributed.Ranks, groups: list[PromptGroup]) -> dict[str, torch.Tensor]:
     backbone, model, _ = build_probed_model(config, ranks)
-    batch = batch_of(groups, True)
+    batch = collate(groups, [read_fake_response(sample) for group in groups for sample in group.videos])
     scores = model(build_inputs(backbone, batch.prompts, batch.responses, ranks.device))
     loss, _ = compute_loss(scores, batch, plan_step(range(len(groups)), groups), config.loss)
     loss.backward()
@@ -136,16 +170,14 @@ def build_groups(mixed: bool) -> list[PromptGroup]:
     return groups
 
 
-def batch_of(groups: list[PromptGroup], counted: bool) -> Any:
-    return collate(groups, [read_fake_response(sample) for group in groups for sample in group.videos], counted)
-
-
-def read_fake_response(sample: VideoSample) -> Response:
-    if sample.response_text is not None:
-        return TextResponse(sample.response_text)
+def read_fake_video(sample: VideoSample) -> Video:
     generator = np.random.default_rng([ord(letter) for letter in sample.prompt_id + sample.video_id])
     frames = generator.integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
     return Video(frames, np.arange(4) / 4)
+
+
+def read_fake_response(sample: VideoSample) -> Response:
+    return read_fake_video(sample) if sample.response_text is None else TextResponse(sample.response_text)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,11 @@ def test_two_ranks_equal_one(gradients: dict[int, Path], case: str) -> None:
     assert relative_difference(two, one) < 1e-5
 
 
-def test_zero_stages_agree_at_the_first_step(gradients: dict[int, Path]) -> None:
-    stage_0 = load_file(gradients[2] / "accumulated.safetensors")
-    for case in ("zero_1", "zero_2"):
+@pytest.mark.parametrize("trained", ["", "full_"])
+def test_zero_stages_agree_at_the_first_step(gradients: dict[int, Path], trained: str) -> None:
+    cases = [f"{trained}zero_{stage}" for stage in (1, 2, 3)]
+    stage_0 = load_file(
+        gradients[2] / f"{trained}zero_0.safetensors" if trained else gradients[2] / "accumulated.safetensors"
+    )
+    for case in cases:
         assert relative_difference(load_file(gradients[2] / f"{case}.safetensors"), stage_0) < 1e-5

@@ -17,7 +17,7 @@ from safe_rlhf_video.data.samples import DIMENSIONS, VideoSample
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import HEADS, preference_score
 from safe_rlhf_video.training.config import LossConfig
-from safe_rlhf_video.training.objectives import checked_loss, compute_loss, name_some, summarize
+from safe_rlhf_video.training.objectives import Tally, compute_loss, name_some, summarize
 from safe_rlhf_video.training.plan import StepPlan, plan_step
 from safe_rlhf_video.training.reports import warn_if_stuck
 from safe_rlhf_video.video.sampling import Video
@@ -26,9 +26,7 @@ NO_TIES = {"helpfulness": 0, "harmlessness": 0}
 COMPARISONS_ONLY = LossConfig(comparison=1.0, sign=0.0, regularization=0.0)
 
 
-def make_batch(
-    helpfulness: list, harmlessness: list, sign: list[int], counted: bool = True, ties: tuple[list, list] = ([], [])
-) -> Batch:
+def make_batch(helpfulness: list, harmlessness: list, sign: list[int], ties: tuple[list, list] = ([], [])) -> Batch:
     size = len(sign)
     comparisons, tied = (
         {name: np.array(rows, np.int64).reshape(-1, 2) for name, rows in zip(DIMENSIONS, labels, strict=True)}
@@ -38,7 +36,11 @@ def make_batch(
     # As of one prompt.
     counts = {name: len(comparisons[name]) + len(tied[name]) for name in DIMENSIONS}
     weights = {name: np.full(count, 1.0 / max(count, 1), np.float32) for name, count in counts.items()}
-    return Batch(names, names, (None,) * size, comparisons, tied, weights, np.array(sign), counted)  # type: ignore[arg-type]
+    return Batch(names, names, (None,) * size, comparisons, tied, weights, np.array(sign), np.ones(size, bool))  # type: ignore[arg-type]
+
+
+def as_floats(sums: dict[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in sums.items()}
 
 
 def plan_of(batch: Batch) -> StepPlan:
@@ -46,6 +48,12 @@ def plan_of(batch: Batch) -> StepPlan:
     ties = {name: len(rows) for name, rows in batch.ties.items()}
     prompts = {name: int(comparisons[name] + ties[name] > 0) for name in comparisons}
     return StepPlan((0,), comparisons, ties, prompts, int(np.count_nonzero(batch.safety_sign)), len(batch.names))
+
+
+def tally(scores: dict[str, Tensor], batch: Batch) -> Tally:
+    made = Tally()
+    made.add(scores, batch, *compute_loss(scores, batch, plan_of(batch), LossConfig()))
+    return made
 
 
 def leaf(*values: float) -> Tensor:
@@ -113,7 +121,7 @@ def test_missing_labels_bring_neither_loss_nor_gradient(head: str) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_nothing_labelled_is_exactly_zero_and_still_reaches_the_scores(head: str) -> None:
-    batch = make_batch([], [], [0, 0], counted=False)
+    batch = replace(make_batch([], [], [0, 0]), counted=np.zeros(2, bool))
     scores = leaf(3.0, -1.0)
     loss, _ = compute_loss(
         {head: scores},
@@ -140,13 +148,13 @@ def test_parts_of_ranks_add_up_to_the_step() -> None:
     ]
     assert sum(part.item() for part, _ in found) == pytest.approx(loss.item(), rel=1e-12)
     for name, value in sums.items():
-        assert sum(part[name] for _, part in found) == pytest.approx(value, rel=1e-12)
+        assert sum(part[name].item() for _, part in found) == pytest.approx(value.item(), rel=1e-12)
 
 
 def test_a_row_leaves_out_what_has_no_label() -> None:
     batch = make_batch([[0, 1]], [], [0, 0])
     _, sums = compute_loss({head: leaf(1.0, 0.5) for head in HEADS}, batch, plan_of(batch), LossConfig())
-    row = summarize("eval", sums, [plan_of(batch)], HEADS)
+    row = summarize("eval", as_floats(sums), [plan_of(batch)], HEADS)
     assert row["eval/accuracy/reward"] == 1.0
     assert row["eval/margin/reward"] == 0.5
     assert "eval/accuracy/cost" not in row
@@ -159,7 +167,7 @@ def test_accuracy_is_over_comparisons_not_over_steps() -> None:
     totals: dict[str, float] = {}
     for batch, plan in zip(batches, plans, strict=True):
         for name, value in compute_loss({"reward": leaf(1.0, 0.0)}, batch, plan, LossConfig())[1].items():
-            totals[name] = totals.get(name, 0.0) + value
+            totals[name] = totals.get(name, 0.0) + value.item()
     assert summarize("train", totals, plans, ("reward",))["train/accuracy"] == 0.75
 
 
@@ -168,14 +176,14 @@ def test_score_that_is_not_finite_is_named(value: float) -> None:
     batch = make_batch([[0, 1]], [[2, 1]], [1, 0, -1])
     scores = {"reward": torch.zeros(3), "cost": torch.tensor([0.0, value, 1.0])}
     with pytest.raises(CheckpointError, match=rf"^step 3: .*not finite for {batch.names[1]};.*learning_rate"):
-        checked_loss(scores, batch, plan_of(batch), LossConfig(), "step 3")
+        tally(scores, batch).check_finite("step 3")
 
 
 def test_loss_that_is_not_finite_names_its_videos() -> None:
     batch = make_batch([[0, 1]], [], [0, 0])
     scores = {"reward": torch.tensor([1e30, 0.0])}
     with pytest.raises(CheckpointError, match=rf"the loss is not finite for {', '.join(batch.names)};"):
-        checked_loss(scores, batch, plan_of(batch), LossConfig(), "step 3")
+        tally(scores, batch).check_finite("step 3")
 
 
 def test_many_names_are_cut() -> None:

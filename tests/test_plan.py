@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Record
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,9 +25,11 @@ from safe_rlhf_video.data.preferences import (
 )
 from safe_rlhf_video.data.samples import DIMENSIONS, VIDEO_NAMES, VideoSample
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.training.config import DataConfig, TrainConfig
+from safe_rlhf_video.training.batches import share_out
+from safe_rlhf_video.training.config import DataConfig, OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.data import load_data
-from safe_rlhf_video.training.plan import divide, plan_epoch
+from safe_rlhf_video.training.distributed import Ranks
+from safe_rlhf_video.training.plan import GroupSize, divide, plan_epoch, plan_step
 from safe_rlhf_video.video.sampling import Video
 
 
@@ -82,15 +86,48 @@ def test_every_group_once_an_epoch_with_true_denominators(
 
 
 @settings(deadline=None)
-@given(groups(), st.integers(1, 12), st.integers(1, 9))
-def test_shares_partition_a_step(data: list[PromptGroup], prompts_per_step: int, shares: int) -> None:
-    for plan in plan_epoch(data, prompts_per_step, seed=0, epoch=0):
-        divided = divide(plan, data, shares)
-        assert len(divided) == shares
-        assert sorted(i for share in divided for i in share) == sorted(plan.groups)
-        loads = [sum(len(data[i].videos) for i in share) for share in divided]
+@given(
+    st.lists(st.builds(GroupSize, st.integers(2, 6), st.integers(5, 40)), min_size=1, max_size=20),
+    st.integers(1, 4),
+    st.sampled_from([0, 60, 150]),
+)
+def test_shares_partition_a_step_within_the_budget(sizes: list[GroupSize], ranks: int, budget: int) -> None:
+    micro_batches = divide(range(len(sizes)), sizes, ranks, budget)
+    assert sorted(i for shares in micro_batches for share in shares for i in share) == list(range(len(sizes)))
+    assert budget or len(micro_batches) == 1
+    shortest_before = math.inf
+    for shares in micro_batches:
+        assert len(shares) == ranks
+        members = [i for share in shares for i in share]
+        width = max(sizes[i].num_tokens for i in members)
+        assert width <= shortest_before  # alike in length: what is padded together is next to each other in length
+        shortest_before = min(sizes[i].num_tokens for i in members)
+        loads = [sum(sizes[i].num_videos for i in share) for share in shares]
         # No share is heavier than the lightest one by more than one group.
-        assert max(loads) - min(loads) <= max(len(data[i].videos) for i in plan.groups)
+        assert max(loads) - min(loads) <= max(sizes[i].num_videos for i in members)
+        for share, load in zip(shares, loads, strict=True):
+            assert not budget or len(share) <= 1 or load * width <= budget
+
+
+@settings(deadline=None)
+@given(groups(), st.integers(1, 3), st.sampled_from([0, 100]))
+def test_idle_ranks_get_a_blank_and_all_have_as_many_micro_batches(
+    data: list[PromptGroup], world_size: int, budget: int
+) -> None:
+    config = TrainConfig(out="-", data=DataConfig(path="-"), optimization=OptimizationConfig(micro_batch_tokens=budget))
+    sizes = [GroupSize(len(group.videos), 20) for group in data]
+    plan = plan_step(range(len(data)), data)
+    of_ranks = [
+        list(share_out(config, plan, plan.groups, data, sizes, Ranks(rank, world_size, torch.device("cpu"))))
+        for rank in range(world_size)
+    ]
+    assert len({len(jobs) for jobs in of_ranks}) == 1
+    assert sorted(group.prompt_id for jobs in of_ranks for job in jobs for group in job.groups) == sorted(
+        group.prompt_id for group in data
+    )
+    for jobs in of_ranks:
+        assert [job.is_last for job in jobs] == [False] * (len(jobs) - 1) + [True]
+        assert all(bool(job.groups) != bool(job.blanks) for job in jobs)
 
 
 def test_epochs_differ_in_order() -> None:
@@ -253,7 +290,12 @@ def test_collate_shifts_indices_by_group() -> None:
     assert batch.label_weights["helpfulness"].tolist() == [1.0, 0.5, 0.5]  # a prompt with one label, one with two
     assert batch.safety_sign.tolist() == [1, 0, 0, -1, 0]
     assert batch.names == ("p0/v0", "p0/v1", "p1/v0", "p1/v1", "p1/v2")
-    idle = collate(data, videos, counted=False)
+    assert batch.counted.all()
+    with_blank = collate(data[:1], videos[:2], blanks=videos[:1])
+    assert with_blank.counted.tolist() == [True, True, False]
+    assert with_blank.safety_sign.tolist() == [1, 0, 0]
+    assert len(with_blank.prompts) == len(with_blank.responses) == len(with_blank.names) == 3
+    idle = collate([], [], blanks=videos[:1])
     assert not any(len(rows) for rows in (*idle.comparisons.values(), *idle.ties.values()))
     assert not idle.safety_sign.any()
     with pytest.raises(ValueError, match="expected the 5 videos"):

@@ -32,8 +32,8 @@ def write_config(path: Path, world: Path, zero_stage: int) -> Path:
         path,
         world,
         model={"lora": {"rank": 4, "dropout": 0.1 if zero_stage != 2 else 0.0}},
-        # 3 prompts a step: with 2 ranks x 2 micro-batches one of the 4 shares stays empty.
-        optimization={"epochs": 100, "max_steps": STEPS, "prompts_per_step": 3, "accumulation": 2},
+        # 3 prompts a step, each a micro-batch of its own: with 2 ranks one of the 4 shares stays empty.
+        optimization={"epochs": 100, "max_steps": STEPS, "prompts_per_step": 3, "micro_batch_tokens": 1},
         engine={"zero_stage": zero_stage},
         checkpoint={"every_steps": 3, "keep_last": 100},
     )

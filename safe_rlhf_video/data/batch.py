@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from safe_rlhf_video.data.preferences import PromptGroup
+from safe_rlhf_video.data.samples import ALL_DIMENSIONS
 from safe_rlhf_video.responses import Response
 
 
@@ -27,7 +28,7 @@ class Batch:
         label_weights: dimension -> float32 (M + K,), of the comparisons and then the ties: one over the labels that
             their prompt has in this dimension.
         safety_sign: int (N,), +1 safe, -1 unsafe, 0 unknown.
-        counted: whether these videos count in a loss; False only for the batch of a rank that has nothing to do.
+        counted: bool (N,), whether a video counts in a loss; False only for a blank that keeps a rank in step.
     """
 
     names: tuple[str, ...]
@@ -37,41 +38,44 @@ class Batch:
     ties: Mapping[str, np.ndarray]
     label_weights: Mapping[str, np.ndarray]
     safety_sign: np.ndarray
-    counted: bool = True
+    counted: np.ndarray
 
 
-def collate(groups: Sequence[PromptGroup], responses: Sequence[Response], counted: bool = True) -> Batch:
+def collate(groups: Sequence[PromptGroup], responses: Sequence[Response], blanks: Sequence[Response] = ()) -> Batch:
     """Join the groups of some prompts; `responses` holds the clips or texts of all groups, in order.
 
-    With `counted=False` the batch has its videos but no label: it keeps a rank in step without adding to a loss.
+    Args:
+        blanks: put behind them, without a prompt or any label: they keep a rank in step without adding to a loss.
     """
     starts = np.cumsum([0, *(len(group.videos) for group in groups)])
     if starts[-1] != len(responses):
         raise ValueError(f"expected the {starts[-1]} videos of {len(groups)} groups, got {len(responses)}")
 
     def join(labels: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        nothing = np.zeros((0, 2), np.int64)
         return {
-            name: np.concatenate([rows[name] + start for rows, start in zip(labels, starts[:-1], strict=True)])
-            for name in labels[0]
+            name: np.concatenate(
+                [nothing, *(rows[name] + start for rows, start in zip(labels, starts[:-1], strict=True))]
+            )
+            for name in (labels[0] if labels else ALL_DIMENSIONS)
         }
 
     comparisons = join([group.comparisons for group in groups])
     ties = join([group.ties for group in groups])
-    label_weights = {name: _label_weights(groups, name) for name in comparisons}
-    safety_sign = np.concatenate([group.safety_sign for group in groups])
     return Batch(
-        names=tuple(video.name for group in groups for video in group.videos),
-        prompts=tuple(group.prompt_text for group in groups for _ in group.videos),
-        responses=tuple(responses),
-        comparisons=comparisons if counted else {name: rows[:0] for name, rows in comparisons.items()},
-        ties=ties if counted else {name: rows[:0] for name, rows in ties.items()},
-        label_weights=label_weights if counted else {name: weights[:0] for name, weights in label_weights.items()},
-        safety_sign=safety_sign if counted else np.zeros_like(safety_sign),
-        counted=counted,
+        names=(*(video.name for group in groups for video in group.videos), *["(blank)"] * len(blanks)),
+        prompts=(*(group.prompt_text for group in groups for _ in group.videos), *[""] * len(blanks)),
+        responses=(*responses, *blanks),
+        comparisons=comparisons,
+        ties=ties,
+        label_weights={name: _label_weights(groups, name) for name in comparisons},
+        safety_sign=np.concatenate([*(group.safety_sign for group in groups), np.zeros(len(blanks), np.int64)]),
+        counted=np.arange(len(responses) + len(blanks)) < len(responses),
     )
 
 
 def _label_weights(groups: Sequence[PromptGroup], dimension: str) -> np.ndarray:
     weights = np.array([1.0 / max(group.num_labels(dimension), 1) for group in groups], np.float32)
-    of_comparisons = np.repeat(weights, [len(group.comparisons[dimension]) for group in groups])
-    return np.concatenate([of_comparisons, np.repeat(weights, [len(group.ties[dimension]) for group in groups])])
+    comparisons = [len(group.comparisons[dimension]) for group in groups]
+    ties = [len(group.ties[dimension]) for group in groups]
+    return np.concatenate([np.repeat(weights, np.array(counts, np.int64)) for counts in (comparisons, ties)])

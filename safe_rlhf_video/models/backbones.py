@@ -31,23 +31,34 @@ EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "tiny_backbone"
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A frozen backbone with all that is needed to feed it.
+class Reader:
+    """All that makes a backbone's inputs, without its weights.
+
+    Attributes:
+        family: How the backbone is fed.
+        model_config: Its config.json.
+        max_tokens: The longest input it was made for.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    model_config: PreTrainedConfig
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Backbone(Reader):
+    """A backbone with all that is needed to feed it, frozen.
 
     Attributes:
         model: Returns `last_hidden_state` (N, L, E); it has no language-model head.
-        family: How it is fed.
         fingerprint: Identifies the weights; a model folder names the one it was trained on.
-        max_tokens: The longest input the backbone was made for.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    family: Family
     config: BackboneConfig
     fingerprint: str
     hidden_size: int
-    max_tokens: int
 
 
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> Backbone:
@@ -57,9 +68,8 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         CheckpointError: the folder or hub id is missing or incomplete, or its family is not supported.
     """
     source = _resolve_source(config)
-    family, model_config = _load_family(source, config)
-    tokenizer = _load_part(AutoTokenizer.from_pretrained, source, config, trust_remote_code=config.trust_remote_code)
-    _check_tokenizer(tokenizer, family, family.token_ids(model_config), source)
+    reader = load_reader(config)
+    model_config = reader.model_config
     dtype = _resolve_dtype(config.dtype, torch.device(device))
     if config.initialization == "random":
         # A seed of its own: the control must not depend on what ran before, nor change what runs after.
@@ -84,16 +94,21 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         _check_loading(loading_info, source)
         fingerprint = _fingerprint_weights(source, config)
     model.requires_grad_(False).eval().to(device)
-    text_config = model_config.get_text_config()
-    return Backbone(
-        model,
-        tokenizer,
-        family,
-        config,
-        fingerprint,
-        text_config.hidden_size,
-        text_config.max_position_embeddings,
-    )
+    hidden_size = model_config.get_text_config().hidden_size
+    return Backbone(**vars(reader), model=model, config=config, fingerprint=fingerprint, hidden_size=hidden_size)
+
+
+def load_reader(config: BackboneConfig) -> Reader:
+    """Load tokenizer and preprocessing of a backbone, and none of its weights.
+
+    Raises:
+        CheckpointError: its folder or hub id is missing or incomplete, or its family is not supported.
+    """
+    source = _resolve_source(config)
+    family, model_config = _load_family(source, config)
+    tokenizer = _load_part(AutoTokenizer.from_pretrained, source, config, trust_remote_code=config.trust_remote_code)
+    _check_tokenizer(tokenizer, family, family.token_ids(model_config), source)
+    return Reader(tokenizer, family, model_config, model_config.get_text_config().max_position_embeddings)
 
 
 def load_family(config: BackboneConfig) -> Family:

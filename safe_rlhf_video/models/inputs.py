@@ -13,16 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from safe_rlhf_video.errors import ConfigError, SampleError
-from safe_rlhf_video.models.backbones import Backbone
+from safe_rlhf_video.models.backbones import Reader
 from safe_rlhf_video.models.families import EncodedVideo, Family
 from safe_rlhf_video.models.families.base import normalise
 from safe_rlhf_video.models.prompts import Segments, Special
 from safe_rlhf_video.responses import Response, TextResponse
-from safe_rlhf_video.video.sampling import Video
+from safe_rlhf_video.video.sampling import Sampling, Video
 
 
 def build_inputs(
-    backbone: Backbone, prompts: Sequence[str], responses: Sequence[Response], device: torch.device | str
+    reader: Reader, prompts: Sequence[str], responses: Sequence[Response], device: torch.device | str
 ) -> dict[str, Tensor]:
     """Tokenize, normalise and patchify N >= 1 prompts with one video or text response each, in any mixture.
 
@@ -35,7 +35,7 @@ def build_inputs(
         ConfigError: a frame size the backbone cannot take, or an input longer than it was made for.
         SampleError: a text is no valid Unicode, or cannot be told from a special token.
     """
-    family = backbone.family
+    family = reader.family
     videos: list[EncodedVideo] = []
     rows: list[list[int]] = []
     for prompt, response in zip(prompts, responses, strict=True):
@@ -48,13 +48,13 @@ def build_inputs(
             segments = family.template.build_segments(
                 prompt, family.video_segments(family.step_seconds(video.times), tokens)
             )
-        rows.append(_token_ids(backbone, segments))
+        rows.append(_token_ids(reader, segments))
     length = max(map(len, rows))
-    if length > backbone.max_tokens:
+    if length > reader.max_tokens:
         longest = max(range(len(rows)), key=lambda row: len(rows[row]))
         raise ConfigError(
             f"prompt {prompts[longest][:60]!r} with its response makes {length} tokens, the backbone takes "
-            f"{backbone.max_tokens}; shorten the text, or for a video lower sampling.num_frames or sampling.max_pixels"
+            f"{reader.max_tokens}; shorten the text, or for a video lower sampling.num_frames or sampling.max_pixels"
         )
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
     attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
@@ -62,7 +62,7 @@ def build_inputs(
         input_ids[number, : len(row)] = torch.tensor(row)
         attention_mask[number, : len(row)] = 1
     # Only real video tokens count: the padding id may be any token's.
-    is_video = (input_ids == _token_id(backbone.tokenizer, family.video_token)) & (attention_mask == 1)
+    is_video = (input_ids == _token_id(reader.tokenizer, family.video_token)) & (attention_mask == 1)
     return {
         "input_ids": input_ids.to(device),
         "attention_mask": attention_mask.to(device),
@@ -70,9 +70,20 @@ def build_inputs(
     }
 
 
-def count_text_tokens(backbone: Backbone, prompt: str, response: str) -> int:
+def count_text_tokens(reader: Reader, prompt: str, response: str) -> int:
     """Tokens of a prompt with a text response, as `build_inputs` makes them."""
-    return len(_token_ids(backbone, backbone.family.template.build_text_segments(prompt, response)))
+    return len(_token_ids(reader, reader.family.template.build_text_segments(prompt, response)))
+
+
+def count_video_tokens(reader: Reader, prompt: str, sampling: Sampling) -> int:
+    """Tokens of a prompt with the longest video that `sampling` lets through, about: times are taken as whole seconds.
+
+    No clip has to be read for it, so it says the same wherever the clips lie.
+    """
+    family = reader.family
+    seconds = family.step_seconds([float(second) for second in range(sampling.num_frames)])
+    segments = family.template.build_segments(prompt, family.video_segments(seconds, 0))
+    return len(_token_ids(reader, segments)) + family.most_video_tokens(sampling)
 
 
 def encode_video(video: Video, family: Family, device: torch.device | str) -> EncodedVideo:
@@ -88,8 +99,8 @@ def encode_video(video: Video, family: Family, device: torch.device | str) -> En
     return EncodedVideo(family.encode(normalise(frames, family)), (height, width), tuple(video.timestamps.tolist()))
 
 
-def _token_ids(backbone: Backbone, segments: Segments) -> list[int]:
-    tokenizer = backbone.tokenizer
+def _token_ids(reader: Reader, segments: Segments) -> list[int]:
+    tokenizer = reader.tokenizer
     ids: list[int] = []
     is_first = True
     for segment in segments:
@@ -97,7 +108,7 @@ def _token_ids(backbone: Backbone, segments: Segments) -> list[int]:
             ids.append(_token_id(tokenizer, segment))
             continue
         text_ids = _text_ids(tokenizer, segment, is_first)
-        video_token = backbone.family.video_token
+        video_token = reader.family.video_token
         if _token_id(tokenizer, video_token) in text_ids:
             raise SampleError(
                 f"the text {segment[:60]!r} spells out {video_token.token}, which this backbone's tokenizer cannot "

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from safe_rlhf_video.data.batch import Batch, collate
 from safe_rlhf_video.data.preferences import PromptGroup
@@ -15,13 +18,28 @@ from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import TrainingData
 from safe_rlhf_video.training.distributed import Ranks
-from safe_rlhf_video.training.plan import StepPlan, divide, plan_epoch
+from safe_rlhf_video.training.plan import GroupSize, StepPlan, divide, plan_epoch, plan_step
 from safe_rlhf_video.video.pool import DecodePool
-from safe_rlhf_video.video.sampling import Video
+from safe_rlhf_video.video.sampling import Sampling, Video, target_size
 
 ReadClips: TypeAlias = Callable[[Iterable[VideoSample]], Iterator[Video]]
-# Each: its step, its groups, and whether they count. A function, since clips are read ahead of the batches they go to.
-Jobs: TypeAlias = Callable[[], Iterator[tuple[StepPlan, list[PromptGroup], bool]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank does at once.
+
+    Attributes:
+        plan: the step that it is a part of.
+        groups: whole prompts; there may be none.
+        blanks: responses that only keep the rank in step with the others.
+        is_last: whether the step ends with it.
+    """
+
+    plan: StepPlan
+    groups: tuple[PromptGroup, ...]
+    blanks: tuple[Response, ...]
+    is_last: bool
 
 
 @contextmanager
@@ -35,37 +53,66 @@ def open_clips(config: TrainConfig, data: TrainingData) -> Iterator[ReadClips]:
         yield lambda samples: pool.iterate(data.clip_files[sample.name] for sample in samples)
 
 
-def read_batches(
-    config: TrainConfig, data: TrainingData, ranks: Ranks, clips: ReadClips, first_step: int, total_steps: int
-) -> Iterator[tuple[StepPlan, Batch]]:
-    """This rank's micro-batches from `first_step` on; clips are decoded ahead, in order."""
-    accumulation = config.optimization.accumulation
-
-    def jobs() -> Iterator[tuple[StepPlan, list[PromptGroup], bool]]:
-        step = epoch = 0
-        while step < total_steps:
-            for plan in plan_epoch(data.train, config.optimization.prompts_per_step, config.seed, epoch):
-                if first_step <= step < total_steps:
-                    shares = divide(plan, data.train, ranks.world_size * accumulation)
-                    for share in shares[ranks.rank * accumulation : (ranks.rank + 1) * accumulation]:
-                        members = share or plan.groups[:1]
-                        yield plan, [data.train[i] for i in members], bool(share)
-                step += 1
-            epoch += 1
-
-    yield from read_jobs(jobs, clips)
+def training_jobs(config: TrainConfig, data: TrainingData, sizes: Sequence[GroupSize], ranks: Ranks,
+                  first_step: int, total_steps: int) -> Iterator[Job]:  # fmt: skip
+    """This rank's micro-batches from `first_step` on."""
+    step = epoch = 0
+    while step < total_steps:
+        for plan in plan_epoch(data.train, config.optimization.prompts_per_step, config.seed, epoch):
+            if first_step <= step < total_steps:
+                yield from share_out(config, plan, plan.groups, data.train, sizes, ranks)
+            step += 1
+        epoch += 1
 
 
-def read_jobs(jobs: Jobs, clips: ReadClips) -> Iterator[tuple[StepPlan, Batch]]:
-    """Read the clips of all jobs in one stream and cut it into batches."""
-    samples = (video for _, groups, _ in jobs() for group in groups for video in group.videos)
+def validation_jobs(config: TrainConfig, data: TrainingData, sizes: Sequence[GroupSize], ranks: Ranks) -> Iterator[Job]:
+    """This rank's micro-batches of all validation prompts, no more at once than in training."""
+    everything = plan_step(range(len(data.validation)), data.validation)
+    at_once = config.optimization.prompts_per_step
+    for start in range(0, len(data.validation), at_once):
+        members = everything.groups[start : start + at_once]
+        yield from share_out(config, everything, members, data.validation, sizes, ranks)
+
+
+def share_out(config: TrainConfig, plan: StepPlan, members: Sequence[int], groups: Sequence[PromptGroup],
+              sizes: Sequence[GroupSize], ranks: Ranks) -> Iterator[Job]:  # fmt: skip
+    """This rank's share of some groups; every rank has as many micro-batches as the others."""
+    micro_batches = divide(members, sizes, ranks.world_size, config.optimization.micro_batch_tokens)
+    for number, shares in enumerate(micro_batches):
+        has_video = [
+            any(video.response_text is None for index in share for video in groups[index].videos) for share in shares
+        ]
+        blanks: tuple[Response, ...] = ()
+        # With weights divided among ranks, all have to run the vision tower if one does.
+        if any(has_video) and not has_video[ranks.rank] and (config.engine.zero_stage == 3 or not shares[ranks.rank]):
+            blanks = (blank_video(config.sampling),)
+        elif not shares[ranks.rank]:
+            blanks = (TextResponse(""),)
+        mine = tuple(groups[index] for index in shares[ranks.rank])
+        yield Job(plan, mine, blanks, is_last=number == len(micro_batches) - 1)
+
+
+def blank_video(sampling: Sampling) -> Video:
+    """The smallest clip that a backbone takes, black."""
+    height, width = target_size(sampling.size_multiple, sampling.size_multiple, sampling)
+    return Video(np.zeros((sampling.num_frames, height, width, 3), np.uint8), np.arange(sampling.num_frames) / 1.0)
+
+
+def read_jobs(jobs: Callable[[], Iterator[Job]], clips: ReadClips) -> Iterator[tuple[Job, Batch]]:
+    """Read the clips of all jobs in one stream and cut it into batches.
+
+    Args:
+        jobs: a function, since clips are read ahead of the batches they go to.
+    """
+    samples = (video for job in jobs() for group in job.groups for video in group.videos)
     videos = clips(sample for sample in samples if sample.response_text is None)
 
     def response(sample: VideoSample) -> Response:
         return next(videos) if sample.response_text is None else TextResponse(sample.response_text)
 
-    for plan, groups, counted in jobs():
-        yield plan, collate(groups, [response(video) for group in groups for video in group.videos], counted)
+    for job in jobs():
+        responses = [response(video) for group in job.groups for video in group.videos]
+        yield job, collate(job.groups, responses, job.blanks)
 
 
 def prefetch(iterator: Iterator[Any], depth: int = 2) -> Iterator[Any]:

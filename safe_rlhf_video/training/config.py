@@ -97,9 +97,12 @@ class OptimizationConfig:
         batching: "grouped" keeps the comparisons of a prompt together and encodes each of its videos once; "pairwise"
             takes every comparison by itself, as published recipes do, and encodes a video once for each of them.
         prompts_per_step: Whole prompts (pairwise: comparisons) in an optimiser step, over all ranks and micro-batches.
-        accumulation: Micro-batches that a rank splits its share of a step into, to save memory.
+        micro_batch_tokens: The most tokens, padding included, that a rank takes at once; a step is cut into as many
+            micro-batches as that needs, of whole prompts. A prompt that has more makes one by itself. 0 sets no limit.
         learning_rate: The adapters' peak rate.
         head_learning_rate: The heads' peak rate.
+        projector_learning_rate: The projector's peak rate, where `model.trained_parts` names it.
+        language_model_learning_rate: The language model's peak rate, where `model.trained_parts` names it.
         warmup_fraction: The share of steps in which the rate rises.
         final_fraction: The share of the peak rate that is left at the end.
         gradient_clipping: The largest gradient norm.
@@ -109,9 +112,11 @@ class OptimizationConfig:
     max_steps: int = 0
     batching: Literal["grouped", "pairwise"] = "grouped"
     prompts_per_step: int = 16
-    accumulation: int = 1
+    micro_batch_tokens: int = 0
     learning_rate: float = 1e-4
     head_learning_rate: float = 1e-3
+    projector_learning_rate: float = 2e-5
+    language_model_learning_rate: float = 1e-5
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_fraction: float = 0.05
@@ -119,11 +124,12 @@ class OptimizationConfig:
     gradient_clipping: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "prompts_per_step", "accumulation"):
+        for name in ("epochs", "prompts_per_step"):
             _require(getattr(self, name) >= 1, f"optimization.{name}", "1 or more", getattr(self, name))
-        for name in ("learning_rate", "head_learning_rate", "gradient_clipping"):
+        for name in ("learning_rate", "head_learning_rate", "projector_learning_rate", "language_model_learning_rate",
+                     "gradient_clipping"):  # fmt: skip
             _require(0 < getattr(self, name) < math.inf, f"optimization.{name}", "more than 0", getattr(self, name))
-        for name in ("max_steps", "weight_decay"):
+        for name in ("max_steps", "micro_batch_tokens", "weight_decay"):
             _require(0 <= getattr(self, name) < math.inf, f"optimization.{name}", "0 or more", getattr(self, name))
         for name in ("warmup_fraction", "final_fraction"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"optimization.{name}", "0 to 1", getattr(self, name))
@@ -143,6 +149,7 @@ DEEPSPEED_KEYS = (
     "wall_clock_breakdown",
     "zero_optimization",
 )
+UNSUPPORTED_ZERO_KEYS = ("offload_", "cpu_offload", "mics_", "zero_hpz_", "zero_quantized_", "zeropp_", "zenflow")
 
 
 @dataclass(frozen=True)
@@ -150,11 +157,13 @@ class EngineConfig:
     """DeepSpeed.
 
     Attributes:
-        zero_stage: What is divided among ranks: 0 nothing, 1 optimiser state, 2 gradients too.
+        zero_stage: What is divided among ranks: 0 nothing, 1 optimiser state, 2 gradients too, 3 all weights too.
+        compile: Whether torch.compile makes the model's code; the first steps then take minutes.
         deepspeed: Further keys of DeepSpeed's own configuration (`DEEPSPEED_KEYS`), laid over what this package builds.
     """
 
-    zero_stage: Literal[0, 1, 2] = 0
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    compile: bool = False
     deepspeed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -178,6 +187,17 @@ class EngineConfig:
             raise ConfigError(f"engine.deepspeed.{unknown[0]}: not among the keys that go here ({known})")
         zero = self.deepspeed.get("zero_optimization", {})
         _require(isinstance(zero, dict), "engine.deepspeed.zero_optimization", "a section of DeepSpeed's keys", zero)
+        # By prefix: DeepSpeed still takes deprecated names (cpu_offload and others) for the new ones.
+        if unfit := sorted(name for name in zero if name.startswith(UNSUPPORTED_ZERO_KEYS)):
+            raise ConfigError(
+                f"engine.deepspeed.zero_optimization.{unfit[0]}: not supported, checkpoints could not be gathered from "
+                "it; leave it out"
+            )
+        if self.compile and self.zero_stage == 3:
+            raise ConfigError(
+                "engine.compile: not supported with engine.zero_stage 3, which gathers weights between the lines that "
+                "would be compiled; set one of the two off"
+            )
 
 
 @dataclass(frozen=True)
@@ -231,6 +251,7 @@ class TrainConfig:
         checkpoint: Validation and saving.
         tracking: Metrics.
         seed: Initial heads and adapters, order of prompts, validation split, dropout.
+        dry_run: Only say what the run would need of tokens and memory, from shapes; no weights are loaded.
     """
 
     out: str
@@ -244,6 +265,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = 0
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         _require(bool(self.out), "out", "a folder", self.out)
@@ -255,7 +277,7 @@ class TrainConfig:
 # What may differ when a run is resumed: it changes no weight.
 OPERATIONAL_FIELDS = ("out", "data.path", "data.video_dir", "data.frame_store", "data.unreadable", "data.workers",
                       "data.timeout_s", "checkpoint.keep_last", "tracking.wandb", "tracking.project",
-                      "tracking.log_every")  # fmt: skip
+                      "tracking.log_every", "dry_run")  # fmt: skip
 
 
 def _require(condition: bool, name: str, expected: str, value: object) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
 
@@ -20,6 +21,8 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    # Flags go over the CPU: read back from an accelerator, they would wait for all that it still has to do.
+    control: torch.distributed.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
@@ -56,7 +59,8 @@ def start() -> Ranks:
             f"with deepspeed --master_port {int(port) + 1}"
         ) from error
     device = torch.device("cuda", local_rank) if has_cuda else torch.device("cpu")
-    return Ranks(comm.get_rank(), comm.get_world_size(), device)
+    control = torch.distributed.new_group(backend="gloo") if has_cuda else None
+    return Ranks(comm.get_rank(), comm.get_world_size(), device, control)
 
 
 def stop() -> None:
@@ -82,12 +86,12 @@ def together(ranks: Ranks) -> Iterator[None]:
         yield
     except SafeRLHFVideoError as error:
         mine = error
-    has_failed = torch.tensor(float(mine is not None), device=ranks.device)
-    torch.distributed.all_reduce(has_failed)
+    has_failed = torch.tensor(float(mine is not None))
+    torch.distributed.all_reduce(has_failed, group=ranks.control)
     if not has_failed.item():
         return
     errors: list[SafeRLHFVideoError | None] = [None] * ranks.world_size
-    torch.distributed.all_gather_object(errors, mine)
+    torch.distributed.all_gather_object(errors, mine, group=ranks.control)
     raise next(error for error in errors if error is not None)
 
 
@@ -102,10 +106,10 @@ def check_same(ranks: Ranks, fingerprint: str) -> None:
         )
 
 
-def sum_over_ranks(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
-    """Add up a dict that has the same keys, in any order, on every rank; in float64."""
+def sum_over_ranks(values: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """Add up single numbers by name, with the same names in any order on every rank; in float64."""
     names = sorted(values)
-    tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=ranks.device)
+    tensor = torch.stack([values[name].to(ranks.device, torch.float64) for name in names])
     torch.distributed.all_reduce(tensor)
     return dict(zip(names, tensor.tolist(), strict=True))
 

@@ -1,8 +1,8 @@
 """DeepSpeed: building the engine, and its trainable state in a form that fits any number of ranks.
 
-DeepSpeed's own checkpoints of ZeRO 1 and 2 cannot be loaded at another world size. What is trained here (adapters,
-heads and their Adam moments) is small, so it is gathered, saved whole, and given back in whatever shape the ranks have
-then.
+DeepSpeed's own checkpoints of ZeRO 1 and 2 cannot be loaded at another world size. What is trained here (adapters and
+heads, or a language model, and their Adam moments) is gathered tensor by tensor, saved whole by one rank, and given
+back in whatever shape the ranks have then.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ import deepspeed
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import logger as deepspeed_logger
-from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.models.score_model import ScoreModel
-from safe_rlhf_video.training.config import TrainConfig
+from safe_rlhf_video.training.config import OptimizationConfig, TrainConfig
+from safe_rlhf_video.training.distributed import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration from ours, with the user's further keys laid over it."""
+    """DeepSpeed's configuration from ours, with the user's further keys laid over it.
+
+    Raises:
+        ConfigError: DeepSpeed does not take the user's section `zero_optimization`.
+    """
     base = {
-        # Batches are planned by prompts, outside DeepSpeed; it only needs the number of micro-batches.
+        # Batches are planned by prompts, outside DeepSpeed: the loop tells it which micro-batch ends a step.
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": config.optimization.accumulation,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimization.gradient_clipping,
         "zero_optimization": {"stage": config.engine.zero_stage},
         "zero_allow_untested_optimizer": True,
@@ -40,12 +44,6 @@ def build_deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     zero = {**base["zero_optimization"], **overrides.pop("zero_optimization", {})}  # type: ignore[dict-item]
     if zero["stage"] != config.engine.zero_stage:
         raise ConfigError("engine.deepspeed.zero_optimization.stage: set engine.zero_stage instead")
-    # By prefix: DeepSpeed still takes the deprecated names (cpu_offload and others) for the new ones.
-    if offloading := [name for name in zero if name.startswith(("offload_", "cpu_offload"))]:
-        raise ConfigError(
-            f"engine.deepspeed.zero_optimization.{offloading[0]}: offloading is not supported, the trained state is "
-            "small; leave it out"
-        )
     try:
         DeepSpeedZeroConfig(**zero)
     except ValueError as error:
@@ -54,20 +52,35 @@ def build_deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     return {**base, **overrides, "zero_optimization": zero}
 
 
-def build_engine(model: ScoreModel, config: TrainConfig) -> Any:
+def build_engine(model: ScoreModel, config: TrainConfig, device: torch.device) -> Any:
     """Wrap a model whose trainable parameters are already those of rank 0's choice."""
     deepspeed_logger.setLevel("WARNING")
-    rates = config.optimization
-    heads = list(model.score_heads.parameters())
-    head_ids = {id(parameter) for parameter in heads}
-    adapters = [p for p in model.parameters() if p.requires_grad and id(p) not in head_ids]
-    groups = [{"params": heads, "lr": rates.head_learning_rate}]
-    if adapters:
-        groups.append({"params": adapters, "lr": rates.learning_rate})
+    groups = [
+        {"params": list(parameters.values()), "lr": peak_rate(part, config.optimization), "part": part}
+        for part, parameters in model.trained().items()
+    ]
     # A client optimizer: DeepSpeed's own Adam is compiled at first use, for minutes.
-    optimizer = torch.optim.AdamW(groups, betas=rates.betas, weight_decay=rates.weight_decay)
+    optimizer = torch.optim.AdamW(
+        groups,
+        betas=config.optimization.betas,
+        weight_decay=config.optimization.weight_decay,
+        fused=device.type == "cuda",
+    )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=build_deepspeed_config(config))
+    if config.engine.compile:
+        engine.compile(compile_kwargs={"dynamic": True})
     return engine
+
+
+def peak_rate(part: str, rates: OptimizationConfig) -> float:
+    """The highest learning rate of a part of the model, as `ScoreModel.trained` names them."""
+    if part.startswith("head_"):
+        return rates.head_learning_rate
+    return {
+        "adapter": rates.learning_rate,
+        "projector": rates.projector_learning_rate,
+        "language_model": rates.language_model_learning_rate,
+    }[part]
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_fraction: float, final_fraction: float) -> float:
@@ -81,9 +94,8 @@ def learning_rate_factor(step: int, total_steps: int, warmup_fraction: float, fi
 
 def set_learning_rates(engine: Any, config: TrainConfig, factor: float) -> None:
     """Set the rates of this step; they depend on the step alone, so a resume has nothing to restore."""
-    peaks = (config.optimization.head_learning_rate, config.optimization.learning_rate)
-    for group, peak in zip(engine.optimizer.param_groups, peaks, strict=False):
-        group["lr"] = peak * factor
+    for group in engine.optimizer.param_groups:
+        group["lr"] = peak_rate(group["part"], config.optimization) * factor
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -91,44 +103,59 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def gradient_norms(model: ScoreModel) -> dict[str, float]:
-    """The norm of the averaged gradient, for each head and the adapters; between backward and step, on all ranks."""
-    norms: dict[str, list[Tensor]] = {}
-    for name, parameter in trainable(model).items():
-        gradient = safe_get_full_grad(parameter)
-        group = f"head_{name.split('.')[1]}" if name.startswith("score_heads.") else "adapter"
-        gradient = torch.zeros_like(parameter) if gradient is None else gradient
-        norms.setdefault(group, []).append(torch.linalg.vector_norm(gradient.float()))
-    # Read back once a group: every `item` stalls an accelerator.
-    return {group: torch.linalg.vector_norm(torch.stack(parts)).item() for group, parts in norms.items()}
+def squared_gradient_norms(engine: Any, ranks: Ranks) -> dict[str, Tensor]:
+    """Part of the model -> the square of its averaged gradient's norm, to be summed over ranks.
+
+    Between the last backward pass of a step and the step itself. Every rank brings what lies on it.
+    """
+    squares = {}
+    for part, parameters in engine.module.trained().items():
+        total = torch.zeros((), device=ranks.device)
+        for parameter in parameters.values():
+            gradient = _own_gradient(engine, parameter)
+            if gradient is not None:
+                total += gradient.float().square().sum()
+        # Undivided gradients lie on every rank.
+        squares[part] = total if engine.zero_optimization() else total / ranks.world_size
+    return squares
+
+
+def gather_weights(engine: Any) -> dict[str, Tensor]:
+    """What is trained, whole, on the CPU; called on all ranks, the first one gets it, the others nothing."""
+    weights = {}
+    for name, parameter in trainable(engine.module).items():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=engine.zero_optimization_partition_weights()):
+            if engine.global_rank == 0:
+                weights[name] = parameter.detach().cpu().clone()
+    return weights
 
 
 def gather_moments(engine: Any) -> dict[str, Tensor]:
-    """Adam's moments of every trained parameter, whole, as `<moment>.<parameter>`; called on all ranks."""
-    names = {parameter: name for name, parameter in trainable(engine.module).items()}
-    tensors = {
-        f"{moment}.{name}": torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
-        for parameter, name in names.items()
-        for moment in MOMENTS
-    }
-    for holder, pieces in _state_pieces(engine):
-        state = _torch_optimizer(engine).state[holder]
-        for parameter, place, part in pieces:
-            for moment in MOMENTS:
-                tensors[f"{moment}.{names[parameter]}"].view(-1)[part] = state[moment].view(-1)[place]
-    if engine.zero_optimization():
-        # Every element lies on one rank and is zero on the others. (DeepSpeed's own safe_get_full_optimizer_state links
-        # to the state after the first parameter group's first update, and so never finds that of the second group.)
-        for tensor in tensors.values():
-            torch.distributed.all_reduce(tensor)
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
+    """Adam's moments of every trained parameter, whole, as `<moment>.<parameter>`; as `gather_weights` does."""
+    held = _held_pieces(engine)
+    tensors = {}
+    for name, parameter in trainable(engine.module).items():
+        for moment in MOMENTS:
+            # A tensor at a time: those of a language model do not fit on a device together.
+            shape = _whole_shape(parameter)
+            whole = torch.zeros(math.prod(shape), dtype=torch.float32, device=parameter.device)
+            for holder, place, part in held.get(parameter, ()):
+                whole[part] = _torch_optimizer(engine).state[holder][moment].view(-1)[place]
+            if engine.zero_optimization():
+                # Every element lies on one rank and is zero on the others. (DeepSpeed's safe_get_full_optimizer_state
+                # links to the state after the first parameter group's first update, and so never finds that of others.)
+                torch.distributed.all_reduce(whole)
+            if engine.global_rank == 0:
+                tensors[f"{moment}.{name}"] = whole.view(shape).cpu()
+    return tensors
 
 
 def restore_moments(engine: Any, tensors: dict[str, Tensor], step: int) -> None:
     """Give the optimizer the state it had after `step` updates, divided among the ranks there are now."""
     names = {parameter: name for name, parameter in trainable(engine.module).items()}
     for holder, pieces in _state_pieces(engine):
-        state: dict[str, Tensor] = {"step": torch.tensor(float(step))}
+        fused = holder.device.type == "cuda"
+        state: dict[str, Tensor] = {"step": torch.tensor(float(step), device=holder.device if fused else "cpu")}
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(holder)
             for parameter, place, part in pieces:
@@ -137,28 +164,62 @@ def restore_moments(engine: Any, tensors: dict[str, Tensor], step: int) -> None:
         _torch_optimizer(engine).state[holder] = state
 
 
+def _held_pieces(engine: Any) -> dict[nn.Parameter, list[tuple[Tensor, slice, slice]]]:
+    """Parameter -> where its state lies on this rank: (holder, place there, part of the parameter)."""
+    held: dict[nn.Parameter, list[tuple[Tensor, slice, slice]]] = {}
+    for holder, pieces in _state_pieces(engine):
+        for parameter, place, part in pieces:
+            held.setdefault(parameter, []).append((holder, place, part))
+    return held
+
+
 def _state_pieces(engine: Any) -> Iterator[tuple[Tensor, list[tuple[nn.Parameter, slice, slice]]]]:
     """(what the torch optimizer updates, [(parameter, its place there, the part of it that lies there)])."""
+    zero = engine.optimizer
     if not engine.zero_optimization():
         for parameter in trainable(engine.module).values():
             everything = slice(0, parameter.numel())
             yield parameter, [(parameter, everything, everything)]
-        return
-    zero = engine.optimizer
-    for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
-        pieces = []
-        for parameter in parameters:
-            mapping = parameter._hp_mapping
-            if mapping is not None:  # None: this parameter lies on other ranks
-                here, whole = mapping.hp_fragment_address, mapping.lp_fragment_address
-                pieces.append(
-                    (
-                        parameter,
-                        slice(here.start, here.start + here.numel),
-                        slice(whole.start, whole.start + whole.numel),
-                    )
-                )
-        yield flat, pieces
+    elif engine.zero_optimization_partition_weights():
+        for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+            pieces = []
+            for parameter in parameters:
+                _, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+                start, stop = _own_part(engine, parameter)
+                pieces.append((parameter, slice(offset, offset + stop - start), slice(start, stop)))
+            yield flat, pieces
+    else:
+        for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            pieces = []
+            for parameter in parameters:
+                mapping = parameter._hp_mapping
+                if mapping is not None:  # None: this parameter lies on other ranks
+                    here, whole = mapping.hp_fragment_address, mapping.lp_fragment_address
+                    place = slice(here.start, here.start + here.numel)
+                    pieces.append((parameter, place, slice(whole.start, whole.start + whole.numel)))
+            yield flat, pieces
+
+
+def _own_gradient(engine: Any, parameter: Any) -> Tensor | None:
+    """The part of a parameter's averaged gradient that lies on this rank, if any does."""
+    if not engine.zero_optimization():
+        return parameter.grad
+    if engine.zero_optimization_partition_weights():
+        start, stop = _own_part(engine, parameter)
+        return engine.optimizer.get_local_fp32_grad_for_param(parameter).flatten()[: stop - start]
+    mapping = parameter._hp_mapping
+    return None if mapping is None else mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+
+
+def _own_part(engine: Any, parameter: Any) -> tuple[int, int]:
+    """ZeRO 3: from where to where in a flattened parameter this rank's part goes; the last parts may be empty."""
+    length = parameter.partition_numel()
+    start = min(length * engine.global_rank, parameter.ds_numel)
+    return start, min(start + length, parameter.ds_numel)
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:

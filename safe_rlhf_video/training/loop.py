@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,20 +22,21 @@ from tqdm import tqdm
 
 from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.data.preferences import PromptGroup
-from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone
+from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone, load_reader
 from safe_rlhf_video.models.checkpoint import ModelRecord, load_weights, save_model
-from safe_rlhf_video.models.inputs import build_inputs, count_text_tokens
+from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.training import distributed
 from safe_rlhf_video.training import engine as engines
-from safe_rlhf_video.training.batches import open_clips, prefetch, read_batches, read_jobs
+from safe_rlhf_video.training.batches import Job, open_clips, prefetch, read_jobs, training_jobs, validation_jobs
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
 from safe_rlhf_video.training.distributed import Ranks
-from safe_rlhf_video.training.objectives import DIVERGED, checked_loss, name_some, summarize
-from safe_rlhf_video.training.plan import StepPlan, divide, plan_step
+from safe_rlhf_video.training.needs import Sizes, describe_needs, measure_groups
+from safe_rlhf_video.training.objectives import DIVERGED, Tally, compute_loss, name_some, summarize
+from safe_rlhf_video.training.plan import GroupSize, StepPlan
 from safe_rlhf_video.training.reports import describe, report_gradients, report_trainable, warn_if_stuck
 from safe_rlhf_video.training.state import (
     TrainerState,
@@ -67,6 +68,12 @@ def train(config: TrainConfig, head: str) -> None:
     data = load_data(config, heads)
     check_sampling(config.model.backbone, config.sampling)
     engines.build_deepspeed_config(config)
+    reader = load_reader(config.model.backbone)
+    sizes = Sizes(*(measure_groups(reader, groups, config.sampling) for groups in (data.train, data.validation)))
+    if config.dry_run:
+        if os.environ.get("RANK", "0") == "0":
+            print("\n".join(describe_needs(config, heads, data, sizes, int(os.environ.get("WORLD_SIZE", "1")))))
+        return
     run = Path(config.out)
     resume_step = check_run_folder(run, config, heads, data.fingerprint)
     total_steps = count_steps(config, len(data.train))
@@ -78,7 +85,7 @@ def train(config: TrainConfig, head: str) -> None:
         return
     ranks = distributed.start()
     try:
-        _train(config, heads, data, ranks, resume_step, total_steps)
+        _train(config, heads, data, sizes, ranks, resume_step, total_steps)
     except SafeRLHFVideoError:
         distributed.barrier()  # all ranks have it; none ends the run while the first one still closes its files
         raise
@@ -92,7 +99,13 @@ def count_steps(config: TrainConfig, num_groups: int) -> int:
 
 
 def _train(
-    config: TrainConfig, heads: tuple[str, ...], data: TrainingData, ranks: Ranks, first_step: int, total_steps: int
+    config: TrainConfig,
+    heads: tuple[str, ...],
+    data: TrainingData,
+    sizes: Sizes,
+    ranks: Ranks,
+    first_step: int,
+    total_steps: int,
 ) -> None:
     run = Path(config.out)
 
@@ -103,14 +116,14 @@ def _train(
 
     distributed.check_same(ranks, data.fingerprint)
     state = TrainerState(step=first_step, data_fingerprint=data.fingerprint)
+    weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
     with distributed.together(ranks):
         backbone, model, record = build_model(config, heads, ranks.device)
-        check_texts(backbone, (*data.train, *data.validation))
         if first_step:
             state, moments = load_checkpoint(run, first_step)
             load_weights(model, record.heads_of_adapter, checkpoint_folder(run, first_step) / "model")
-    engine = engines.build_engine(model, config)
+    engine = engines.build_engine(model, config, ranks.device)
     if first_step:
         engines.restore_moments(engine, moments, first_step)
 
@@ -127,6 +140,8 @@ def _train(
     what = "prompts" if config.optimization.batching == "grouped" else "comparisons, each by itself"
     say(f"training on {len(data.train)} {what}; choosing the checkpoint on {len(data.validation)} other prompts")
     report_trainable(model, say)
+    for line in describe_needs(config, heads, data, sizes, ranks.world_size):
+        say(line)
     beginning = f"going on at step {first_step} of" if first_step else "starting:"
     say(
         f"{beginning} {total_steps} steps on {ranks.world_size} process(es), ZeRO {config.engine.zero_stage}, "
@@ -143,7 +158,8 @@ def _train(
     disable = None if ranks.is_first else True
     progress = tqdm(total=total_steps, initial=first_step, unit="step", desc="/".join(heads), disable=disable)
     with tracker or nullcontext(), open_clips(config, data) as clips:
-        batches = prefetch(read_batches(config, data, ranks, clips, first_step, total_steps))
+        jobs = partial(training_jobs, config, data, sizes.train, ranks, first_step, total_steps)
+        batches = prefetch(read_jobs(jobs, clips))
         for step in range(first_step, total_steps):
             factor = engines.learning_rate_factor(
                 step, total_steps, config.optimization.warmup_fraction, config.optimization.final_fraction
@@ -176,9 +192,11 @@ def _train(
             eval_metrics: dict[str, float] = {}
             if is_save:
                 if data.validation:
-                    eval_metrics = validate(config, engine, backbone, data, ranks, heads, f"step {done}")
+                    eval_metrics = validate(
+                        config, engine, backbone, data, sizes.validation, ranks, heads, f"step {done}"
+                    )
                 state = with_validation(replace(state, step=done), eval_metrics.get("eval/loss"))
-                moments = engines.gather_moments(engine)
+                weights, moments = engines.gather_weights(engine), engines.gather_moments(engine)
                 if eval_metrics:
                     best = " (best)" if state.best_step == done else ""
                     say(f"step {done}/{total_steps}, validation: {describe(eval_metrics, 'eval/')}{best}")
@@ -196,27 +214,15 @@ def _train(
                             },
                         )
                         save_checkpoint(
-                            run, state, moments, partial(save_model, model, facts), config.checkpoint.keep_last
+                            run,
+                            state,
+                            moments,
+                            partial(save_model, model, facts, weights=weights),
+                            config.checkpoint.keep_last,
                         )
             started = time.monotonic()
     progress.close()
     say(f"the model of step {state.best_step} is in {run / 'model'}")
-
-
-def check_texts(backbone: Backbone, groups: Sequence[PromptGroup]) -> None:
-    """Raise SampleError where a text response is longer than the backbone takes, before a step is made in vain."""
-    too_long = []
-    for group in groups:
-        for video in group.videos:
-            if video.response_text is not None:
-                length = count_text_tokens(backbone, group.prompt_text, video.response_text)
-                if length > backbone.max_tokens:
-                    too_long.append(f"{video.name} ({length} tokens)")
-    if too_long:
-        raise SampleError(
-            f"responses longer than the backbone takes ({backbone.max_tokens} tokens): {len(too_long)}, "
-            f"{name_some(too_long)}; shorten them or leave them out"
-        )
 
 
 def build_model(
@@ -226,7 +232,14 @@ def build_model(
     backbone = load_backbone(config.model.backbone, device)
     torch.manual_seed(config.seed)
     adapter = heads[0] if len(heads) == 1 else "joint"
-    model = ScoreModel(backbone, {adapter: heads}, config.model.lora, config.model.pooling).to(device)
+    model = ScoreModel(
+        backbone,
+        {adapter: heads},
+        config.model.lora,
+        config.model.pooling,
+        config.model.trained_parts,
+        config.model.gradient_checkpointing,
+    ).to(device)
     record = ModelRecord(
         backbone=config.model.backbone,
         backbone_fingerprint=backbone.fingerprint,
@@ -235,6 +248,7 @@ def build_model(
         heads_of_adapter={adapter: heads},
         training={},
         pooling=config.model.pooling,
+        trained_parts=tuple(config.model.trained_parts),
     )
     return backbone, model, record
 
@@ -244,11 +258,14 @@ def take_step(
     engine: Any,
     backbone: Backbone,
     groups: Sequence[PromptGroup],
-    batches: Iterator[tuple[StepPlan, Batch]],
+    batches: Iterator[tuple[Job, Batch]],
     step: int,
     ranks: Ranks,
 ) -> tuple[dict[str, float], StepPlan, dict[str, float]]:
     """All micro-batches of one update.
+
+    The host never waits for the device between them, so that it makes the next one ready meanwhile; all that can be
+    wrong with the numbers is looked at before the weights change.
 
     Args:
         groups: all training prompts, to name those of a step.
@@ -259,35 +276,60 @@ def take_step(
 
     Raises:
         CheckpointError: a score, the loss or a gradient is not finite; the weights on disk are still good.
+        ConfigError: the device's memory is too small for a micro-batch.
     """
-    accumulation = config.optimization.accumulation
     engine.train()
-    totals: dict[str, float] = {}
-    norms: dict[str, float] = {}
-    for micro in range(accumulation):
+    when = f"step {step + 1}"
+    tally = Tally()
+    is_last = False
+    while not is_last:
         with distributed.together(ranks):  # a clip of one rank may be unreadable, or make too long an input
-            plan, batch = next(batches)
+            job, batch = next(batches)
             inputs = build_inputs(backbone, batch.prompts, batch.responses, ranks.device)
+        is_last = job.is_last
         # Dropout must not depend on what ran before, or a resumed run would differ.
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, step, micro, ranks.rank]).generate_state(1)[0]))
-        scores = engine(inputs)
-        with distributed.together(ranks):  # one rank's videos alone may have a score that is not finite
-            loss, sums = checked_loss(scores, batch, plan, config.loss, f"step {step + 1}")
-        sums = distributed.sum_over_ranks(sums, ranks)
-        # DeepSpeed averages over ranks and micro-batches; the parts of a planned loss must add up instead.
-        engine.backward(loss * (ranks.world_size * accumulation))
-        if micro == accumulation - 1:
-            norms = engines.gradient_norms(engine.module)
-            if not all(map(math.isfinite, norms.values())):
-                # The norms are those of the whole step: it is all its prompts that are to be looked at.
-                prompts = name_some([groups[i].prompt_id for i in plan.groups])
-                raise CheckpointError(
-                    f"step {step + 1}: the gradient is not finite for the prompts {prompts}{DIVERGED}"
-                )
-        engine.step()
-        for name, value in sums.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals, plan, norms
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, step, len(tally), ranks.rank]).generate_state(1)[0]))
+        engine.set_gradient_accumulation_boundary(is_last)
+        with memory_hint(config, inputs["input_ids"].shape, when):
+            scores = engine(inputs)
+            loss, sums = compute_loss(scores, batch, job.plan, config.loss)
+            # DeepSpeed averages over ranks; the parts of a planned loss must add up instead.
+            engine.backward(loss * ranks.world_size)
+        tally.add(scores, batch, loss, sums)
+    with distributed.together(ranks):  # one rank's videos alone may have a score that is not finite
+        tally.check_finite(when)
+    squares = engines.squared_gradient_norms(engine, ranks)
+    squares_by_name = {f"norm/{part}": square for part, square in squares.items()}
+    totals = distributed.sum_over_ranks(tally.sums | squares_by_name, ranks)
+    norms = {part: math.sqrt(totals.pop(f"norm/{part}")) for part in squares}
+    if not all(map(math.isfinite, norms.values())):
+        # The norms are those of the whole step: it is all its prompts that are to be looked at.
+        prompts = name_some([groups[i].prompt_id for i in job.plan.groups])
+        raise CheckpointError(f"{when}: the gradient is not finite for the prompts {prompts}{DIVERGED}")
+    engine.step()
+    return totals, job.plan, norms
+
+
+@contextmanager
+def memory_hint(config: TrainConfig, shape: Sequence[int], when: str) -> Iterator[None]:
+    """Say what to do where a micro-batch of `shape` (videos, tokens) does not fit the device.
+
+    Raises:
+        ConfigError: in the place of torch's own error, at once: other ranks may have had room.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        videos, tokens = shape
+        advice = [f"optimization.micro_batch_tokens {videos * tokens // 2}"]
+        if not config.model.gradient_checkpointing:
+            advice.append("model.gradient_checkpointing true")
+        if config.engine.zero_stage < 3:
+            advice.append("with several devices engine.zero_stage 3")
+        raise ConfigError(
+            f"{when}: the device is out of memory with {videos} videos of {tokens} tokens at once; try "
+            f"{', or '.join(advice)}"
+        ) from error
 
 
 def validate(
@@ -295,6 +337,7 @@ def validate(
     engine: Any,
     backbone: Backbone,
     data: TrainingData,
+    sizes: Sequence[GroupSize],
     ranks: Ranks,
     heads: tuple[str, ...],
     when: str,
@@ -304,25 +347,17 @@ def validate(
     Raises:
         CheckpointError: a score or the loss is not finite; begins with `when`.
     """
-    everything = plan_step(range(len(data.validation)), data.validation)
-    mine = divide(everything, data.validation, ranks.world_size)[ranks.rank]
-    # No more clips at once than a micro-batch has.
-    size = math.ceil(config.optimization.prompts_per_step / (ranks.world_size * config.optimization.accumulation))
-
-    def jobs() -> Iterator[tuple[StepPlan, list[PromptGroup], bool]]:
-        for start in range(0, len(mine), size):
-            yield everything, [data.validation[i] for i in mine[start : start + size]], True
-
     engine.eval()
-    totals: dict[str, float] = {}
-    with distributed.together(ranks), torch.no_grad(), open_clips(config, data) as clips:
-        for plan, batch in read_jobs(jobs, clips):
-            scores = engine(build_inputs(backbone, batch.prompts, batch.responses, ranks.device))
-            _, sums = checked_loss(scores, batch, plan, config.loss, f"{when}, validation")
-            for name, value in sums.items():
-                totals[name] = totals.get(name, 0.0) + value
-    # A rank without a prompt has no sums, but must bring the same names.
-    names = [f"{term}/{head}" for head in heads for term in ("comparison", "regularization", "credit", "margin")]
-    names += ["sign/cost", "sign_credit"] if "cost" in heads else []
-    totals = distributed.sum_over_ranks({name: totals.get(name, 0.0) for name in names}, ranks)
-    return summarize("eval", totals, [everything], heads)
+    tally = Tally()
+    with torch.no_grad(), open_clips(config, data) as clips:
+        batches = read_jobs(partial(validation_jobs, config, data, sizes, ranks), clips)
+        for _ in validation_jobs(config, data, sizes, ranks):
+            with distributed.together(ranks):
+                job, batch = next(batches)
+                inputs = build_inputs(backbone, batch.prompts, batch.responses, ranks.device)
+            scores = engine(inputs)
+            loss, sums = compute_loss(scores, batch, job.plan, config.loss)
+            tally.add(scores, batch, loss, sums)
+    with distributed.together(ranks):
+        tally.check_finite(f"{when}, validation")
+    return summarize("eval", distributed.sum_over_ranks(tally.sums, ranks), [job.plan], heads)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, preference_score
+from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.losses import (
     bradley_terry_loss,
     rao_kupper_loss,
@@ -17,7 +19,6 @@ from safe_rlhf_video.losses import (
     safety_sign_loss,
     score_regularization,
 )
-from safe_rlhf_video.metrics import credit
 from safe_rlhf_video.training.config import LossConfig
 from safe_rlhf_video.training.plan import StepPlan
 
@@ -29,37 +30,40 @@ DIVERGED = (
 
 def compute_loss(
     scores: Mapping[str, Tensor], batch: Batch, plan: StepPlan, weights: LossConfig
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """One rank's part of a step's loss: sums over its videos, divided by the whole step's planned counts.
 
-    The parts of all ranks and micro-batches add up to the loss of the step on one rank, whatever their sizes.
+    The parts of all ranks and micro-batches add up to the loss of the step on one rank, whatever their sizes. Nothing
+    is read back from the device: that would stall it.
 
     Args:
         scores: head -> (N,).
 
     Returns:
-        The loss, and sums to be added over ranks: `<term>/<head>` parts of the loss, `credit/<head>` and
-        `margin/<head>` over comparisons, `sign_credit` over known signs.
+        The loss, and sums to be added over ranks, without gradient: `<term>/<head>` parts of the loss, `credit/<head>`
+        and `margin/<head>` over comparisons, `sign_credit` over known signs.
     """
     device = next(iter(scores.values())).device
-    safety_sign = torch.from_numpy(batch.safety_sign).to(device)
-    loss = torch.zeros((), device=device)
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
+    parts: list[Tensor] = []
+
+    def on_device(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
 
     def add(name: str, weight: float, elements: Tensor, count: int) -> None:
-        nonlocal loss
         # An empty sum still reaches the scores: every rank takes part in the backward pass.
         part = weight * elements.sum() / max(count, 1)
-        loss = loss + part
-        sums[name] = part.item()
+        parts.append(part)
+        sums[name] = part.detach()
 
+    safety_sign, counted = on_device(batch.safety_sign), on_device(batch.counted)
     for head, values in scores.items():
         dimension = DIMENSION_OF_HEAD[head]
-        chosen, rejected = torch.from_numpy(batch.comparisons[dimension]).to(device).unbind(1)
+        chosen, rejected = on_device(batch.comparisons[dimension]).unbind(1)
         preference = preference_score(head, values)
         margin = preference[chosen] - preference[rejected]
-        first, second = torch.from_numpy(batch.ties[dimension]).to(device).unbind(1)
         if weights.ties == "rao_kupper":
+            first, second = on_device(batch.ties[dimension]).unbind(1)
             wins = rao_kupper_loss(preference[chosen], preference[rejected], weights.tie_threshold)
             ties = rao_kupper_tie_loss(preference[first], preference[second], weights.tie_threshold)
             losses = torch.cat([wins, ties])
@@ -69,40 +73,58 @@ def compute_loss(
         if weights.unit == "prompt":
             count = plan.num_prompts[dimension]
             # Without ties trained on, a group has none: the weights are those of the comparisons alone.
-            losses = losses * torch.from_numpy(batch.label_weights[dimension]).to(device)
+            losses = losses * on_device(batch.label_weights[dimension])
         add(f"comparison/{head}", weights.comparison, losses, count)
         if head == "cost":
             add(f"sign/{head}", weights.sign, safety_sign_loss(values, safety_sign), plan.num_signs)
-            known = batch.safety_sign != 0
-            right = credit(-(values.detach().double().cpu().numpy() * batch.safety_sign)[known])
-            sums["sign_credit"] = float(right.sum())
-        counted = score_regularization(values) * float(batch.counted)
-        add(f"regularization/{head}", weights.regularization, counted, plan.num_videos)
-        sums[f"credit/{head}"] = float(credit(margin.detach().double().cpu().numpy()).sum())
-        sums[f"margin/{head}"] = margin.detach().sum().item()
-    return loss, sums
+            sums["sign_credit"] = torch.where(safety_sign == 0, 0.0, _credit(-values.detach() * safety_sign)).sum()
+        add(f"regularization/{head}", weights.regularization, score_regularization(values) * counted, plan.num_videos)
+        sums[f"credit/{head}"] = _credit(margin.detach()).sum()
+        sums[f"margin/{head}"] = margin.detach().sum()
+    return torch.stack(parts).sum(), sums
 
 
-def checked_loss(
-    scores: Mapping[str, Tensor], batch: Batch, plan: StepPlan, weights: LossConfig, when: str
-) -> tuple[Tensor, dict[str, float]]:
-    """`compute_loss`, with one line that names the videos where a score or the loss is not finite.
+def _credit(margins: Tensor) -> Tensor:
+    """`metrics.credit` where the margins are."""
+    return torch.where(margins.abs() <= TIE_TOLERANCE, 0.5, (margins > 0).float())
 
-    Args:
-        when: begins that line, e.g. "step 3".
 
-    Raises:
-        CheckpointError: a score or the loss is not finite.
-    """
-    finite = torch.stack([torch.isfinite(2.0 * values.detach()) for values in scores.values()])  # 2: margins too
-    if not finite.all():
-        is_bad = (~finite.all(dim=0)).tolist()
-        names = [name for name, bad in zip(batch.names, is_bad, strict=True) if bad]
-        raise CheckpointError(f"{when}: the score is not finite for {name_some(names)}{DIVERGED}")
-    loss, sums = compute_loss(scores, batch, plan, weights)
-    if not torch.isfinite(loss):
-        raise CheckpointError(f"{when}: the loss is not finite for {name_some(batch.names)}{DIVERGED}")
-    return loss, sums
+class Tally:
+    """What the micro-batches of a step say together; until it is asked, nothing is read back from the device."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self._names: list[tuple[str, ...]] = []
+        self._is_bad: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, scores: Mapping[str, Tensor], batch: Batch, loss: Tensor, sums: Mapping[str, Tensor]) -> None:
+        """Count a micro-batch; `loss` and `sums` are those of `compute_loss`."""
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        finite = torch.stack([torch.isfinite(2.0 * values.detach()) for values in scores.values()])  # 2: margins too
+        self._is_bad.append(torch.cat([~finite.all(dim=0), ~torch.isfinite(loss.detach()).view(1)]))
+        self._names.append(batch.names)
+
+    def check_finite(self, when: str) -> None:
+        """Name the videos of which a score, or the batch of which the loss, is not finite.
+
+        Args:
+            when: begins the message, e.g. "step 3".
+
+        Raises:
+            CheckpointError: a score or a loss is not finite.
+        """
+        all_bad = iter(torch.cat(self._is_bad).tolist())
+        for names in self._names:
+            bad = [name for name in names if next(all_bad)]
+            loss_is_bad = next(all_bad)
+            if bad:
+                raise CheckpointError(f"{when}: the score is not finite for {name_some(bad)}{DIVERGED}")
+            if loss_is_bad:
+                raise CheckpointError(f"{when}: the loss is not finite for {name_some(names)}{DIVERGED}")
 
 
 def name_some(names: Sequence[str]) -> str:

@@ -60,12 +60,52 @@ def plan_step(members: Sequence[int], groups: Sequence[PromptGroup]) -> StepPlan
     )
 
 
-def divide(step: StepPlan, groups: Sequence[PromptGroup], shares: int) -> list[tuple[int, ...]]:
-    """Divide a step's groups into shares of about equally many videos; a share may stay empty."""
-    bins: list[list[int]] = [[] for _ in range(shares)]
-    loads = [0] * shares
-    for index in sorted(step.groups, key=lambda i: -len(groups[i].videos)):
+@dataclass(frozen=True)
+class GroupSize:
+    """What a group costs its backbone.
+
+    Attributes:
+        num_videos: its distinct videos or texts.
+        num_tokens: of the longest of them.
+    """
+
+    num_videos: int
+    num_tokens: int
+
+
+def divide(
+    members: Sequence[int], sizes: Sequence[GroupSize], ranks: int, token_budget: int = 0
+) -> list[list[tuple[int, ...]]]:
+    """Cut groups into micro-batches of similar length, and each of those into a share for every rank.
+
+    Within a micro-batch the ranks have about equally many videos; a share may stay empty. A share, padded to the
+    longest of its micro-batch, keeps within the budget unless it is a single group.
+
+    Args:
+        members: the groups, as indices into `sizes`.
+        token_budget: tokens of a share with its padding; 0 sets no limit.
+
+    Returns:
+        The micro-batches: for each rank the indices of its groups.
+    """
+    micro_batches: list[list[tuple[int, ...]]] = []
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    width = 0
+
+    def close() -> None:
+        micro_batches.append([tuple(share) for share in shares])
+
+    # The longest first: what follows a micro-batch's first group is padded to it, and no more than it needs to be.
+    for index in sorted(members, key=lambda i: (-sizes[i].num_tokens, -sizes[i].num_videos, i)):
+        size = sizes[index]
         lightest = loads.index(min(loads))
-        bins[lightest].append(index)
-        loads[lightest] += len(groups[index].videos)
-    return [tuple(members) for members in bins]
+        if token_budget and loads[lightest] and (loads[lightest] + size.num_videos) * width > token_budget:
+            close()
+            shares, loads, lightest = [[] for _ in range(ranks)], [0] * ranks, 0
+        if not any(loads):
+            width = size.num_tokens
+        shares[lightest].append(index)
+        loads[lightest] += size.num_videos
+    close()
+    return micro_batches

@@ -6,10 +6,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 
+import torch
+
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.training.config import LossConfig
-from safe_rlhf_video.training.engine import trainable
 from safe_rlhf_video.training.plan import StepPlan
 
 LN_2 = math.log(2.0)
@@ -18,12 +19,9 @@ LN_2 = math.log(2.0)
 def report_trainable(model: ScoreModel, say: Callable[[str], None]) -> None:
     """How many parameters are trained, in which part."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    parts: dict[str, int] = {}
-    for name, parameter in trainable(model).items():
-        part = f"head {name.split('.')[1]}" if name.startswith("score_heads.") else "adapter"
-        parts[part] = parts.get(part, 0) + parameter.numel()
-    listed = ", ".join(f"{part} {count:,}" for part, count in parts.items())
-    say(f"trainable: {sum(parts.values()):,} of {total:,} parameters ({listed})")
+    counts = {part: sum(map(torch.numel, parameters.values())) for part, parameters in model.trained().items()}
+    listed = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+    say(f"trainable: {sum(counts.values()):,} of {total:,} parameters ({listed})")
 
 
 def report_gradients(norms: dict[str, float], say: Callable[[str], None]) -> None:

@@ -130,6 +130,13 @@ class Family(ABC):
         """Video tokens of a clip; times and frames' starts and ends, where a family writes them, come on top."""
         return self.count_steps(num_frames) * self.count_step_tokens(height, width)
 
+    def most_video_tokens(self, sampling: Sampling) -> int:
+        """Video tokens of the largest clip that `sampling` lets through."""
+        multiple = self.size_multiple
+        # Every block of size_multiple x size_multiple pixels has as many tokens.
+        blocks = max(1, sampling.max_pixels // multiple**2)
+        return self.count_steps(sampling.num_frames) * blocks * self.count_step_tokens(multiple, multiple)
+
     def check_size(self, height: int, width: int) -> None:
         """Raise ConfigError where the backbone cannot take frames of this size."""
         multiple = self.size_multiple
@@ -163,9 +170,7 @@ class Family(ABC):
                 f"sampling.fit: the backbone {backbone} takes frames with fit {self.fit}, got {sampling.fit}; set it "
                 f"to {self.fit}"
             )
-        # The largest frame: every block of size_multiple x size_multiple pixels has as many tokens.
-        blocks = max(1, sampling.max_pixels // multiple**2)
-        most = self.count_steps(sampling.num_frames) * blocks * self.count_step_tokens(multiple, multiple)
+        most = self.most_video_tokens(sampling)
         if most > max_tokens:
             raise ConfigError(
                 f"sampling: {sampling.num_frames} frames of up to {sampling.max_pixels} pixels make {most} tokens, the "
