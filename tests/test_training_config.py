@@ -93,7 +93,6 @@ def test_misspelt_key_at_any_level_is_one_line(path: Path, tmp_path: Path) -> No
             {"engine": {"zero_stage": 3, "deepspeed": {"zero_optimization": {"zero_hpz_partition_size": 2}}}},
             "zero_hpz_partition_size",
         ),
-        ({"model": {"backbone": {"dtype": "float16"}}}, "dtype"),
         ({"engine": {"deepspeed": {"zero_optimisation": {}}}}, "zero_optimisation"),
         ({"engine": {"deepspeed": {"zero_optimization": 2}}}, "engine.deepspeed.zero_optimization"),
         ({"engine": {"deepspeed": {"optimizer": {}}}}, "engine.deepspeed.optimizer"),

@@ -1,0 +1,74 @@
+"""Launched by test_zero.py: 20 real steps at every ZeRO stage, with adapters and with the whole language model.
+
+Arguments: a training config and a folder. Rank 0 writes <folder>/<case>/model and <folder>/<case>/losses.json, the loss
+of every step and the scores that the trained engine gives to the clips of the first validation prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.data.batch import collate
+from safe_rlhf_video.models.checkpoint import save_model
+from safe_rlhf_video.models.inputs import build_inputs
+
+from safe_rlhf_video.training import distributed, engine as engines  # isort: skip
+from safe_rlhf_video.training.batches import open_clips, read_jobs, training_jobs
+from safe_rlhf_video.training.config import TrainConfig
+from safe_rlhf_video.training.data import load_data
+from safe_rlhf_video.training.loop import build_model, take_step
+from safe_rlhf_video.training.needs import measure_groups
+from safe_rlhf_video.training.objectives import LOSS_TERMS
+
+HEADS = ("reward", "cost")
+STEPS = 20
+STAGES = (0, 1, 2, 3)
+TRAINED = {
+    "lora": [],
+    "full": ["--model.lora.rank", "0", "--model.trained_parts", "[language_model,projector]"],
+}
+
+
+def main() -> None:
+    path, out = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    ranks = distributed.start()
+    for trained, overrides in TRAINED.items():
+        for stage in STAGES:
+            config = parse_config(TrainConfig, ["--config", path, "--engine.zero_stage", str(stage), *overrides], "")
+            run(config, ranks, Path(out) / f"{trained}_{stage}")
+    distributed.barrier()
+    distributed.stop()
+
+
+def run(config: TrainConfig, ranks: distributed.Ranks, folder: Path) -> None:
+    data = load_data(config, HEADS)
+    backbone, model, record = build_model(config, HEADS, ranks.device)
+    engine = engines.build_engine(model, config, ranks.device)
+    sizes = measure_groups(backbone, data.train, config.sampling)
+    losses = []
+    with open_clips(config, data) as clips:
+        batches = read_jobs(partial(training_jobs, config, data, sizes, ranks, 0, STEPS), clips)
+        for step in range(STEPS):
+            engines.set_learning_rates(engine, config, 1.0)
+            totals, _, _ = take_step(config, engine, backbone, data.train, batches, step, ranks)
+            losses.append(sum(value for name, value in totals.items() if name.split("/")[0] in LOSS_TERMS))
+        group = data.validation[0]
+        batch = collate([group], list(clips(group.videos)))
+    weights = engines.gather_weights(engine)
+    engine.eval()
+    with torch.no_grad():
+        scores = engine(build_inputs(backbone, batch.prompts, batch.responses, ranks.device))
+    if ranks.is_first:
+        save_model(model, record, folder / "model", weights)
+        found = {"losses": losses, "scores": {head: values.tolist() for head, values in scores.items()}}
+        (folder / "losses.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
