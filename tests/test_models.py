@@ -358,6 +358,26 @@ def test_unsupported_family_is_said_before_weights_are_read(copied: Path, monkey
         load_backbone(BackboneConfig(path=str(copied)))
 
 
+def test_attention_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {}
+    for name, expected in (("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")):
+        for initialization in ("pretrained", "random"):
+            loaded = load_backbone(BackboneConfig(attention=name, initialization=initialization))  # type: ignore[arg-type]
+            assert loaded.attention == expected
+            assert not loaded.liger  # on a CPU never
+            for module in (loaded.model.visual, loaded.model.language_model):
+                assert module.config._attn_implementation == expected
+            with torch.inference_mode():
+                inputs = build_inputs(loaded, list(PROMPTS), list(VIDEOS), "cpu")
+                states[name, initialization] = loaded.model(**inputs).last_hidden_state[inputs["attention_mask"] == 1]
+    assert torch.equal(states["auto", "pretrained"], states["sdpa", "pretrained"])
+    torch.testing.assert_close(states["eager", "pretrained"], states["sdpa", "pretrained"], atol=1e-3, rtol=1e-4)
+    monkeypatch.setattr(backbones.AutoModel, "from_pretrained", lambda *a, **k: pytest.fail("weights were read"))
+    for dtype in ("float32", "bfloat16"):
+        with one_line(ConfigError, "model.backbone.attention", "flash_attention_2", f"cpu, {dtype}", "auto or sdpa"):
+            load_backbone(BackboneConfig(attention="flash_attention_2", dtype=dtype))  # type: ignore[arg-type]
+
+
 def test_processor_saved_by_transformers_5(copied: Path) -> None:
     """It has one processor_config.json for all processors, which goes before older files."""
     config = BackboneConfig(path=str(copied))

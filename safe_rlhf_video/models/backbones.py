@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,9 +21,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file, logging
+from transformers.activations import SiLUActivation
+from transformers.utils import cached_file, is_flash_attn_2_available, is_liger_kernel_available, logging
 
-from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, BackboneConfig
 from safe_rlhf_video.models.families import FAMILIES, Family
 from safe_rlhf_video.models.prompts import Special
@@ -53,12 +56,16 @@ class Backbone(Reader):
     Attributes:
         model: Returns `last_hidden_state` (N, L, E); it has no language-model head.
         fingerprint: Identifies the weights; a model folder names the one it was trained on.
+        attention: The implementation of attention that was chosen.
+        liger: Whether the language model runs on Liger kernels.
     """
 
     model: PreTrainedModel
     config: BackboneConfig
     fingerprint: str
     hidden_size: int
+    attention: str
+    liger: bool
 
 
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> Backbone:
@@ -66,17 +73,24 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
 
     Raises:
         CheckpointError: the folder or hub id is missing or incomplete, or its family is not supported.
+        ConfigError: an attention was asked for that cannot run here.
     """
+    dtype = _resolve_dtype(config.dtype, torch.device(device))
+    attention = _resolve_attention(config.attention, torch.device(device), dtype)
     source = _resolve_source(config)
     reader = load_reader(config)
-    model_config = reader.model_config
-    dtype = _resolve_dtype(config.dtype, torch.device(device))
+    family, model_config = reader.family, reader.model_config
     if config.initialization == "random":
         # A seed of its own: the control must not depend on what ran before, nor change what runs after.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.random_seed)
             # In float32, whatever the type to run in: other types draw other numbers.
-            model = AutoModel.from_config(model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+            model = AutoModel.from_config(
+                model_config,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                trust_remote_code=config.trust_remote_code,
+            )
         fingerprint = f"random-{config.random_seed}-{_fingerprint_tensors(model.state_dict())}"
         model.to(dtype)
     else:
@@ -87,6 +101,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
                 config,
                 trust_remote_code=config.trust_remote_code,
                 dtype=dtype,
+                attn_implementation=attention,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # not ignored, but said below: transformers' own error names no tensor
                 output_loading_info=True,
@@ -94,8 +109,17 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         _check_loading(loading_info, source)
         fingerprint = _fingerprint_weights(source, config)
     model.requires_grad_(False).eval().to(device)
-    hidden_size = model_config.get_text_config().hidden_size
-    return Backbone(**vars(reader), model=model, config=config, fingerprint=fingerprint, hidden_size=hidden_size)
+    language_model = model.get_submodule(family.language_model)
+    liger = config.liger == "auto" and torch.device(device).type == "cuda" and _apply_liger(language_model)
+    return Backbone(
+        **vars(reader),
+        model=model,
+        config=config,
+        fingerprint=fingerprint,
+        hidden_size=model_config.get_text_config().hidden_size,
+        attention=attention,
+        liger=liger,
+    )
 
 
 def load_reader(config: BackboneConfig) -> Reader:
@@ -235,6 +259,42 @@ def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _resolve_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    can_flash = device.type == "cuda" and dtype == torch.bfloat16 and is_flash_attn_2_available()
+    if name == "auto":
+        return "flash_attention_2" if can_flash else "sdpa"
+    if name == "flash_attention_2" and not can_flash:
+        raise ConfigError(
+            f"model.backbone.attention: flash_attention_2 needs CUDA, bfloat16 and the package flash-attn 2, here "
+            f"are {device.type}, {str(dtype).removeprefix('torch.')} and "
+            f"{'the package' if is_flash_attn_2_available() else 'no such package'}; set it to auto or sdpa"
+        )
+    return name
+
+
+def _apply_liger(language_model: PreTrainedModel) -> bool:
+    """Let a language model's norms and gated layers run on Liger kernels, if they are installed.
+
+    Module by module: Liger's functions for whole families also replace classes inside transformers, which breaks models
+    built later on a CPU, and those of 0.8.5 for Qwen-VL do not import beside transformers 5.23.
+    """
+    if not is_liger_kernel_available():
+        return False
+    try:
+        patches = import_module("liger_kernel.transformers.monkey_patch")
+        gated_layer = import_module("liger_kernel.transformers.swiglu").LigerSwiGLUMLP
+        for module in language_model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                patches._patch_rms_norm_module(module)
+            elif isinstance(getattr(module, "act_fn", None), SiLUActivation | nn.SiLU) and hasattr(module, "gate_proj"):
+                patches._patch_swiglu_module(module, gated_layer)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"model.backbone.liger: the installed liger-kernel cannot be used ({error}); set it to off"
+        ) from error
+    return True
 
 
 def _fingerprint_weights(source: str, config: BackboneConfig) -> str:
