@@ -33,6 +33,7 @@ from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling, TrainedPart, check_trained_parts
 from safe_rlhf_video.models.families import FAMILIES
+from safe_rlhf_video.models.hub import fetch_model, parse_hub_id
 from safe_rlhf_video.models.score_model import ScoreModel, plain_name
 from safe_rlhf_video.video.sampling import Sampling
 
@@ -162,18 +163,37 @@ def read_record(folder: str | Path) -> ModelRecord:
 
 
 def resolve_model_folder(folder: str | Path) -> Path:
-    """The model folder itself, or the one inside a run folder.
+    """The model folder itself, the one inside a run folder, or that of a hub repository ("owner/name[@revision]").
+
+    A folder that is there goes before a repository of the same name. Of a repository, only JSON, safetensors, the card
+    and tokenizer files are fetched.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or a link in it leads out of it.
     """
-    for candidate in (Path(folder), Path(folder) / "model"):
+    candidates = [Path(folder), Path(folder) / "model"]
+    hub_id = parse_hub_id(folder) if isinstance(folder, str) and not Path(folder).exists() else None
+    if hub_id is not None:
+        candidates = [fetch_model(*hub_id)]
+    for candidate in candidates:
         if (candidate / "model.json").is_file():
+            _check_links(candidate)
             return candidate
     raise CheckpointError(
         f"{folder}: is no model folder (it has no model.json); give <run>/model as written by train_reward.py or "
-        "train_cost.py"
+        "train_cost.py, a folder of export.py, or its owner/name on the hub"
     )
+
+
+def _check_links(folder: Path) -> None:
+    """A folder of somebody else's must not have files of this machine read, or exported, as its own."""
+    root = folder.resolve()
+    inside = [root]
+    if root.parent.name == "snapshots":  # the hub's cache, where files are links to blobs beside it
+        inside.append(root.parents[1] / "blobs")
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
+            raise CheckpointError(f"{path}: is a link that leads out of the model folder; put the file itself there")
 
 
 def load_models(
