@@ -30,7 +30,7 @@ class Request(NamedTuple):
 
 @dataclass
 class StubHub:
-    """Serves `repositories`, their files by name; a context manager.
+    """Serves `repositories` of data and `models`, their files by name; a context manager.
 
     Attributes:
         requests: all that was asked, in order.
@@ -50,6 +50,7 @@ class StubHub:
     bytes_per_s: float | None = None
     reported_sizes: dict[str, int] = field(default_factory=dict)
     listing_error: tuple[int, str] | None = None
+    models: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def __enter__(self) -> StubHub:
         hub = self
@@ -98,6 +99,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         asked = self.headers.get("Range")
         start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else None
+        if path.startswith("/api/models/"):
+            self.stub.requests.append(Request("GET", path, start, self.headers.get("Authorization")))
+            self.send_model_listing(path.removeprefix("/api/models/"))
+            return
         if path.startswith("/api/") and not path.startswith("/api/datasets/"):  # what the library asks for itself
             self.send_error_code(404, "EntryNotFound")
             return
@@ -110,7 +115,38 @@ class _Handler(BaseHTTPRequestHandler):
             repository, _, name = path.removeprefix("/store/").partition("/resolve/")
             self.send_file(name, self.stub.repositories[repository][name], start or 0)
         else:
+            self.send_model_file(path)
+
+    def do_HEAD(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.stub.requests.append(Request("HEAD", path, None, self.headers.get("Authorization")))
+        self.send_model_file(path)
+
+    def send_model_listing(self, path: str) -> None:
+        """A repository's commit, or with /tree/ its files, as `snapshot_download` asks for them."""
+        is_tree = "/tree/" in path
+        repository, _, revision = path.partition("/tree/" if is_tree else "/revision/")
+        files = self.stub.models.get(repository)
+        if files is None:
+            self.send_error_code(404, "RepoNotFound")
+        elif revision not in ("", "main", COMMIT):
+            self.send_error_code(404, "RevisionNotFound")
+        else:
+            tree = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in files.items()
+            ]
+            body = json.dumps(tree if is_tree else {"id": repository, "sha": COMMIT})
+            self.send_whole(200, body.encode(), {"Content-Type": "application/json"})
+
+    def send_model_file(self, path: str) -> None:
+        repository, _, rest = path.removeprefix("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        content = self.stub.models.get(repository, {}).get(name)
+        if content is None or revision not in ("main", COMMIT):
             self.send_error_code(404, "EntryNotFound")
+        else:
+            self.send_whole(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
 
     def send_listing(self, path: str) -> None:
         repository, _, revision = path.partition("/revision/")
@@ -162,7 +198,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *arguments: object) -> None:
         """Nothing: `requests` keeps what was asked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,22 @@ from safe_rlhf_video.models.prompts import Special
 from safe_rlhf_video.video.sampling import Sampling
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "tiny_backbone"
+
+# What tokenizers and processors are read from.
+SETTINGS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "preprocessor_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,24 @@ def check_sampling(config: BackboneConfig, sampling: Sampling) -> None:
     """
     family, model_config = _load_family(_resolve_source(config), config)
     family.check_sampling(sampling, config.path, model_config.get_text_config().max_position_embeddings)
+
+
+def copy_settings(config: BackboneConfig, folder: Path) -> None:
+    """Copy a checkpoint's tokenizer and processor files as they are: with weights and config.json, all of a backbone.
+
+    Raises:
+        CheckpointError: the checkpoint is missing.
+    """
+    source = _resolve_source(config)
+    for name in SETTINGS:
+        found = _load_part(cached_file, source, config, filename=name, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            shutil.copyfile(found, folder / name)
+
+
+def fingerprint_checkpoint(folder: Path) -> str:
+    """The fingerprint that a backbone has when it is loaded from this folder."""
+    return _fingerprint_weights(str(folder), BackboneConfig(path=str(folder)))
 
 
 def _load_family(source: str, config: BackboneConfig) -> tuple[Family, PreTrainedConfig]:

@@ -33,7 +33,9 @@ def fetch_model(repository: str, revision: str | None = None) -> Path:
         CheckpointError: there is no such repository or revision, or the hub cannot be asked and the cache has no copy.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
+
+    # HTTPError is that of the HTTP library in use, which changes with major versions.
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HTTPError,
         LocalEntryNotFoundError,

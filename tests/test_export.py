@@ -1,0 +1,322 @@
+"""Model folders handed on: as they are, merged, and over a hub; scores stay what they are or nothing is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import environment, launch
+from peft import LoraModel
+from safetensors.torch import load_file, save_file
+from small_models import COST, JOINT, LORA, PROMPTS, REWARD, build_score_model, one_line, whole_weights, write_model
+from stub_hub import COMMIT, StubHub
+from tiny_backbones import SAMPLINGS, write_tiny_backbone
+
+from safe_rlhf_video import Scorer, TextResponse, score_pair
+from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.models import export
+from safe_rlhf_video.models.checkpoint import fingerprint_weights, read_record, resolve_model_folder, save_model
+from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, TrainedPart
+from safe_rlhf_video.models.export import export_model
+from safe_rlhf_video.video.sampling import Sampling
+
+HEADS_ONLY = replace(LORA, rank=0)
+SETTINGS: dict[str, tuple[LoraConfig, tuple[TrainedPart, ...]]] = {
+    "lora": (LORA, ()),
+    "lora+projector": (LORA, ("projector",)),
+    "full": (HEADS_ONLY, ("projector", "language_model")),
+}
+TEXT = "a fish\nthat swims"
+
+
+def write(
+    folder: Path,
+    heads_of_adapter: Any = JOINT,
+    setting: str = "lora",
+    backbone: BackboneConfig | None = None,
+    sampling: Sampling | None = None,
+    training: dict[str, Any] | None = None,
+) -> Path:
+    """A model folder whose parts all change the scores."""
+    lora, parts = SETTINGS[setting]
+    model, record = build_score_model(heads_of_adapter, lora, backbone, trained_parts=parts)
+    record = replace(record, sampling=sampling or record.sampling, training=training or record.training)
+    save_model(model, record, folder, whole_weights(model))
+    return folder
+
+
+def scores_of(folder: str | Path, **options: Any) -> np.ndarray:
+    """Scores (inputs, heads) of clips of other sizes and rates than the check's own, and of texts."""
+    rows = []
+    with Scorer.from_pretrained(folder, device="cpu", **options) as scorer:
+        for number, prompt in enumerate(PROMPTS):
+            frames = np.random.default_rng(number).integers(0, 256, (3 + number, 40, 56, 3), dtype=np.uint8)
+            rows.append(list(scorer.score(prompt, frames, fps=5.0).values()))
+        rows.append(list(scorer.score(PROMPTS[1], TextResponse(TEXT)).values()))
+    return np.array(rows)
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    _, matter, body = (folder / "README.md").read_text().split("---\n", 2)
+    assert "\n## Limits\n" in body
+    return yaml.safe_load(matter)
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_copy_scores_to_the_bit(setting: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", setting=setting)
+    (folder / "heads.pt").write_bytes(b"no pickle is read or handed on")
+    assert export_model(folder, tmp_path / "out") is None
+    assert files_of(tmp_path / "out") == files_of(folder) - {"heads.pt"} | {"README.md"}
+    np.testing.assert_array_equal(scores_of(tmp_path / "out"), scores_of(folder))
+    assert front_matter(tmp_path / "out").keys() == {"library_name", "pipeline_tag", "tags"}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_merged_folder_stands_alone(setting: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", setting=setting)
+    expected = scores_of(folder)
+    check = export_model(folder, tmp_path / "out", merge=True, dtype="float32")
+    assert check is not None
+    assert check.difference <= 1e-5
+    record = read_record(tmp_path / "out")
+    assert (record.backbone_in_folder, record.lora.rank, record.trained_parts) == (True, 0, ())
+    shutil.rmtree(folder)
+    np.testing.assert_allclose(scores_of(tmp_path / "out"), expected, rtol=0, atol=1e-5)
+    # Merged folders are handed on too, and not merged twice.
+    export_model(tmp_path / "out", tmp_path / "copy")
+    np.testing.assert_array_equal(scores_of(tmp_path / "copy"), scores_of(tmp_path / "out"))
+    with one_line(CheckpointError, "is merged already"):
+        export_model(tmp_path / "out", tmp_path / "twice", merge=True)
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "qwen2_5_vl", "video_llava"])
+def test_other_families_merge_and_name_no_folder(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Cut into many files, as large backbones are.
+    monkeypatch.setattr(export, "SHARD_SIZE", "40KB")
+    source = write_tiny_backbone(tmp_path / "secret" / "checkpoint", family)
+    (source / "pytorch_model.bin").write_bytes(b"no pickle is read or handed on")
+    facts = {"step": 3, "data": {"path": str(tmp_path / "secret" / "data"), "rows": [str(tmp_path / "secret")]}}
+    config = BackboneConfig(path=str(source))
+    folder = write(tmp_path / "model", REWARD, "lora+projector", config, SAMPLINGS[family], facts)
+    expected = scores_of(folder)
+    export_model(folder, tmp_path / "merged", merge=True)
+    export_model(folder, tmp_path / "copy")
+    assert read_record(tmp_path / "copy").backbone.path == "./checkpoint"
+    for out in (tmp_path / "merged", tmp_path / "copy"):
+        assert "base_model" not in front_matter(out)
+        for path in out.rglob("*"):
+            assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
+            assert path.suffix != ".bin"
+    shutil.move(source, tmp_path / "moved")
+    assert len(list((tmp_path / "merged" / "backbone").glob("*.safetensors"))) > 3
+    np.testing.assert_allclose(scores_of(tmp_path / "merged"), expected, rtol=0, atol=1e-5)
+    with one_line(CheckpointError, "./checkpoint", "say where it lies"):
+        scores_of(tmp_path / "copy")
+    np.testing.assert_array_equal(scores_of(tmp_path / "copy", backbone=str(tmp_path / "moved")), expected)
+
+
+def test_bfloat16_weights_move_scores_by_their_rounding_alone(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    expected = scores_of(folder)
+    # The embedded backbone's weights have no more digits than bfloat16: "auto" keeps it so.
+    check = export_model(folder, tmp_path / "out", merge=True)
+    assert check is not None
+    assert check.rounding is not None
+    assert check.rounding_bound is not None
+    assert 0 < check.rounding <= check.rounding_bound < 0.1
+    found = scores_of(tmp_path / "out")
+    assert 0 < (np.abs(found - expected) / expected.std(axis=0)).max() < 0.1
+    bytes_of = [(tmp_path / "out/backbone/model.safetensors").stat().st_size]
+    export_model(folder, tmp_path / "whole", merge=True, dtype="float32")
+    bytes_of.append((tmp_path / "whole/backbone/model.safetensors").stat().st_size)
+    assert bytes_of[1] > 1.9 * bytes_of[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("when", ["merging", "writing"])
+def test_a_wrong_merge_leaves_nothing(
+    when: str, dtype: export.Dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "model")
+    before = fingerprint_weights([folder])
+    name = "language_model.layers.0.mlp.down_proj.weight"
+    merge, copy_settings = LoraModel.merge_and_unload, export.copy_settings
+
+    def merge_wrongly(model: LoraModel, **options: Any) -> torch.nn.Module:
+        merged = merge(model, **options)
+        with torch.no_grad():
+            merged.get_parameter(name)[3, 5] += 0.25
+        return merged
+
+    def damage(config: BackboneConfig, own: Path) -> None:
+        copy_settings(config, own)
+        tensors = load_file(own / "model.safetensors")
+        tensors[name][3, 5] += 0.25
+        save_file(tensors, own / "model.safetensors", {"format": "pt"})
+
+    if when == "merging":
+        monkeypatch.setattr(LoraModel, "merge_and_unload", merge_wrongly)
+    else:
+        monkeypatch.setattr(export, "copy_settings", damage)
+    with one_line(CheckpointError, "a score", "nothing was written"):
+        export_model(folder, tmp_path / "out", merge=True, dtype=dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert fingerprint_weights([folder]) == before
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    with one_line(ConfigError, "model: is there already"):
+        export_model(folder, folder)
+    with one_line(ConfigError, "for a merge"):
+        export_model(folder, tmp_path / "out", dtype="float32")
+    (tmp_path / "evaluation.json").write_text('{"helpfulness": null}')
+    with one_line(ConfigError, "evaluation.json: is no evaluation", "harmlessness"):
+        export_model(folder, tmp_path / "out", evaluation=tmp_path / "evaluation.json")
+    with one_line(CheckpointError, "nothing to merge"):
+        export_model(write_model(tmp_path / "heads", lora=HEADS_ONLY), tmp_path / "out", merge=True)
+    with one_line(CheckpointError, "several adapters (reward, cost)"):
+        export_model(write(tmp_path / "two", {**REWARD, **COST}), tmp_path / "out", merge=True)
+    with one_line(CheckpointError, "is a control"):
+        random = BackboneConfig(initialization="random")
+        export_model(write(tmp_path / "random", backbone=random), tmp_path / "out", merge=True)
+    (folder / "adapters/joint/adapter_model.safetensors").unlink()
+    with one_line(CheckpointError, "adapter_model.safetensors: missing"):
+        export_model(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    (tmp_path / "own").mkdir()
+    heads = shutil.move(folder / "heads.safetensors", tmp_path / "own" / "private")
+    (folder / "heads.safetensors").symlink_to(heads)
+    for use in (read_record, scores_of, lambda given: export_model(given, tmp_path / "out")):
+        with one_line(CheckpointError, "heads.safetensors: is a link that leads out of the model folder"):
+            use(folder)
+    (folder / "heads.safetensors").unlink()
+    shutil.copy(heads, folder / "spare")
+    (folder / "heads.safetensors").symlink_to("spare")
+    assert np.isfinite(scores_of(folder)).all()
+
+
+def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
+    head = {
+        "accuracy": 0.81, "interval": [0.79, 0.83], "ceiling": None, "fraction_of_ceiling": None,
+        "fraction_of_ceiling_interval": None, "num_comparisons": 320, "num_prompts": 90,
+    }  # fmt: skip
+    evaluation = {
+        "helpfulness": head,
+        "harmlessness": {**head, "accuracy": 0.5252},
+        "cost_sign": {"num_safe": 3, "num_unsafe": 4, "accuracy": 0.9, "balanced_accuracy": 0.8},
+        "controls": {"prompt_only": {"helpfulness": 0.5, "harmlessness": 0.6161}},
+        "models": ["/home/somebody/reward"],
+        "data": "/home/somebody/test.json",
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    model, record = build_score_model(REWARD)
+    backbone = replace(record.backbone, path="Owner/Backbone-8B", revision="v1")
+    save_model(model, replace(record, backbone=backbone), tmp_path / "model", whole_weights(model))
+    export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "evaluation.json")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert front_matter(tmp_path / "out") == {
+        "library_name": "safe-rlhf-video", "pipeline_tag": "video-classification", "base_model": "Owner/Backbone-8B",
+        "base_model_relation": "adapter", "tags": ["reward-model", "rlhf", "preference", "text-to-video", "safety"],
+    }  # fmt: skip
+    for part in (
+        "0.8100 [0.790, 0.830]",
+        "320 (90)",
+        "`Owner/Backbone-8B`, revision `v1`",
+        record.backbone_fingerprint,
+    ):
+        assert part in card
+    for other in ("0.5252", "0.6161", "Sign of the cost", "somebody", "**cost**"):
+        assert other not in card
+
+
+HUB_SCRIPT = """
+import sys, json
+from safe_rlhf_video import TextResponse, score_pair
+from safe_rlhf_video.errors import CheckpointError
+for name in sys.argv[1:]:
+    try:
+        for _ in range(2):
+            result = score_pair("a", TextResponse("b"), TextResponse("c"), model=name, device="cpu")
+        print(json.dumps(result.rewards))
+    except CheckpointError as error:
+        print(error)
+"""
+
+
+def ask(hub_url: str, home: Path, *names: str) -> list[str]:
+    """What a fresh process says of each name: rewards or an error."""
+    home.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HUB_SCRIPT, *names],
+        capture_output=True,
+        text=True,
+        env=environment(HF_ENDPOINT=hub_url, HF_HUB_OFFLINE="0", HF_HOME=str(home)),
+        timeout=120,
+        check=True,
+        cwd=home,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(names), done.stdout
+    return lines
+
+
+def test_a_model_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, home, name = tmp_path / "out", tmp_path / "home", "somebody/model"
+    export_model(write(tmp_path / "model"), out, merge=True)
+    texts = TextResponse("b"), TextResponse("c")
+    expected = json.dumps(score_pair("a", *texts, model=out, device="cpu").rewards)
+    files = {name: (out / name).read_bytes() for name in files_of(out)}
+    bad = {"heads.pt": b"", "backbone/pytorch_model.bin": b"", "backbone/modeling.py": b"", "data.parquet": b""}
+    with StubHub({}, models={name: {**files, **bad}, "somebody/empty": {"README.md": b""}}) as hub:
+        found = ask(hub.url, home, name, f"{name}@{COMMIT}", f"{name}@v9", "somebody/other", "somebody/empty")
+        fetched = [request.path.partition(f"{COMMIT}/")[2] for request in hub.requests if "/resolve/" in request.path]
+        assert set(fetched) == set(files)
+        # Once for the newest, whose model judged two pairs, and once for v9; a commit needs no asking.
+        assert sum(request.path.startswith(f"/api/models/{name}/revision") for request in hub.requests) == 2
+    assert found[:2] == [expected, expected]
+    for line, part in zip(
+        found[2:], ("has no revision 'v9'", "neither a model folder here nor a model", "has no model.json"), strict=True
+    ):
+        assert part in line
+    found = ask(hub.url, home, name, "somebody/other")
+    assert found[0] == expected
+    assert "no answer" in found[1]
+    # A folder goes first, whatever is in it.
+    (home / name).mkdir(parents=True)
+    monkeypatch.chdir(home)
+    with one_line(CheckpointError, "is no model folder"):
+        resolve_model_folder(name)
+
+
+def test_paths_are_not_asked_for_on_a_hub(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "none"), "./none/model", "../model", "a/b/c", "none", Path("somebody/model")):
+        with one_line(CheckpointError, "is no model folder"):
+            resolve_model_folder(name)
+
+
+def test_the_script_exports(tmp_path: Path) -> None:
+    write(tmp_path / "run" / "model")
+    done = launch("scripts/export.py", "--model", tmp_path / "run", "--out", tmp_path / "out", "--merge", "true")
+    assert "On 6 made-up clips and texts" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert read_record(tmp_path / "out").backbone_in_folder
