@@ -209,10 +209,13 @@ def _merge(model: ScoreModel) -> None:
 
 
 def _round_weights(model: ScoreModel) -> float:
-    """Round a backbone's weights to bfloat16, kept as float32; returns how far that may move scores, in spreads.
+    """Round a backbone's weights to bfloat16, kept as float32.
 
-    A rounding moves a weight by at most 2**-8 of itself. In one layer's output the independent errors of many weights
-    leave that fraction as it is; those of n layers add up as n**0.5.
+    Returns:
+        How far that may move a score, in standard deviations of the scores. A rounding moves a weight by at most 2**-8
+        of itself, so the independent roundings of a matrix move what comes out of it by about that fraction, and those
+        of n matrices by n**0.5 times it. The largest of a few such errors is within 4 of that: of 120 tiny models of
+        all families one was not, the median reached 0.7.
     """
     num_matrices = 0
     with torch.no_grad():
@@ -220,7 +223,7 @@ def _round_weights(model: ScoreModel) -> float:
             rounded = parameter.bfloat16().float()
             num_matrices += parameter.ndim > 1 and not torch.equal(rounded, parameter)
             parameter.copy_(rounded)
-    return float(2**-8 * max(num_matrices, 1) ** 0.5)
+    return float(4 * 2**-8 * max(num_matrices, 1) ** 0.5)
 
 
 def _made_up_inputs(sampling: Sampling) -> list[tuple[str, Response]]:
