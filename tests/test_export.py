@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 import subprocess
@@ -103,7 +104,9 @@ def test_a_merged_folder_stands_alone(setting: str, tmp_path: Path) -> None:
         export_model(tmp_path / "out", tmp_path / "twice", merge=True)
 
 
-@pytest.mark.parametrize("family", ["smolvlm", "qwen2_5_vl", "video_llava"])
+@pytest.mark.parametrize(
+    "family", ["smolvlm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2_5_vl", "video_llava"))]
+)
 def test_other_families_merge_and_name_no_folder(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Cut into many files, as large backbones are.
     monkeypatch.setattr(export, "SHARD_SIZE", "40KB")
@@ -140,6 +143,13 @@ def test_bfloat16_weights_move_scores_by_their_rounding_alone(tmp_path: Path) ->
     assert 0 < check.rounding <= check.rounding_bound < 0.1
     found = scores_of(tmp_path / "out")
     assert 0 < (np.abs(found - expected) / expected.std(axis=0)).max() < 0.1
+    # Nor does training in bfloat16 bring another result: merging computes in float32.
+    config = json.loads((folder / "model.json").read_text())
+    config["backbone"]["dtype"] = "bfloat16"
+    (folder / "model.json").write_text(json.dumps(config))
+    assert export_model(folder, tmp_path / "again", merge=True) == check
+    assert read_record(tmp_path / "again").backbone.dtype == "bfloat16"
+    assert not filecmp.dircmp(tmp_path / "out/backbone", tmp_path / "again/backbone").diff_files
     bytes_of = [(tmp_path / "out/backbone/model.safetensors").stat().st_size]
     export_model(folder, tmp_path / "whole", merge=True, dtype="float32")
     bytes_of.append((tmp_path / "whole/backbone/model.safetensors").stat().st_size)

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -201,6 +201,7 @@ def load_models(
     device: torch.device | str = "cpu",
     backbone_path: str | None = None,
     trust_remote_code: bool = False,
+    dtype: Literal["auto", "float32", "bfloat16"] | None = None,
 ) -> tuple[ScoreModel, Backbone, ModelRecord]:
     """Load one or more model folders onto one backbone.
 
@@ -208,6 +209,7 @@ def load_models(
         backbone_path: where the backbone lies here, if not where it lay in training; it must have the same weights. A
             merged model brings its own.
         trust_remote_code: whether Python code that lies beside the backbone's weights may run.
+        dtype: the frozen weights' type, if not that of training.
 
     Returns:
         The model in evaluation mode, its backbone, and a record that joins those of all folders.
@@ -257,7 +259,7 @@ def load_models(
         config = replace(config, path=own, revision=None, initialization="pretrained")
     elif backbone_path is not None:
         config = replace(config, path=backbone_path, revision=None)
-    config = replace(config, trust_remote_code=trust_remote_code)
+    config = replace(config, trust_remote_code=trust_remote_code, dtype=dtype or config.dtype)
     backbone = load_backbone(config, device)
     if backbone.fingerprint != first.backbone_fingerprint:
         raise CheckpointError(

@@ -120,7 +120,7 @@ def _write_copy(folder: Path, record: ModelRecord, partial: Path) -> ModelRecord
 def _write_merged(
     folder: Path, record: ModelRecord, partial: Path, dtype: Dtype, backbone_path: str | None
 ) -> tuple[ModelRecord, MergeCheck]:
-    model, backbone, loaded = _load_in_float32(folder, backbone_path)
+    model, backbone, loaded = load_models([folder], "cpu", backbone_path, dtype="float32")
     inputs = _made_up_inputs(record.sampling)
     expected = _score(model, backbone, inputs)
     if dtype == "auto":
@@ -164,7 +164,7 @@ def _write_merged(
     save_model(model, merged, partial, heads)
     del model, backbone
 
-    model, backbone, _ = _load_in_float32(partial, None)
+    model, backbone, _ = load_models([partial], dtype="float32")
     difference = max(difference, _difference(_score(model, backbone, inputs), expected))
     _check_close(difference, TOLERANCE * _scale(expected), folder, "a score of the written folder is another")
     return merged, MergeCheck(len(inputs), dtype, difference, rounding, bound)
@@ -185,11 +185,6 @@ def _check_mergeable(folder: Path, record: ModelRecord) -> None:
         raise CheckpointError(
             f"{folder}: only its heads were trained, so there is nothing to merge; export it without merging"
         )
-
-
-def _load_in_float32(folder: Path, backbone_path: str | None) -> tuple[ScoreModel, Backbone, ModelRecord]:
-    model, backbone, record = load_models([folder], "cpu", backbone_path)
-    return model.float(), backbone, record
 
 
 def _frozen(model: ScoreModel) -> list[Tensor]:
