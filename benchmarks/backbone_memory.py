@@ -2,9 +2,8 @@
 
     python benchmarks/backbone_memory.py
 
-Parameters are counted on torch's meta device. What a layer keeps for the backward pass is read off autograd: two layers
-of the real width in bfloat16 with float32 adapters on the CPU, less one layer. Not in the sum: the vision tower's
-passing states, the allocator's slack, DeepSpeed's buffers. The shapes are those of the hub's config.json files.
+What a run of LoRA with both heads needs at ZeRO 0, as training/estimate.py says it, for one prompt at a time. Not in
+the sum: the allocator's slack, the CUDA context. The shapes are those of the hub's config.json files.
 """
 
 from __future__ import annotations
@@ -16,18 +15,16 @@ from typing import Any
 
 import torch
 import yaml
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from safe_rlhf_video.models.config import LoraConfig, ModelConfig
 from safe_rlhf_video.models.families import FAMILIES, Family
+from safe_rlhf_video.training.estimate import GB, TEXT_TOKENS, build_on_meta, count_micro_batch, estimate_memory
 from safe_rlhf_video.video.sampling import Sampling, target_size
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "backbones"
 CLIP_HEIGHT, CLIP_WIDTH = 320, 512  # a size of text-to-video generators
-TEXT_TOKENS = 60  # of a prompt and the chat around it, about
-LETTERS_A_TOKEN = 3  # of what a family writes about times, about
-CLIPS_A_PROMPT = 62 / 16  # of SafeSora's training prompts, a mean
+CLIPS_A_PROMPT = 4  # of SafeSora's training prompts, 3.9 in the mean
 QWEN = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "temporal_patch_size": 2, "merge_size": 2}
 MROPE = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
 
@@ -136,86 +133,42 @@ def build_config(shape: Shape) -> PreTrainedConfig:
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-def count_written(family: Family, sampling: Sampling, size: tuple[int, int]) -> int:
-    """Tokens of a clip that hold no pixels: times, starts and ends."""
-    seconds = family.step_seconds([frame / 2 for frame in range(sampling.num_frames)])
-    segments = family.video_segments(seconds, family.count_step_tokens(*size))
-    return sum(
-        -(-len(one) // LETTERS_A_TOKEN) if isinstance(one, str) else one != family.video_token for one in segments
-    )
-
-
-def count_parameters(config: PreTrainedConfig, lora: dict[str, Any], language_model: str) -> tuple[int, int]:
-    """Of the backbone, and of one adapter."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, dtype=torch.bfloat16)
-    frozen = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(
-        lora["rank"] * (module.in_features + module.out_features)
-        for name, module in model.named_modules()
-        if f"{language_model}." in f"{name}." and name.rsplit(".", 1)[-1] in lora["target_modules"]
-    )
-    return frozen, trained
-
-
-def saved_bytes(config: PreTrainedConfig, lora: dict[str, Any], num_tokens: int = 64) -> float:
-    """Bytes that one layer of the language model keeps of one token for the backward pass."""
-    kept = []
-    for num_layers in (1, 2):
-        text = copy.deepcopy(config.get_text_config())
-        text.num_hidden_layers, text.vocab_size, text.pad_token_id = num_layers, 8, None
-        if getattr(text, "layer_types", None) is not None:
-            text.layer_types = ["full_attention"] * num_layers
-        model = AutoModel.from_config(text, dtype=torch.bfloat16).requires_grad_(False)
-        peft_config = PeftLoraConfig(r=lora["rank"], target_modules=lora["target_modules"])
-        model = get_peft_model(model, peft_config)
-        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        storages: dict[int, torch.UntypedStorage] = {}
-
-        def keep(tensor: torch.Tensor, own: set[int] = own, storages: dict = storages) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                storages[storage.data_ptr()] = storage
-            return tensor
-
-        states = torch.randn(1, num_tokens, text.hidden_size, dtype=torch.bfloat16)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model(inputs_embeds=states, use_cache=False)
-        kept.append(sum(storage.nbytes() for storage in storages.values()))
-    return (kept[1] - kept[0]) / num_tokens
+def fit_sampling(sampling: Sampling, family: Family) -> Sampling:
+    """The same, or for a backbone of another size of the family the frames that it takes."""
+    side = family.size_multiple
+    if side == sampling.size_multiple:
+        return sampling
+    return Sampling(sampling.num_frames, side**2, side**2, side, family.fit)
 
 
 def main() -> None:
     print(f"clips of {CLIP_WIDTH}x{CLIP_HEIGHT}; memory in GB (1e9 bytes); derived, not measured on a GPU")
     for path in sorted(CONFIGS.glob("*.yaml")):
         run = yaml.safe_load(path.read_text())
-        sampling, lora = Sampling.from_dict(run["sampling"]), run["model"]["lora"]
+        sampling, lora = Sampling.from_dict(run["sampling"]), LoraConfig(**run["model"]["lora"])
         asked = run["model"]["backbone"]["path"]
-        clips = run["optimization"]["prompts_per_step"] * CLIPS_A_PROMPT / run["optimization"]["accumulation"]
         for name, shape in SHAPES.items():
             config = build_config(shape)
             if config.model_type != build_config(SHAPES[asked]).model_type:
                 continue
             family = FAMILIES[config.model_type].build(shape.processor, config)
-            side = family.size_multiple
-            own = sampling
-            if side != sampling.size_multiple:  # another size of the family
-                own = Sampling(sampling.num_frames, side**2, side**2, side, family.fit)
+            own = fit_sampling(sampling, family)
             size = target_size(CLIP_HEIGHT, CLIP_WIDTH, own)
-            text = config.get_text_config()
-            family.check_sampling(own, name, text.max_position_embeddings)
-            tokens = family.count_video_tokens(own.num_frames, *size)
-            written = count_written(family, own, size)
-            frozen, trained = count_parameters(config, lora, family.language_model)
-            layer = saved_bytes(config, lora)
-            clip = layer * text.num_hidden_layers * (tokens + written + TEXT_TOKENS)
-            weights, adapters = 2 * frozen, 16 * trained
-            total = weights + adapters + clips * clip
+            family.check_sampling(own, name, config.get_text_config().max_position_embeddings)
+            model = build_on_meta(config, family, ModelConfig(lora=lora), ("reward", "cost"), torch.bfloat16)
+            one, prompt = (count_micro_batch(family, own, size, clips) for clips in (1, CLIPS_A_PROMPT))
+            whole = estimate_memory(model, prompt)
+            clip = estimate_memory(model, one).saved_states
+            checkpointed = estimate_memory(model, prompt, gradient_checkpointing=True)
+            adapter = whole.trained_weights + whole.gradients + whole.optimiser_state
             print(
-                f"{path.name:18s} {name:43s} {frozen / 1e9:.2f} B parameters, adapter {trained / 1e6:.1f} M; frames "
-                f"{size[1]}x{size[0]}, {tokens} video tokens a clip, {written} around them\n"
-                f"{'':18s} weights {weights / 1e9:.1f} + adapter {adapters / 1e9:.2f} + {clip / 1e9:.2f} a clip "
-                f"({layer / 1e3:.0f} kB a token and layer) x {clips:.1f} clips = {total / 1e9:.0f}"
+                f"{path.name:18s} {name:43s} {whole.frozen_weights / 2e9:.2f} B parameters, adapter and heads "
+                f"{whole.trained_weights / 4e6:.1f} M; frames {size[1]}x{size[0]}, {one.video_tokens} video tokens a "
+                f"clip, {one.tokens - one.video_tokens - TEXT_TOKENS} around them\n"
+                f"{'':18s} weights {whole.frozen_weights / GB:.1f} + adapter {adapter / GB:.2f} + vision tower "
+                f"{whole.vision_states / GB:.1f} + states of {CLIPS_A_PROMPT} clips {whole.saved_states / GB:.1f} "
+                f"({clip / GB:.2f} one) = {whole.total / GB:.0f}; with gradient checkpointing "
+                f"{checkpointed.total / GB:.0f}"
             )
 
 

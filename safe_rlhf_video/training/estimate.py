@@ -316,8 +316,10 @@ def _is_within(name: str, modules: Sequence[str]) -> bool:
 
 def _merged_patches(config: PreTrainedConfig) -> int:
     """Patches of the vision tower that make one video token."""
-    side: int = getattr(config, "scale_factor", None) or getattr(config.vision_config, "spatial_merge_size", 1)
-    return side**2
+    side: int | None = getattr(config, "scale_factor", None)
+    if side is None:
+        side = getattr(config.vision_config, "spatial_merge_size", 1)
+    return int(side) ** 2  # type: ignore[arg-type]
 
 
 def _patches_seen(vision: PreTrainedConfig, step_patches: float) -> Iterator[float]:
