@@ -14,7 +14,7 @@ from tiny_backbones import SAMPLINGS, write_tiny_backbone
 from torch.utils.flop_counter import FlopCounterMode
 
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
-from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, ModelConfig
+from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, ModelConfig, Pooling
 from safe_rlhf_video.models.families import FAMILIES
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import ScoreModel
@@ -42,10 +42,13 @@ def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_backbone(tmp_path_factory.mktemp("backbones") / family, family)
 
 
-def build(folder: Path, setting: str, pooling: str = "last_token") -> tuple[Backbone, ScoreModel, ScoreModel]:
+def build(
+    folder: Path, setting: str, pooling: Pooling = "last_token", dtype: str = "float32"
+) -> tuple[Backbone, ScoreModel, ScoreModel]:
     """A backbone, a real model on it, and the same without weights."""
     rank, parts = SETTINGS[setting]
-    config = ModelConfig(BackboneConfig(path=str(folder)), LoraConfig(rank=rank), pooling, parts)  # type: ignore[arg-type]
+    asked = BackboneConfig(path=str(folder), dtype=dtype)  # type: ignore[arg-type]
+    config = ModelConfig(asked, LoraConfig(rank=rank), pooling, parts)
     backbone = load_backbone(config.backbone)
     model = ScoreModel(backbone, {"joint": HEADS}, config.lora, config.pooling, config.trained_parts)
     return backbone, model.train(), load_on_meta(config, HEADS, "cpu")
@@ -102,12 +105,12 @@ def test_weights_gradients_and_optimiser_state_are_those_of_a_real_step(tmp_path
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_saved_states_are_what_autograd_keeps(folder: Path, family: str, setting: str) -> None:
-    for pooling in ("last_token", "query"):
-        backbone, model, shapes = build(folder, setting, pooling)
+    for pooling, dtype in (("last_token", "float32"), ("query", "float32"), ("last_token", "bfloat16")):
+        backbone, model, shapes = build(folder, setting, pooling, dtype)  # type: ignore[arg-type]
         inputs, batch = real_batch(backbone, clips(family))
         saved = estimate_memory(shapes, batch).saved_states
         # Of a trained projector, only what its linear layers keep is counted.
-        assert saved == pytest.approx(kept_bytes(model, inputs), rel=1e-3 if setting == "lora" else 0.03)
+        assert saved == pytest.approx(kept_bytes(model, inputs), rel=1e-3 if setting == "lora" else 0.04)
 
 
 def test_checkpointing_keeps_one_state_a_layer(folder: Path, family: str) -> None:

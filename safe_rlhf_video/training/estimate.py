@@ -319,7 +319,7 @@ def _merged_patches(config: PreTrainedConfig) -> int:
     side: int | None = getattr(config, "scale_factor", None)
     if side is None:
         side = getattr(config.vision_config, "spatial_merge_size", 1)
-    return int(side) ** 2  # type: ignore[arg-type]
+    return int(side) ** 2
 
 
 def _patches_seen(vision: PreTrainedConfig, step_patches: float) -> Iterator[float]:
@@ -347,15 +347,32 @@ class _FusedAttention(torch.autograd.Function):
         return output
 
 
-class _FusedAttentionMode(TorchFunctionMode):
-    """Inside it, attention is `_FusedAttention`: on the meta device torch would take the path that keeps L x L."""
+class _RunLikeReal(TorchFunctionMode):
+    """Inside it, the meta device keeps what a real one would.
+
+    Attention is `_FusedAttention`, where torch would take the path that keeps L x L; and linear layers cast as
+    torch.autocast does, which passes tensors on the meta device by: whatever is cast is kept besides, a weight once.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.cast_weights: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        options = kwargs or {}
         if func is functional.scaled_dot_product_attention:
-            query, key, value = args[:3]
-            mask = (kwargs or {}).get("attn_mask", args[3] if len(args) > 3 else None)
-            return _FusedAttention.apply(query, key, value, mask)
-        return func(*args, **(kwargs or {}))
+            query, key, value = (one.to(self.dtype) for one in args[:3])
+            return _FusedAttention.apply(query, key, value, options.get("attn_mask"))
+        if func is functional.linear:
+            cast_args: Any = [one if one is None else self._cast(one) for one in args]
+            return func(*cast_args, **options)
+        return func(*args, **options)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter) or not tensor.requires_grad or tensor.dtype == self.dtype:
+            return tensor.to(self.dtype)
+        return self.cast_weights.setdefault(id(tensor), tensor.to(self.dtype))
 
 
 @contextmanager
@@ -383,8 +400,8 @@ def _saved_states(model: ScoreModel, batch: MicroBatch, gradient_checkpointing: 
     hidden_size, length = language_model.config.hidden_size, batch.length
     layers = cast(nn.ModuleList, language_model.layers)
     before: list[int] = []
-    with torch.device("meta"), _FusedAttentionMode(), _keep_count(model) as total:
-        states = torch.empty(batch.videos, length, hidden_size, dtype=language_model.dtype)
+    with torch.device("meta"), _RunLikeReal(model.dtype) as mode, _keep_count(model) as total:
+        states = torch.empty(batch.videos, length, hidden_size, dtype=model.dtype)
         states.requires_grad_(gradient_checkpointing or "projector" in model.trained_parts)
         mask = torch.ones(batch.videos, 1, length, length, dtype=torch.bool)
         hooks = [layer.register_forward_pre_hook(lambda *_: before.append(total[0])) for layer in layers]
@@ -397,15 +414,16 @@ def _saved_states(model: ScoreModel, batch: MicroBatch, gradient_checkpointing: 
     projector = 0
     if "projector" in model.trained_parts:
         projector = batch.video_tokens * sum(
-            4 * (module.in_features + module.out_features)
+            model.dtype.itemsize * (module.in_features + module.out_features)
             for name, module in _plain_backbone(model).named_modules()
             if isinstance(module, nn.Linear) and _is_within(name, model.family.projector)
         )
     if not gradient_checkpointing:
         return total[0] + projector
     of_layers = [end - start for start, end in zip(before, [*before[1:], after], strict=True)]
-    one_state = states.nbytes
-    return total[0] - sum(of_layers) + max(of_layers) + len(of_layers) * one_state + projector
+    # Autocast holds its copies of the weights to the end of the forward pass.
+    copies = sum(one.nbytes for one in mode.cast_weights.values())
+    return total[0] - sum(of_layers) + max(of_layers) + len(of_layers) * states.nbytes + copies + projector
 
 
 def _vision_states(model: ScoreModel, batch: MicroBatch) -> int:
