@@ -57,11 +57,10 @@ from safe_rlhf_video.video.sampling import Sampling
 from safe_rlhf_video.video.store_builder import ClipFile, build_store
 
 from safe_rlhf_video.training import distributed, engine as engines, loop  # isort: skip
-from safe_rlhf_video.training.needs import measure_groups
-
 from safe_rlhf_video.training.batches import open_clips, prefetch, read_jobs, training_jobs
 from safe_rlhf_video.training.config import DataConfig, EngineConfig, OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.data import load_data
+from safe_rlhf_video.training.needs import measure_groups
 
 HEADS = ("reward", "cost")
 DISTINCT_CLIPS, CLIP_FRAMES, TINY_SIDE = 16, 96, 32

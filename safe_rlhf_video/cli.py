@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
+from safe_rlhf_video.errors import ConfigError, DeviceMemoryError, SafeRLHFVideoError
 
 Config = TypeVar("Config")
 
@@ -63,7 +63,7 @@ def run_script(main: Callable[[], Any]) -> None:
     except SafeRLHFVideoError as error:
         sys.stdout.flush()
         rank = "" if is_first else f"rank {os.environ['RANK']}: "
-        if is_first or _fails_alone():
+        if is_first or isinstance(error, DeviceMemoryError) or _fails_alone():
             print(f"error: {rank}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
         # At once: threads and libraries would keep the exit waiting, the other ranks in turn for this one.
         os._exit(1)

@@ -19,3 +19,7 @@ class VideoDecodeError(SafeRLHFVideoError):
 
 class CheckpointError(SafeRLHFVideoError):
     """A model or checkpoint folder is incomplete, damaged or does not fit."""
+
+
+class DeviceMemoryError(SafeRLHFVideoError):
+    """A device has too little memory; unlike all others, one process alone may meet it, and ends the run."""

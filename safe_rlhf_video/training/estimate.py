@@ -131,6 +131,9 @@ def build_on_meta(
             fingerprint="",
             hidden_size=text_config.hidden_size,
             max_tokens=text_config.max_position_embeddings,
+            model_config=backbone_config,
+            attention="sdpa",
+            liger=False,
         )
         return ScoreModel(backbone, {"joint": tuple(heads)}, config.lora, config.pooling, config.trained_parts)
 

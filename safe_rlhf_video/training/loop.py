@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.data.preferences import PromptGroup
-from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, DeviceMemoryError, SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone, load_reader
 from safe_rlhf_video.models.checkpoint import ModelRecord, load_weights, save_model
@@ -58,7 +58,8 @@ def train(config: TrainConfig, head: str) -> None:
     All that a user can get wrong is checked before the process group starts.
 
     Raises:
-        ConfigError, SampleError, CheckpointError, VideoDecodeError: with one line that says what to do.
+        ConfigError, SampleError, CheckpointError, VideoDecodeError, DeviceMemoryError: with one line that says what to
+            do.
     """
     heads = tuple(config.heads or (head,))
     if head not in heads:
@@ -70,13 +71,15 @@ def train(config: TrainConfig, head: str) -> None:
     engines.build_deepspeed_config(config)
     reader = load_reader(config.model.backbone)
     sizes = Sizes(*(measure_groups(reader, groups, config.sampling) for groups in (data.train, data.validation)))
+    total_steps = count_steps(config, len(data.train))
     if config.dry_run:
         if os.environ.get("RANK", "0") == "0":
-            print("\n".join(describe_needs(config, heads, data, sizes, int(os.environ.get("WORLD_SIZE", "1")))))
+            world_size = int(os.environ.get("WORLD_SIZE", "1"))
+            print("\n".join(describe_needs(config, heads, reader, data, sizes, world_size)))
+            print(f"{total_steps} steps; nothing was trained (dry_run)")
         return
     run = Path(config.out)
     resume_step = check_run_folder(run, config, heads, data.fingerprint)
-    total_steps = count_steps(config, len(data.train))
     if resume_step >= total_steps:
         if os.environ.get("RANK", "0") == "0":
             with writing(run):
@@ -86,6 +89,8 @@ def train(config: TrainConfig, head: str) -> None:
     ranks = distributed.start()
     try:
         _train(config, heads, data, sizes, ranks, resume_step, total_steps)
+    except DeviceMemoryError:
+        raise  # other ranks had room, and are on their way into a collective: the launcher ends them
     except SafeRLHFVideoError:
         distributed.barrier()  # all ranks have it; none ends the run while the first one still closes its files
         raise
@@ -140,7 +145,7 @@ def _train(
     what = "prompts" if config.optimization.batching == "grouped" else "comparisons, each by itself"
     say(f"training on {len(data.train)} {what}; choosing the checkpoint on {len(data.validation)} other prompts")
     report_trainable(model, say)
-    for line in describe_needs(config, heads, data, sizes, ranks.world_size):
+    for line in describe_needs(config, heads, backbone, data, sizes, ranks.world_size):
         say(line)
     beginning = f"going on at step {first_step} of" if first_step else "starting:"
     say(
@@ -276,7 +281,7 @@ def take_step(
 
     Raises:
         CheckpointError: a score, the loss or a gradient is not finite; the weights on disk are still good.
-        ConfigError: the device's memory is too small for a micro-batch.
+        DeviceMemoryError: a micro-batch does not fit the device.
     """
     engine.train()
     when = f"step {step + 1}"
@@ -315,7 +320,7 @@ def memory_hint(config: TrainConfig, shape: Sequence[int], when: str) -> Iterato
     """Say what to do where a micro-batch of `shape` (videos, tokens) does not fit the device.
 
     Raises:
-        ConfigError: in the place of torch's own error, at once: other ranks may have had room.
+        DeviceMemoryError: in the place of torch's own error.
     """
     try:
         yield
@@ -326,7 +331,7 @@ def memory_hint(config: TrainConfig, shape: Sequence[int], when: str) -> Iterato
             advice.append("model.gradient_checkpointing true")
         if config.engine.zero_stage < 3:
             advice.append("with several devices engine.zero_stage 3")
-        raise ConfigError(
+        raise DeviceMemoryError(
             f"{when}: the device is out of memory with {videos} videos of {tokens} tokens at once; try "
             f"{', or '.join(advice)}"
         ) from error

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.models.backbones import Reader
 from safe_rlhf_video.models.inputs import count_text_tokens, count_video_tokens
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import TrainingData
+from safe_rlhf_video.training.estimate import MicroBatch, describe_memory, estimate_run
 from safe_rlhf_video.training.objectives import name_some
 from safe_rlhf_video.training.plan import GroupSize, divide, plan_epoch
 from safe_rlhf_video.video.sampling import Sampling
@@ -55,29 +58,36 @@ def measure_groups(reader: Reader, groups: Iterable[PromptGroup], sampling: Samp
 
 
 def describe_needs(
-    config: TrainConfig, heads: Sequence[str], data: TrainingData, sizes: Sizes, world_size: int
+    config: TrainConfig, heads: Sequence[str], reader: Reader, data: TrainingData, sizes: Sizes, world_size: int
 ) -> list[str]:
-    """Lines for the user: tokens of a micro-batch and what pads them, and memory."""
+    """Lines for the user: tokens of an input and of a micro-batch, and an estimate of the memory they take."""
     steps = plan_epoch(data.train, config.optimization.prompts_per_step, config.seed, 0)
     budget = config.optimization.micro_batch_tokens
-    shares = [
-        [sizes.train[i] for i in share]
-        for step in steps
-        for micro_batch in divide(step.groups, sizes.train, world_size, budget)
-        for share in micro_batch
-        if share
-    ]
-    padded = [sum(size.num_videos for size in share) * max(size.num_tokens for size in share) for share in shares]
-    largest = max(range(len(shares)), key=padded.__getitem__)
-    videos = sum(size.num_videos for size in shares[largest])
+    micro_batches = [one for step in steps for one in divide(step.groups, sizes.train, world_size, budget)]
+    shares = [share for micro_batch in micro_batches for share in micro_batch if share]
+    rows = [sum(sizes.train[i].num_videos for i in share) for share in shares]
+    lengths = [max(sizes.train[i].num_tokens for i in share) for share in shares]
+    largest = max(range(len(shares)), key=lambda number: rows[number] * lengths[number])
+    tokens = rows[largest] * lengths[largest]
     lines = [
-        f"tokens: at most {max(size.num_tokens for size in sizes.train)} a video or text; the largest of "
-        f"{len(shares) / len(steps):.1f} micro-batches a step has {padded[largest]} in {videos}"
+        f"tokens: at most {max(lengths)} a video or text, {rows[largest]} of them and {tokens} tokens in the largest "
+        f"micro-batch of a process, {len(micro_batches) / len(steps):.1f} micro-batches a step"
     ]
-    if budget and padded[largest] > budget:
-        over = sum(count > budget for count in padded)
+    if budget and (over := sum(row * length > budget for row, length in zip(rows, lengths, strict=True))):
         lines.append(
             f"warning: {over} prompts alone have more tokens than optimization.micro_batch_tokens {budget}; each makes "
             "a micro-batch by itself"
         )
-    return lines
+    videos = [video for i in shares[largest] for video in data.train[i].videos]
+    clips = sum(video.response_text is None for video in videos)
+    family, sampling = reader.family, config.sampling
+    batch = MicroBatch(
+        tokens,
+        rows[largest],
+        clips * family.most_video_tokens(sampling),
+        clips * family.count_steps(sampling.num_frames),
+    )
+    has_cuda = torch.cuda.is_available()
+    estimate = estimate_run(config, heads, batch, world_size, "cuda" if has_cuda else "cpu")
+    device_memory = torch.cuda.get_device_properties(0).total_memory if has_cuda else None
+    return lines + describe_memory(estimate, device_memory)
