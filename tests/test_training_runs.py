@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from conftest import ROOT, Record, command, environment, launch, read_records, read_rows, write_training_config
 from safetensors.torch import load_file
+from tiny_backbones import SAMPLINGS, write_tiny_backbone
 
 from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.metrics import credit
@@ -415,6 +417,53 @@ def test_joint_heads_without_adapter_or_validation(tmp_path: Path, world: Path) 
     record = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
     assert record["heads_of_adapter"] == {"joint": ["reward", "cost"]}
     assert record["training"]["step"] == 2
+
+
+def test_dry_run_says_what_is_needed_without_weights(tmp_path: Path, world: Path) -> None:
+    backbone = write_tiny_backbone(tmp_path / "backbone", "qwen3_vl")
+    (backbone / "model.safetensors").unlink()
+    path = write_training_config(
+        tmp_path / "run.yaml",
+        world,
+        sampling=SAMPLINGS["qwen3_vl"].to_dict(),
+        model={"backbone": {"path": str(backbone)}},
+        optimization={"micro_batch_tokens": 200},
+    )
+    done = launch("scripts/train_reward.py", "--config", path, "--dry_run", "true")
+    tokens, warning, memory, steps = done.stdout.splitlines()[-4:]
+    assert tokens.startswith("tokens: at most ")
+    assert "micro_batch_tokens 200" in warning
+    assert memory.startswith("memory, an estimate for each process: ")
+    assert "nothing was trained" in steps
+    assert not (tmp_path / "run").exists()
+
+
+OUT_OF_MEMORY = """
+import os, runpy
+import torch
+from safe_rlhf_video.models.score_model import ScoreModel
+forward = ScoreModel.forward
+def fill(self, inputs):
+    if os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    return forward(self, inputs)
+ScoreModel.forward = fill
+runpy.run_path(os.environ["FILLED_SCRIPT"], run_name="__main__")
+"""
+
+
+def test_out_of_memory_on_one_rank_is_one_line_with_advice(tmp_path: Path, world: Path) -> None:
+    """There is no device here whose memory could run out: torch's error is raised by hand."""
+    path = write_training_config(tmp_path / "run.yaml", world)
+    script = tmp_path / "full_device.py"
+    script.write_text(OUT_OF_MEMORY)
+    extra = {"FILLED_SCRIPT": str(ROOT / "scripts" / "train_reward.py"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = launch(script, "--config", path, ranks=2, check=False, **extra)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[0]  # gloo has more to say, of a rank that is gone; NCCL waits to be ended
+    assert re.search(r"error: rank 1: step 1: the device is out of memory with \d+ videos of \d+ tokens at once; try", line)
+    assert "optimization.micro_batch_tokens" in line
+    assert "model.gradient_checkpointing true" in line
 
 
 def test_interrupt_is_one_line(tmp_path: Path, world: Path) -> None:

@@ -153,12 +153,13 @@ def writing(run: Path) -> Iterator[None]:
 
 
 def publish_model(run: Path, best_step: int) -> None:
-    """Make <run>/model a copy of the best checkpoint's model folder; a kill at any point is mended by the next call."""
+    """Make <run>/model the best checkpoint's model folder; a kill at any point is mended by the next call."""
     target, incoming, outgoing = run / "model", run / ".model.incoming", run / ".model.outgoing"
     shutil.rmtree(incoming, ignore_errors=True)
     shutil.rmtree(outgoing, ignore_errors=True)
     try:
-        shutil.copytree(checkpoint_folder(run, best_step) / "model", incoming)
+        # Links: nothing writes into a model folder, and one with a language model in it has tens of gigabytes.
+        shutil.copytree(checkpoint_folder(run, best_step) / "model", incoming, copy_function=_link_or_copy)
     except OSError:
         shutil.rmtree(incoming, ignore_errors=True)
         raise
@@ -166,6 +167,13 @@ def publish_model(run: Path, best_step: int) -> None:
         os.replace(target, outgoing)
     os.replace(incoming, target)
     shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
 
 
 def load_checkpoint(run: Path, step: int) -> tuple[TrainerState, dict[str, Tensor]]:
