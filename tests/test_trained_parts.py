@@ -24,6 +24,7 @@ from small_models import (
 from tiny_backbones import SAMPLINGS, edit_json, write_tiny_backbone
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.models import backbones
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
 from safe_rlhf_video.models.checkpoint import ModelRecord, load_models, read_record, save_model
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, ModelConfig, TrainedPart
@@ -260,6 +261,32 @@ def test_checkpointing_repeats_dropout(folder: Path, backbone: Backbone, family:
         found.append(gradients(model, inputs))
     for name, gradient in found[0].items():
         assert (found[1][name] - gradient).abs().max() <= 1e-6 * gradient.abs().max(), name
+
+
+# --- errors before any weight is read --------------------------------------------------------------------------------
+
+
+def test_folders_that_do_not_fit_are_refused_before_weights_are_read(
+    folder: Path, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_tiny_backbone(tmp_path / "other", family, seed=1)
+    whole = {name: save(tmp_path / name, *build(folder, name)) for name in ("lora+projector", "full")}
+    monkeypatch.setattr(backbones.AutoModel, "from_pretrained", lambda *a, **k: pytest.fail("weights were read"))
+    with one_line(CheckpointError, str(other), "not those that", "give the right backbone"):
+        load_models([whole["full"]], backbone_path=str(other))
+    for name, file in (
+        ("full", "heads.safetensors"),
+        ("full", "backbone.safetensors"),
+        ("lora+projector", "adapters/reward/adapter_model.safetensors"),
+    ):
+        mixed = Path(shutil.copytree(whole[name], tmp_path / f"mixed-{Path(file).name}"))
+        # Of a backbone twice as wide.
+        save_file({key: torch.cat([one, one], dim=-1) for key, one in load_file(mixed / file).items()}, mixed / file)
+        with one_line(CheckpointError, str(mixed / file), "this model on its backbone needs"):
+            load_models([mixed])
+    shutil.copy(whole["full"] / "heads.safetensors", mixed / "adapters/reward/adapter_model.safetensors")
+    with one_line(CheckpointError, "adapter_model.safetensors", "lacks the tensor base_model.model."):
+        load_models([mixed])
 
 
 # --- errors, on the embedded backbone ---------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -92,22 +93,52 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         CheckpointError: the folder or hub id is missing or incomplete, or its family is not supported.
         ConfigError: an attention was asked for that cannot run here.
     """
+    return fill_backbone(outline_backbone(config, device), device)
+
+
+def outline_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> Backbone:
+    """A backbone before its weights are read: all is checked but them.
+
+    Returns:
+        The backbone as `fill_backbone` completes it, with parameters of the right names, shapes and types on the meta
+        device. The fingerprint is that of its files; a random initialisation has none yet.
+
+    Raises:
+        CheckpointError, ConfigError: as `load_backbone`.
+    """
     dtype = _resolve_dtype(config.dtype, torch.device(device))
     attention = _resolve_attention(config.attention, torch.device(device), dtype)
     source = _resolve_source(config)
     reader = load_reader(config)
-    family, model_config = reader.family, reader.model_config
+    with torch.device("meta"):
+        model = _load_part(lambda *_, **__: _build_model(reader.model_config, config, dtype, attention), source, config)
+    return Backbone(
+        **vars(reader),
+        model=model.requires_grad_(False).eval(),
+        config=config,
+        fingerprint="" if config.initialization == "random" else _fingerprint_weights(source, config),
+        hidden_size=reader.model_config.get_text_config().hidden_size,
+        attention=attention,
+        liger=False,
+    )
+
+
+def fill_backbone(outline: Backbone, device: torch.device | str = "cpu") -> Backbone:
+    """Read the weights of an outlined backbone.
+
+    Raises:
+        CheckpointError: a file is damaged, or is not of config.json's architecture.
+        ConfigError: the installed Liger kernels cannot be used.
+    """
+    config, dtype, fingerprint = outline.config, outline.model.dtype, outline.fingerprint
+    source = _resolve_source(config)
     if config.initialization == "random":
         # A seed of its own: the control must not depend on what ran before, nor change what runs after.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.random_seed)
             # In float32, whatever the type to run in: other types draw other numbers.
-            model = AutoModel.from_config(
-                model_config,
-                dtype=torch.float32,
-                attn_implementation=attention,
-                trust_remote_code=config.trust_remote_code,
-            )
+            model_config = copy.deepcopy(outline.model.config)
+            model = _build_model(model_config, config, torch.float32, outline.attention)
         fingerprint = f"random-{config.random_seed}-{_fingerprint_tensors(model.state_dict())}"
         model.to(dtype)
     else:
@@ -118,25 +149,16 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
                 config,
                 trust_remote_code=config.trust_remote_code,
                 dtype=dtype,
-                attn_implementation=attention,
+                attn_implementation=outline.attention,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # not ignored, but said below: transformers' own error names no tensor
                 output_loading_info=True,
             )
         _check_loading(loading_info, source)
-        fingerprint = _fingerprint_weights(source, config)
     model.requires_grad_(False).eval().to(device)
-    language_model = model.get_submodule(family.language_model)
+    language_model = model.get_submodule(outline.family.language_model)
     liger = config.liger == "auto" and torch.device(device).type == "cuda" and _apply_liger(language_model)
-    return Backbone(
-        **vars(reader),
-        model=model,
-        config=config,
-        fingerprint=fingerprint,
-        hidden_size=model_config.get_text_config().hidden_size,
-        attention=attention,
-        liger=liger,
-    )
+    return replace(outline, model=model, fingerprint=fingerprint, liger=liger)
 
 
 def load_reader(config: BackboneConfig) -> Reader:
@@ -294,6 +316,14 @@ def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _build_model(
+    model_config: PreTrainedConfig, config: BackboneConfig, dtype: torch.dtype, attention: str
+) -> PreTrainedModel:
+    return AutoModel.from_config(
+        model_config, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
+    )
 
 
 def _resolve_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:

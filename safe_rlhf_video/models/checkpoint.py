@@ -16,21 +16,22 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from peft import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.heads import HEADS
-from safe_rlhf_video.models.backbones import Backbone, load_backbone
+from safe_rlhf_video.models.backbones import Backbone, fill_backbone, outline_backbone
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling, TrainedPart, check_trained_parts
 from safe_rlhf_video.models.families import FAMILIES
 from safe_rlhf_video.models.hub import fetch_model, parse_hub_id
@@ -41,6 +42,8 @@ FORMAT_VERSION = 3
 
 # Fields of the backbone's configuration that whoever loads a folder decides, not the folder.
 NOT_OF_A_FOLDER = ("trust_remote_code", "attention", "liger")
+# As safetensors' headers call them.
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -78,24 +81,17 @@ def save_model(model: ScoreModel, record: ModelRecord, folder: Path, weights: Ma
         OSError: the disk is full or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = {part: list(parameters) for part, parameters in model.trained().items()}
-    heads = [name for part in names if part.startswith("head_") for name in names[part]]
-    _write_tensors(folder / "heads.safetensors", {name.removeprefix("score_heads."): weights[name] for name in heads})
-    in_full = [name for part in model.trained_parts for name in names[part]]
-    if in_full:
-        _write_tensors(folder / "backbone.safetensors", {plain_name(name): weights[name] for name in in_full})
-    peft_model = model.peft_model
-    if peft_model is not None:
+    name_of = {id(parameter): name for part in model.trained().values() for name, parameter in part.items()}
+    for path, parameters in _files(model, model.heads_of_adapter, folder).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {name: weights[name_of[id(parameter)]] for name, parameter in parameters.items()}
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}, path)
+    if model.peft_model is not None:
         for adapter in model.heads_of_adapter:
-            adapter_folder = folder / "adapters" / adapter
-            adapter_folder.mkdir(parents=True, exist_ok=True)
-            own = {name.removeprefix("backbone."): weights[name] for name in names["adapter"]}
-            tensors = get_peft_model_state_dict(peft_model, own, adapter, save_embedding_layers=False)
-            _write_tensors(adapter_folder / "adapter_model.safetensors", tensors)
-            peft_config = copy.copy(peft_model.peft_config[adapter])
+            peft_config = copy.copy(model.peft_model.peft_config[adapter])
             # As the user named it: PEFT's own entry would be a path of this machine.
             peft_config.base_model_name_or_path = record.backbone.path
-            peft_config.save_pretrained(str(adapter_folder))
+            peft_config.save_pretrained(str(folder / "adapters" / adapter))
     backbone = asdict(record.backbone)
     for name in NOT_OF_A_FOLDER:
         del backbone[name]
@@ -260,16 +256,23 @@ def load_models(
     elif backbone_path is not None:
         config = replace(config, path=backbone_path, revision=None)
     config = replace(config, trust_remote_code=trust_remote_code, dtype=dtype or config.dtype)
-    backbone = load_backbone(config, device)
-    if backbone.fingerprint != first.backbone_fingerprint:
-        raise CheckpointError(
-            f"{config.path}: its weights ({backbone.fingerprint}) are not those that {folders[0]} was trained on "
-            f"({first.backbone_fingerprint}); give the right backbone"
-        )
     joined = replace(first, heads_of_adapter=heads_of_adapter, backbone=config)
-    # The fresh weights are all replaced: drawing them should not change what a user draws next.
-    with torch.random.fork_rng(devices=[]):
-        model = ScoreModel(backbone, heads_of_adapter, joined.lora, joined.pooling, joined.trained_parts)
+
+    def build(backbone: Backbone) -> ScoreModel:
+        # What is fresh will be replaced: drawing it should not change what a user draws next.
+        with torch.random.fork_rng(devices=[]):
+            return ScoreModel(backbone, heads_of_adapter, joined.lora, joined.pooling, joined.trained_parts)
+
+    outline = outline_backbone(config, device)
+    if outline.fingerprint:
+        _check_fingerprint(outline, first.backbone_fingerprint, folders[0])
+    with torch.device("meta"):
+        shapes = build(outline)
+    for folder, record in zip(folders, records, strict=True):
+        check_weights(shapes, record.heads_of_adapter, resolve_model_folder(folder))
+    backbone = fill_backbone(outline, device)
+    _check_fingerprint(backbone, first.backbone_fingerprint, folders[0])
+    model = build(backbone)
     for folder, record in zip(folders, records, strict=True):
         load_weights(model, record.heads_of_adapter, resolve_model_folder(folder))
     return model.to(device).eval(), backbone, joined
@@ -281,32 +284,62 @@ def load_weights(model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, ..
     Raises:
         CheckpointError: a tensor is missing, extra, or of another shape or type.
     """
-    path = folder / "heads.safetensors"
-    tensors = _read_tensors(path)
-    heads = [head for heads in heads_of_adapter.values() for head in heads]
-    own = {f"{head}.{key}": value for head in heads for key, value in model.score_heads[head].state_dict().items()}
-    _check_tensors(path, "the file of heads", own, tensors)
-    for head in heads:
-        module = model.score_heads[head]
-        module.load_state_dict({key: tensors[f"{head}.{key}"] for key in module.state_dict()})
-    in_full = [model.trained()[part] for part in model.trained_parts]
-    if in_full:
-        path = folder / "backbone.safetensors"
-        tensors = _read_tensors(path)
-        parameters = {plain_name(name): one for part in in_full for name, one in part.items()}
-        _check_tensors(path, "the trained part of the backbone", parameters, tensors)
-        with torch.no_grad():
+    check_weights(model, heads_of_adapter, folder)
+    for path, parameters in _files(model, heads_of_adapter, folder).items():
+        with _open(path) as file, torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(tensors[name])
-    peft_model = model.peft_model
-    if peft_model is None:
-        return
-    for adapter in heads_of_adapter:
-        path = folder / "adapters" / adapter / "adapter_model.safetensors"
-        tensors = _read_tensors(path)
-        own = get_peft_model_state_dict(peft_model, adapter_name=adapter, save_embedding_layers=False)
-        _check_tensors(path, f"adapter {adapter}", own, tensors)
-        set_peft_model_state_dict(peft_model, tensors, adapter_name=adapter)
+                parameter.copy_(file.get_tensor(name))
+
+
+def check_weights(model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, ...]], folder: Path) -> None:
+    """Check that a model folder holds just the tensors that a model needs; of its files only the headers are read.
+
+    Args:
+        model: its parameters may be on the meta device.
+
+    Raises:
+        CheckpointError: a tensor is missing, extra, or of another shape or type.
+    """
+    for path, parameters in _files(model, heads_of_adapter, folder).items():
+        with _open(path) as file:
+            names = file.keys()
+            found = {name: file.get_slice(name) for name in names}
+            if missing := sorted(set(parameters) - set(found)):
+                raise CheckpointError(f"{path}: lacks the tensor {missing[0]}; copy the model folder again")
+            if extra := sorted(set(found) - set(parameters)):
+                raise CheckpointError(
+                    f"{path}: has a tensor {extra[0]} that model.json says nothing of; copy the model folder again"
+                )
+            for name, parameter in parameters.items():
+                shape, dtype = tuple(found[name].get_shape()), DTYPES.get(found[name].get_dtype())
+                if (shape, dtype) != (tuple(parameter.shape), parameter.dtype):
+                    raise CheckpointError(
+                        f"{path}: {name} is {shape} {_describe(dtype)}, this model on its backbone needs "
+                        f"{tuple(parameter.shape)} {_describe(parameter.dtype)}; copy the model folder again"
+                    )
+
+
+def _files(
+    model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, ...]], folder: Path
+) -> dict[Path, dict[str, Tensor]]:
+    """The files of a model folder, and of each what it holds: name in it -> the model's parameter."""
+    trained = model.trained()
+    files: dict[Path, dict[str, Tensor]] = {}
+    heads = [head for heads in heads_of_adapter.values() for head in heads]
+    files[folder / "heads.safetensors"] = {
+        name.removeprefix("score_heads."): one for head in heads for name, one in trained[f"head_{head}"].items()
+    }
+    if model.trained_parts:
+        files[folder / "backbone.safetensors"] = {
+            plain_name(name): one for part in model.trained_parts for name, one in trained[part].items()
+        }
+    if model.peft_model is not None:
+        own = {name.removeprefix("backbone."): one for name, one in trained["adapter"].items()}
+        for adapter in heads_of_adapter:
+            files[folder / "adapters" / adapter / "adapter_model.safetensors"] = get_peft_model_state_dict(
+                model.peft_model, own, adapter, save_embedding_layers=False
+            )
+    return files
 
 
 def fingerprint_weights(folders: Sequence[str | Path]) -> str:
@@ -315,8 +348,18 @@ def fingerprint_weights(folders: Sequence[str | Path]) -> str:
     for folder in map(resolve_model_folder, folders):
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                digest.update(path.relative_to(folder).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+                with open(path, "rb") as file:
+                    content = hashlib.file_digest(file, "sha256").digest()
+                digest.update(path.relative_to(folder).as_posix().encode() + content)
     return digest.hexdigest()[:32]
+
+
+def _check_fingerprint(backbone: Backbone, expected: str, folder: str | Path) -> None:
+    if backbone.fingerprint != expected:
+        raise CheckpointError(
+            f"{backbone.config.path}: its weights ({backbone.fingerprint}) are not those that {folder} was trained on "
+            f"({expected}); give the right backbone"
+        )
 
 
 def _check_pooling(name: str) -> Pooling:
@@ -349,35 +392,16 @@ def _check_heads(heads_of_adapter: Mapping[str, tuple[str, ...]]) -> None:
         raise ConfigError(f"heads_of_adapter: expected {' and '.join(HEADS)}, each at most once, got {names}")
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, so a trained part would be random; copy the model folder again")
     try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: missing, so a trained part would be random; copy the model folder again"
-        ) from error
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); copy the model folder again") from error
 
 
-def _check_tensors(path: Path, what: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    if missing := sorted(set(own) - set(found)):
-        raise CheckpointError(f"{path}: {what} lacks the tensor {missing[0]}; copy the model folder again")
-    if extra := sorted(set(found) - set(own)):
-        raise CheckpointError(
-            f"{path}: {what} has a tensor {extra[0]} that model.json says nothing of; copy the model folder again"
-        )
-    for name, tensor in found.items():
-        if (tensor.shape, tensor.dtype) != (own[name].shape, own[name].dtype):
-            raise CheckpointError(
-                f"{path}: {what}: {name} is {_describe(tensor)}, expected {_describe(own[name])}; "
-                "copy the model folder again"
-            )
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+def _describe(dtype: torch.dtype | None) -> str:
+    return "of another type" if dtype is None else str(dtype).removeprefix("torch.")
