@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import environment, launch
+from huggingface_hub import constants
 from peft import LoraModel
 from safetensors.torch import load_file, save_file
 from small_models import COST, JOINT, LORA, PROMPTS, REWARD, build_score_model, one_line, whole_weights, write_model
@@ -290,7 +291,8 @@ def ask(hub_url: str, home: Path, *names: str) -> list[str]:
     return lines
 
 
-def test_a_model_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_model_comes_from_the_hub(tmp_path: Path) -> None:
     out, home, name = tmp_path / "out", tmp_path / "home", "somebody/model"
     export_model(write(tmp_path / "model"), out, merge=True)
     texts = TextResponse("b"), TextResponse("c")
@@ -311,11 +313,29 @@ def test_a_model_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = ask(hub.url, home, name, "somebody/other")
     assert found[0] == expected
     assert "no answer" in found[1]
+
+
+def test_a_model_comes_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "model")
+    cached = tmp_path / "cache" / "models--somebody--cached"
+    (cached / "blobs").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    for number, name in enumerate(sorted(files_of(folder))):
+        (cached / "blobs" / str(number)).write_bytes((folder / name).read_bytes())
+        link = cached / "snapshots" / COMMIT / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(cached / "blobs" / str(number))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(scores_of("somebody/cached"), scores_of(folder))
+    with one_line(CheckpointError, "somebody/other: no model folder here", "HF_HUB_OFFLINE is set"):
+        resolve_model_folder("somebody/other")
     # A folder goes first, whatever is in it.
-    (home / name).mkdir(parents=True)
-    monkeypatch.chdir(home)
-    with one_line(CheckpointError, "is no model folder"):
-        resolve_model_folder(name)
+    (tmp_path / "somebody" / "cached").mkdir(parents=True)
+    with one_line(CheckpointError, "somebody/cached: is no model folder"):
+        resolve_model_folder("somebody/cached")
 
 
 def test_paths_are_not_asked_for_on_a_hub(tmp_path: Path) -> None:
