@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from small_models import PROMPTS, SAMPLING, noise_video
 
 from safe_rlhf_video.models.config import LoraConfig, ModelConfig, TrainedPart
@@ -26,7 +27,7 @@ SETTINGS: dict[str, tuple[int, tuple[TrainedPart, ...]]] = {
     "projector": (4, ("projector",)),
     "full": (0, ("projector", "language_model")),
 }
-CASES = [(name, stage) for name in SETTINGS for stage in (0, 1, 2)]
+CASES = [("projector", 0), *((name, stage) for name in ("lora", "full") for stage in (0, 1, 2, 3))]
 
 
 def build_config(name: str, zero_stage: int) -> TrainConfig:
@@ -43,33 +44,41 @@ def build_config(name: str, zero_stage: int) -> TrainConfig:
 def main() -> None:
     out = next(argument for argument in sys.argv[1:] if not argument.startswith("--local_rank"))
     ranks = distributed.start()
-    sizes = {f"{name}-{stage}": measure(build_config(name, stage)) for name, stage in CASES}
+    sizes = {f"{name}-{stage}": measure(build_config(name, stage), ranks) for name, stage in CASES}
     Path(out).write_text(json.dumps(sizes))
     distributed.barrier()
     distributed.stop()
     assert ranks.world_size == 1
 
 
-def measure(config: TrainConfig) -> dict[str, int]:
+def measure(config: TrainConfig, ranks: distributed.Ranks) -> dict[str, int]:
     backbone = load_backbone(config.model.backbone)
     asked = config.model
     model = ScoreModel(backbone, {"joint": HEADS}, asked.lora, asked.pooling, asked.trained_parts)
-    engine = engines.build_engine(model, config)
+    engine = engines.build_engine(model, config, ranks.device)
     scores = engine(build_inputs(backbone, PROMPTS[:2], [noise_video(4, 32, 32, seed) for seed in range(2)], "cpu"))
     engine.backward(sum(values.sum() for values in scores.values()))
     trained = [one for part in model.trained().values() for one in part.values()]
-    gradients = [one.grad for one in trained if one.grad is not None]
+    ids = {id(one) for one in trained}
+    frozen = [one for one in model.parameters() if id(one) not in ids]
+    zero, stage = engine.optimizer, config.engine.zero_stage
+    gradients = [zero.grad_partitions_flat_buffer] if stage == 3 else [one.grad for one in trained]
+    gradient_bytes = sum(one.nbytes for one in gradients if one is not None)
     engine.step()
-    is_divided = config.engine.zero_stage > 0
-    state = (engine.optimizer.optimizer if is_divided else engine.optimizer).state
+    state = (zero.optimizer if stage else zero).state
     moments = [value for values in state.values() for key, value in values.items() if key.startswith("exp_avg")]
-    copies = engine.optimizer.single_partition_of_fp32_groups if is_divided else []
+    copies = zero.single_partition_of_fp32_groups if stage in (1, 2) else []
     return {
-        "trained_weights": sum(one.nbytes for one in trained),
-        "frozen_weights": sum(one.nbytes for one in model.parameters()) - sum(one.nbytes for one in trained),
-        "gradients": sum(one.nbytes for one in gradients),
+        "trained_weights": sum(_own(one).nbytes for one in trained),
+        "frozen_weights": sum(_own(one).nbytes for one in frozen),
+        "gradients": gradient_bytes,
         "optimiser_state": sum(one.nbytes for one in (*moments, *copies)),
     }
+
+
+def _own(parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's part of it."""
+    return getattr(parameter, "ds_tensor", parameter)
 
 
 if __name__ == "__main__":

@@ -96,10 +96,10 @@ def test_weights_gradients_and_optimiser_state_are_those_of_a_real_step(tmp_path
         real = sizes[f"{name}-{stage}"]
         assert real["trained_weights"] == estimate.trained_weights > 0
         assert real["frozen_weights"] == estimate.frozen_weights > 0
-        if stage == 0:
+        if stage in (0, 3):  # else they are not kept in one place
             assert real["gradients"] == estimate.gradients
         # DeepSpeed rounds its flat copies up to a multiple of a few elements.
-        slack = 0 if stage == 0 else 1e-4
+        slack = 0 if stage in (0, 3) else 1e-4
         assert real["optimiser_state"] == pytest.approx(estimate.optimiser_state, rel=slack)
 
 

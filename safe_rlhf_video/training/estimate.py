@@ -7,7 +7,6 @@ off autograd: its forward pass runs on tensors that have a shape and no content.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from safe_rlhf_video.models.backbones import EMBEDDED_FOLDER, Backbone, load_family
-from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, ModelConfig
+from safe_rlhf_video.models.backbones import Backbone, load_reader
+from safe_rlhf_video.models.config import ModelConfig
 from safe_rlhf_video.models.families import Family
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.training.config import TrainConfig
@@ -124,14 +123,14 @@ def build_on_meta(
         model = AutoModel.from_config(backbone_config, dtype=dtype, attn_implementation="sdpa").requires_grad_(False)
         text_config = backbone_config.get_text_config()
         backbone = Backbone(
-            model=model,
             tokenizer=cast(PreTrainedTokenizerBase, None),  # feeds no text
             family=family,
+            model_config=backbone_config,
+            max_tokens=text_config.max_position_embeddings,
+            model=model,
             config=config.backbone,
             fingerprint="",
             hidden_size=text_config.hidden_size,
-            max_tokens=text_config.max_position_embeddings,
-            model_config=backbone_config,
             attention="sdpa",
             liger=False,
         )
@@ -148,13 +147,9 @@ def load_on_meta(config: ModelConfig, heads: Sequence[str], device_type: str) ->
         CheckpointError: the folder or hub id is missing, its family is not supported, or a file is damaged.
     """
     asked = config.backbone
-    family = load_family(asked)
-    source = str(EMBEDDED_FOLDER) if asked.path == EMBEDDED_BACKBONE else os.path.expanduser(asked.path)
-    backbone_config = AutoConfig.from_pretrained(
-        source, revision=asked.revision, trust_remote_code=asked.trust_remote_code
-    )
+    reader = load_reader(asked)
     name = asked.dtype if asked.dtype != "auto" else "bfloat16" if device_type == "cuda" else "float32"
-    return build_on_meta(backbone_config, family, config, heads, getattr(torch, name))
+    return build_on_meta(reader.model_config, reader.family, config, heads, getattr(torch, name))
 
 
 def count_micro_batch(
@@ -405,7 +400,7 @@ def _saved_states(model: ScoreModel, batch: MicroBatch, gradient_checkpointing: 
     before: list[int] = []
     with torch.device("meta"), _RunLikeReal(model.dtype) as mode, _keep_count(model) as total:
         states = torch.empty(batch.videos, length, hidden_size, dtype=model.dtype)
-        states.requires_grad_(gradient_checkpointing or "projector" in model.trained_parts)
+        states.requires_grad_("projector" in model.trained_parts)
         mask = torch.ones(batch.videos, 1, length, length, dtype=torch.bool)
         hooks = [layer.register_forward_pre_hook(lambda *_: before.append(total[0])) for layer in layers]
         hidden = language_model(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
