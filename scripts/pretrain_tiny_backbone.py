@@ -205,7 +205,8 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
     from torch.nn import functional
     from tqdm import trange
 
-    from safe_rlhf_video.models.backbones import Reader
+    from safe_rlhf_video.models.backbones import Backbone
+    from safe_rlhf_video.models.config import BackboneConfig
     from safe_rlhf_video.models.families.qwen3_vl import Qwen3VL
     from safe_rlhf_video.models.inputs import build_inputs
     from safe_rlhf_video.models.pooling import last_attended
@@ -237,7 +238,18 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
     tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = json.loads((folder / "video_preprocessor_config.json").read_text())
     family = Qwen3VL.build(processor, model.config)
-    reader = Reader(tokenizer, family, model.config, 4096)
+    backbone = Backbone(
+        tokenizer=tokenizer,
+        family=family,
+        model_config=model.config,
+        max_tokens=4096,
+        model=model.model,
+        config=BackboneConfig(path=str(folder)),
+        fingerprint="",
+        hidden_size=128,
+        attention="sdpa",
+        liger=False,
+    )
     rng = np.random.default_rng(SEED + 1)
     sizes = {
         name: int(values.max()) + 1
@@ -248,7 +260,7 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
 
     def forward(captions: list[Prompt], batch_videos: list[Video]) -> dict[str, torch.Tensor]:
-        inputs = build_inputs(reader, [caption.text for caption in captions], batch_videos, "cpu")
+        inputs = build_inputs(backbone, [caption.text for caption in captions], batch_videos, "cpu")
         states = last_attended(model.model(**inputs, use_cache=False).last_hidden_state, inputs["attention_mask"])
         return {name: probes[name.replace("/", "_")](states) for name in sizes}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from safe_rlhf_video.errors import ConfigError, SampleError
-from safe_rlhf_video.models.backbones import Reader
+from safe_rlhf_video.models.backbones import Backbone, Reader
 from safe_rlhf_video.models.families import EncodedVideo, Family
 from safe_rlhf_video.models.families.base import normalise
 from safe_rlhf_video.models.prompts import Segments, Special
@@ -22,20 +22,21 @@ from safe_rlhf_video.video.sampling import Sampling, Video
 
 
 def build_inputs(
-    reader: Reader, prompts: Sequence[str], responses: Sequence[Response], device: torch.device | str
+    backbone: Backbone, prompts: Sequence[str], responses: Sequence[Response], device: torch.device | str
 ) -> dict[str, Tensor]:
     """Tokenize, normalise and patchify N >= 1 prompts with one video or text response each, in any mixture.
 
     Returns:
         input_ids, attention_mask (N, L), padded on the right, and what else the backbone's family takes: of Qwen-VL
-        mm_token_type_ids (N, L) and, where there is a video, pixel_values_videos (all patches, patch dimension) and
-        video_grid_thw (videos, 3) in patches. No tensor holds a video that is not in the batch.
+        mm_token_type_ids (N, L) and, where there is a video, pixel_values_videos (all patches, patch dimension),
+        video_grid_thw (videos, 3) in patches and position_ids (3, N, L). No tensor holds a video that is not in the
+        batch.
 
     Raises:
         ConfigError: a frame size the backbone cannot take, or an input longer than it was made for.
         SampleError: a text is no valid Unicode, or cannot be told from a special token.
     """
-    family = reader.family
+    family = backbone.family
     videos: list[EncodedVideo] = []
     rows: list[list[int]] = []
     for prompt, response in zip(prompts, responses, strict=True):
@@ -48,13 +49,13 @@ def build_inputs(
             segments = family.template.build_segments(
                 prompt, family.video_segments(family.step_seconds(video.times), tokens)
             )
-        rows.append(_token_ids(reader, segments))
+        rows.append(_token_ids(backbone, segments))
     length = max(map(len, rows))
-    if length > reader.max_tokens:
+    if length > backbone.max_tokens:
         longest = max(range(len(rows)), key=lambda row: len(rows[row]))
         raise ConfigError(
             f"prompt {prompts[longest][:60]!r} with its response makes {length} tokens, the backbone takes "
-            f"{reader.max_tokens}; shorten the text, or for a video lower sampling.num_frames or sampling.max_pixels"
+            f"{backbone.max_tokens}; shorten the text, or for a video lower sampling.num_frames or sampling.max_pixels"
         )
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
     attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
@@ -62,12 +63,11 @@ def build_inputs(
         input_ids[number, : len(row)] = torch.tensor(row)
         attention_mask[number, : len(row)] = 1
     # Only real video tokens count: the padding id may be any token's.
-    is_video = (input_ids == _token_id(reader.tokenizer, family.video_token)) & (attention_mask == 1)
-    return {
-        "input_ids": input_ids.to(device),
-        "attention_mask": attention_mask.to(device),
-        **family.collate(videos, is_video.to(device)),
-    }
+    is_video = (input_ids == _token_id(backbone.tokenizer, family.video_token)) & (attention_mask == 1)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **family.collate(videos, is_video)}
+    inputs = family.add_positions(backbone.model, inputs)
+    # Not waiting for the device, which may still be busy with the batch before.
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
 
 
 def count_text_tokens(reader: Reader, prompt: str, response: str) -> int:
@@ -93,7 +93,7 @@ def encode_video(video: Video, family: Family, device: torch.device | str) -> En
         ConfigError: the backbone cannot take frames of this size.
     """
     # A copy: torch takes neither mirrored views (as BGR turned to RGB by [..., ::-1]) nor read-only arrays.
-    frames = torch.from_numpy(np.array(video.frames, order="C")).to(device)  # size = (T, H, W, 3)
+    frames = torch.from_numpy(np.array(video.frames, order="C")).to(device, non_blocking=True)  # size = (T, H, W, 3)
     height, width = frames.shape[1:3]
     family.check_size(height, width)
     return EncodedVideo(family.encode(normalise(frames, family)), (height, width), tuple(video.timestamps.tolist()))

@@ -107,12 +107,16 @@ class Family(ABC):
 
     @abstractmethod
     def collate(self, videos: Sequence[EncodedVideo], is_video: Tensor) -> dict[str, Tensor]:
-        """The model's inputs besides token ids and their mask, on the device of `is_video`.
+        """The model's inputs besides token ids and their mask; all but pixels on the device of `is_video`.
 
         Args:
             videos: The clips of a batch in order; there may be none.
             is_video: (N, L), where `input_ids` holds video tokens.
         """
+
+    def add_positions(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs with what the model would otherwise read back from the device to compute: here, on the host."""
+        return inputs
 
     @abstractmethod
     def run_vision(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -190,8 +194,9 @@ class Family(ABC):
 def normalise(pixels: Tensor, family: Family) -> Tensor:
     """uint8 values as float32 with the family's mean and deviation; colours in the last dimension."""
     # Scale and shift in one step, as the official processors do.
-    mean = 255.0 * torch.tensor(family.mean, device=pixels.device)
-    std = 255.0 * torch.tensor(family.std, device=pixels.device)
+    mean, std = (
+        (255.0 * torch.tensor(value)).to(pixels.device, non_blocking=True) for value in (family.mean, family.std)
+    )
     return (pixels.float() - mean) / std
 
 

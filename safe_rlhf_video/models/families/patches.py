@@ -71,6 +71,14 @@ def qwen_inputs(patches: PatchSize, videos: Sequence[EncodedVideo], is_video: Te
     return inputs
 
 
+def add_qwen_positions(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As `Family.add_positions`: position_ids (3, N, L) of time, height and width, where there is a video."""
+    if "video_grid_thw" not in inputs:
+        return inputs
+    named = {name: tensor for name, tensor in inputs.items() if name != "pixel_values_videos"}
+    return {**inputs, "position_ids": model.get_rope_index(**named)[0]}
+
+
 def run_qwen_vision(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """As `Family.run_vision`."""
     rest = dict(inputs)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from safe_rlhf_video.models.families.base import EncodedVideo, Family, three_numbers
-from safe_rlhf_video.models.families.patches import PatchSize, qwen_inputs, run_qwen_vision
+from safe_rlhf_video.models.families.patches import PatchSize, add_qwen_positions, qwen_inputs, run_qwen_vision
 from safe_rlhf_video.models.prompts import Special, Template
 
 IM_START, IM_END = Special("<|im_start|>"), Special("<|im_end|>")
@@ -74,6 +74,9 @@ class Qwen3VL(Family):
 
     def collate(self, videos: Sequence[EncodedVideo], is_video: Tensor) -> dict[str, Tensor]:
         return qwen_inputs(self.patches, videos, is_video)
+
+    def add_positions(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return add_qwen_positions(model, inputs)
 
     def run_vision(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         return run_qwen_vision(model, inputs)
