@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import get_args
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -79,8 +80,8 @@ class ScoreModel(nn.Module):
         """
         scores = {}
         device_type = inputs["input_ids"].device.type
-        # Once for all adapters, which are in the language model. Where all of it is of one type it needs no autocast,
-        # which on CUDA would widen its layer norms.
+        # Once for all adapters, which are in the language model. Where weights are all of one type there is no autocast,
+        # which on CUDA would widen the tower's layer norms.
         with self._autocast(device_type, "projector" in self.trained_parts):
             inputs = self.family.run_vision(self._bare_backbone, inputs)
         for adapter, heads in self.heads_of_adapter.items():
@@ -90,6 +91,10 @@ class ScoreModel(nn.Module):
                 hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state  # size = (N, L, E)
             for head in heads:
                 scores[head] = self.score_heads[head](hidden_states, inputs["attention_mask"])  # size = (N,)
+        if "projector" in self.trained_parts and "mm_encoder_outputs" not in inputs:
+            # A batch of texts gives the projector gradients of zero, not none: ranks must reduce the same ones.
+            nothing = 0.0 * sum(parameter.sum() for parameter in self.trained()["projector"].values())
+            scores = {head: values + nothing for head, values in scores.items()}
         return scores
 
     @property
@@ -103,10 +108,8 @@ class ScoreModel(nn.Module):
         Returns:
             part -> name, as in `named_parameters` -> parameter, all float32.
         """
-        parts: dict[str, dict[str, nn.Parameter]] = {}
-        for head in HEADS:
-            parts[f"head_{head}"] = {}
-        parts |= {"adapter": {}, "projector": {}, "language_model": {}}
+        order = (*(f"head_{head}" for head in HEADS), "adapter", *get_args(TrainedPart))
+        parts: dict[str, dict[str, nn.Parameter]] = {part: {} for part in order}
         for name, parameter in self.named_parameters():
             if (part := self._part_of(name)) is not None:
                 parts[part][name] = parameter
