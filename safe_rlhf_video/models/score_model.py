@@ -80,8 +80,8 @@ class ScoreModel(nn.Module):
         """
         scores = {}
         device_type = inputs["input_ids"].device.type
-        # Once for all adapters, which are in the language model. Where weights are all of one type there is no autocast,
-        # which on CUDA would widen the tower's layer norms.
+        # Once for all adapters, which are in the language model. Where weights are all of one type, autocast would only
+        # widen the tower's layer norms on CUDA.
         with self._autocast(device_type, "projector" in self.trained_parts):
             inputs = self.family.run_vision(self._bare_backbone, inputs)
         for adapter, heads in self.heads_of_adapter.items():
