@@ -58,7 +58,7 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
     from safe_rlhf_video.evaluation.evaluate import evaluate
     from safe_rlhf_video.evaluation.truth import FILE_NAME, read_truth
-    from safe_rlhf_video.models.checkpoint import read_record
+    from safe_rlhf_video.models.checkpoint import fingerprint_weights, read_record
     from safe_rlhf_video.scoring import Scorer
 
     started = time.monotonic()
@@ -107,7 +107,7 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
         seed=arguments.seed,
     )
     result |= {
-        "models": [str(folder) for folder in arguments.model],
+        "models": {str(folder): fingerprint_weights([folder]) for folder in arguments.model},
         "data": str(arguments.data),
         "seconds": round(time.monotonic() - started, 1),
     }

@@ -236,13 +236,17 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
         "harmlessness": {**head, "accuracy": 0.5252},
         "cost_sign": {"num_safe": 3, "num_unsafe": 4, "accuracy": 0.9, "balanced_accuracy": 0.8},
         "controls": {"prompt_only": {"helpfulness": 0.5, "harmlessness": 0.6161}},
-        "models": ["/home/somebody/reward"],
+        "models": {"/home/somebody/reward": "other", "/home/somebody/cost": "another"},
         "data": "/home/somebody/test.json",
     }
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     model, record = build_score_model(REWARD)
     backbone = replace(record.backbone, path="Owner/Backbone-8B", revision="v1")
     save_model(model, replace(record, backbone=backbone), tmp_path / "model", whole_weights(model))
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    with one_line(ConfigError, "evaluation of other models", "/home/somebody/reward"):
+        export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "evaluation.json")
+    evaluation["models"]["/home/somebody/reward"] = fingerprint_weights([tmp_path / "model"])
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "evaluation.json")
     card = (tmp_path / "out" / "README.md").read_text()
     assert front_matter(tmp_path / "out") == {

@@ -62,18 +62,26 @@ class MergeCheck:
         )
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
+def read_evaluation(path: Path, fingerprint: str) -> dict[str, Any]:
     """Read an evaluation.json as scripts/evaluate.py writes it.
 
+    Args:
+        fingerprint: of the model, `checkpoint.fingerprint_weights`.
+
     Raises:
-        ConfigError: it cannot be read or is none.
+        ConfigError: it cannot be read, is none, or is one of other models.
     """
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
         figures["helpfulness"], figures["harmlessness"], figures["cost_sign"], figures["controls"]
+        evaluated = dict(figures["models"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(f"{path}: is no evaluation ({reason}); give an evaluation.json of evaluate.py") from error
+    if fingerprint not in evaluated.values():
+        raise ConfigError(
+            f"{path}: is an evaluation of other models ({', '.join(evaluated)}); give one of this model, as it is now"
+        )
     return dict(figures)
 
 

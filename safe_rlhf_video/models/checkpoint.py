@@ -343,11 +343,14 @@ def _files(
 
 
 def fingerprint_weights(folders: Sequence[str | Path]) -> str:
-    """Identifies the trained weights and settings of some model folders, e.g. in a file of their scores."""
+    """Identifies the trained weights and settings of some model folders, e.g. in a file of their scores.
+
+    What is written about them, a card say, does not count.
+    """
     digest = hashlib.sha256()
     for folder in map(resolve_model_folder, folders):
         for path in sorted(folder.rglob("*")):
-            if path.is_file():
+            if path.suffix in (".json", ".safetensors") and path.is_file():
                 with open(path, "rb") as file:
                     content = hashlib.file_digest(file, "sha256").digest()
                 digest.update(path.relative_to(folder).as_posix().encode() + content)

@@ -19,7 +19,14 @@ from torch import Tensor
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.models.backbones import Backbone, copy_settings, fingerprint_checkpoint
 from safe_rlhf_video.models.card import MergeCheck, build_card, read_evaluation
-from safe_rlhf_video.models.checkpoint import ModelRecord, load_models, read_record, resolve_model_folder, save_model
+from safe_rlhf_video.models.checkpoint import (
+    ModelRecord,
+    fingerprint_weights,
+    load_models,
+    read_record,
+    resolve_model_folder,
+    save_model,
+)
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 from safe_rlhf_video.models.hub import PATTERNS
 from safe_rlhf_video.models.inputs import build_inputs
@@ -67,7 +74,7 @@ def export_model(
         raise ConfigError("dtype and backbone are for a merge, other weights stay as they are; leave them out")
     folder = resolve_model_folder(model)
     record = read_record(folder)
-    figures = read_evaluation(evaluation) if evaluation is not None else None
+    figures = read_evaluation(evaluation, fingerprint_weights([folder])) if evaluation is not None else None
     if merge:
         _check_mergeable(folder, record)
     with _appearing(out) as partial:
