@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,17 @@ from tiny_backbones import SAMPLINGS, write_tiny_backbone
 from safe_rlhf_video.models.families import FAMILIES
 from safe_rlhf_video.scoring import Scorer
 
+ADAPTERS = {"lora": {"rank": 4, "dropout": 0.1}}
+IN_FULL = {"lora": {"rank": 0}, "trained_parts": ["language_model", "projector"], "gradient_checkpointing": True}
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_is_prepared_trained_resumed_and_scored(family: str, world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "trained", "zero_stage"), [*((family, ADAPTERS, 0) for family in FAMILIES), ("qwen3_vl", IN_FULL, 3)]
+)
+def test_a_family_is_prepared_trained_resumed_and_scored(
+    family: str, trained: dict[str, Any], zero_stage: int, world: Path, tmp_path: Path
+) -> None:
     backbone = write_tiny_backbone(tmp_path / "backbone", family)
     config = write_training_config(
         tmp_path / "run.yaml",
@@ -25,7 +33,8 @@ def test_a_family_is_prepared_trained_resumed_and_scored(family: str, world: Pat
         heads=["reward", "cost"],
         data={"frame_store": str(tmp_path / "frames")},
         sampling=SAMPLINGS[family].to_dict(),
-        model={"backbone": {"path": str(backbone)}, "lora": {"rank": 4, "dropout": 0.1}},
+        model={"backbone": {"path": str(backbone)}, **trained},
+        engine={"zero_stage": zero_stage},
         optimization={"max_steps": 3},
         checkpoint={"every_steps": 1, "keep_last": 3},
         tracking={"wandb": "disabled"},
@@ -34,7 +43,8 @@ def test_a_family_is_prepared_trained_resumed_and_scored(family: str, world: Pat
     run = tmp_path / "run"
     launch("scripts/train_reward.py", "--config", config)
     rows = read_rows(run)
-    assert all(row["train/grad_norm/adapter"] > 0 for row in rows)
+    parts = ("adapter",) if trained is ADAPTERS else ("language_model", "projector")
+    assert all(row[f"train/grad_norm/{part}"] > 0 for row in rows for part in parts)
 
     # As a kill right after the second checkpoint leaves it.
     whole = {path.relative_to(run): load_file(path) for path in (run / "checkpoints" / "step_3").rglob("*.safetensors")}
