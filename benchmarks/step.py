@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +41,7 @@ from safe_rlhf_video.data.samples import VIDEO_NAMES
 from safe_rlhf_video.data.synthetic import encode_mp4, plan_split, write_config
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.models.backbones import EMBEDDED_FOLDER, Backbone, load_backbone
+from safe_rlhf_video.models.backbones import EMBEDDED_FOLDER, Backbone, _apply_liger, load_backbone, outline_backbone
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, ModelConfig
 from safe_rlhf_video.models.families import FAMILIES, Family
 from safe_rlhf_video.models.score_model import ScoreModel
@@ -68,8 +68,10 @@ STAGES = ("decode", "host", "vision", "language", "heads", "backward of heads", 
 # Dense bfloat16 TFLOP/s as NVIDIA's data sheets have them, by a part of the device's name; the first that fits.
 PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "H800": 989, "B200": 2250, "A100": 312,
                "A800": 312, "L40S": 362, "A10": 125, "4090": 165}  # fmt: skip
-# What a family's config.json calls the token that stands for a video.
-VIDEO_TOKEN_FIELDS = {"smolvlm": "image_token_id", "video_llava": "video_token_index"}
+# Fields of config.json that name special tokens, by family.
+QWEN_TOKENS = {"video_token_id": "<|video_pad|>", "vision_start_token_id": "<|vision_start|>"}
+TOKEN_FIELDS = {"qwen3_vl": QWEN_TOKENS, "qwen2_5_vl": QWEN_TOKENS, "smolvlm": {"image_token_id": "<image>"},
+                "video_llava": {"video_token_index": "<video>"}}  # fmt: skip
 
 
 @dataclass
@@ -133,7 +135,9 @@ def measure(arguments: argparse.Namespace, ranks: distributed.Ranks, folder: Pat
     lora = LoraConfig(rank=arguments.rank, alpha=2.0 * arguments.rank)
     asked = BackboneConfig(path=arguments.shape or arguments.backbone, attention=arguments.attention)
     model_config = ModelConfig(asked, lora, gradient_checkpointing=arguments.checkpointing)
-    backbone = build_shape(arguments, asked, device) if arguments.shape else load_backbone(asked, device)
+    backbone = (
+        build_shape(arguments, asked, device, folder / "shape") if arguments.shape else load_backbone(asked, device)
+    )
     sampling = choose_sampling(backbone.family, arguments.frames, arguments.side)
     num_steps = 2 + arguments.steps
     side = int(sampling.max_pixels**0.5)
@@ -177,6 +181,8 @@ def measure(arguments: argparse.Namespace, ranks: distributed.Ranks, folder: Pat
     return {
         "arguments": {name: str(value) for name, value in vars(arguments).items() if value is not None},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "attention": backbone.attention,
+        "liger": backbone.liger,
         "peak_tflops": arguments.peak_tflops or peak_tflops(device),
         "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "peft")},
         "sampling": sampling.to_dict(),
@@ -203,8 +209,7 @@ class Run:
         self.read_from(None)
 
     def read_from(self, store: str | None) -> None:
-        fields = {**vars(self.config.data), "frame_store": store}
-        self.config = TrainConfig(**{**vars(self.config), "data": DataConfig(**fields)})
+        self.config = replace(self.config, data=replace(self.config.data, frame_store=store))
         self.data = load_data(self.config, HEADS)
 
     def apart(self) -> list[dict[str, float]]:
@@ -327,8 +332,12 @@ def stages_of(engine: Any, clock: Clock) -> Iterator[None]:
         hook.remove()
 
 
-def build_shape(arguments: argparse.Namespace, asked: BackboneConfig, device: torch.device) -> Backbone:
-    """A backbone of the hub's shape with random weights, made on the device, with the embedded tokenizer."""
+def build_shape(arguments: argparse.Namespace, asked: BackboneConfig, device: torch.device, folder: Path) -> Backbone:
+    """A backbone of the hub's shape with random weights, made on the device, with the embedded tokenizer.
+
+    Args:
+        folder: gets the checkpoint's files, but for the weights.
+    """
     found = [name for name in SHAPES if arguments.shape.lower() in name.lower().replace("-", "_").replace(".", "_")]
     if len(found) != 1:
         raise ConfigError(f"shape: {arguments.shape!r} is {'none' if not found else 'several'} of {', '.join(SHAPES)}")
@@ -344,23 +353,20 @@ def build_shape(arguments: argparse.Namespace, asked: BackboneConfig, device: to
     family = FAMILIES[config.model_type].build(shape.processor, config)
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_FOLDER)
     tokenizer.add_special_tokens({"additional_special_tokens": [special.token for special in family.specials]})
-    video_token = tokenizer.convert_tokens_to_ids(family.video_token.token)
-    setattr(config, VIDEO_TOKEN_FIELDS.get(config.model_type, "video_token_id"), video_token)
+    for name, token in TOKEN_FIELDS[config.model_type].items():
+        setattr(config, name, tokenizer.convert_tokens_to_ids(token))
+    folder.mkdir()
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(shape.processor))
+    outline = outline_backbone(replace(asked, path=str(folder), initialization="random"), device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    attention = None if arguments.attention == "auto" else arguments.attention
-    with device:
-        model = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention)
-    text = config.get_text_config()
-    return Backbone(
-        tokenizer=tokenizer,
-        family=family,
-        model_config=config,
-        max_tokens=text.max_position_embeddings,
-        model=model.requires_grad_(False).eval().to(device),
-        config=asked,
-        fingerprint="random",
-        hidden_size=text.hidden_size,
-    )
+    with device:  # `fill_backbone` would draw the weights on the CPU
+        model = AutoModel.from_config(outline.model.config, dtype=dtype, attn_implementation=outline.attention)
+    model.requires_grad_(False).eval().to(device)
+    language_model = model.get_submodule(family.language_model)
+    liger = device.type == "cuda" and _apply_liger(language_model)
+    return replace(outline, model=model, fingerprint="random", liger=liger)
 
 
 def choose_sampling(family: Family, frames: int, side: int | None) -> Sampling:
