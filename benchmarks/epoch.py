@@ -31,12 +31,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from safe_rlhf_video.cli import Parser, parse_config, run_script
 from safe_rlhf_video.data.datasets import PairDataset
@@ -50,8 +52,10 @@ PUBLISHED, BEST = "published", "best"
 CONFIGS = {PUBLISHED: HERE / "epoch_published.yaml", BEST: HERE / "epoch_best.yaml"}
 HEADS = {PUBLISHED: ("reward", "cost"), BEST: ("reward",)}  # the script of each run; the best side's names both heads
 TARGETS = {"store": 3.0, "decode": 5.0}
+TRIED_SHARE = {"store": 1 / 3, "decode": 1 / 6}  # of an epoch, for each setting
 STORE_EPOCHS = 3  # that a store's build is charged over
 WARM_UP_STEPS = 4
+SUMMED = ("encodings", "steps", "waiting_seconds", "cpu_seconds")
 CHILD = "--time_steps"
 
 
@@ -91,8 +95,12 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out
 
-    make_world(out, arguments.num_pairs, arguments.num_test_pairs, "benchmarks/epoch_best.yaml")
-    result: dict[str, Any] = {"machine": describe_machine(), "world": describe_world(out / "world")}
+    make_world(out, arguments.num_pairs, arguments.num_test_pairs, CONFIGS[BEST])
+    result: dict[str, Any] = {"world": describe_world(out / "world")}
+    if (out / "epoch.json").exists():
+        earlier = json.loads((out / "epoch.json").read_text(encoding="utf-8"))
+        # Of parts that are not asked for this time.
+        result = earlier if earlier["world"] == result["world"] else result
     if "store" in arguments.parts:
         result["store"] = compare("store", out / "world", out / "frames", arguments.rounds)
     if "decode" in arguments.parts:
@@ -106,10 +114,26 @@ def main() -> None:
     print(f"\n{text}\nwrote {out / 'epoch.json'} and {out / 'epoch.md'}")
 
 
+@dataclass(frozen=True)
+class Job:
+    """A model pair, or joint model, to train and evaluate.
+
+    Attributes:
+        heads: of its training runs.
+        config, overrides: of all of them.
+        folder: where runs and evaluation go.
+    """
+
+    heads: tuple[str, ...]
+    config: Path
+    overrides: tuple[str, ...]
+    folder: Path
+
+
 # The world
 
 
-def make_world(out: Path, num_pairs: int, num_test_pairs: int, config: str) -> None:
+def make_world(out: Path, num_pairs: int, num_test_pairs: int, config: Path) -> None:
     """Draw out/world and put its clips into the frame store out/frames; what is there already is kept."""
     train, test = (out / "world" / f"config-{split}.json.gz" for split in ("train", "test"))
     run("scripts/make_synthetic.py", "--out", out / "world", "--num_pairs", num_pairs,
@@ -157,16 +181,18 @@ def compare(part: str, world: Path, store: Path, rounds: int) -> dict[str, Any]:
     if decodes:
         build_seconds.append(build_store(world, store))
     sources = {PUBLISHED: None if decodes else store, BEST: store}
+    machine = describe_machine()
     tried: dict[str, list[dict[str, Any]]] = {}
     fastest: dict[str, Setting] = {}
     for side, source in sources.items():
-        rows = []
+        seconds_of: dict[Setting, float] = {}
         for setting in settings(side, source):
-            row = measure(HEADS[side], CONFIGS[side], setting, world, source, share_of_epoch=1 / 3)
-            print(f"{part}: tried {side}, {setting}: {row['seconds']:.1f} s an epoch", flush=True)
-            rows.append((row["seconds"], setting))
-        fastest[side] = min(rows, key=lambda row: row[0])[1]
-        tried[side] = [{**asdict(setting), "seconds": seconds} for seconds, setting in rows]
+            seconds_of[setting] = measure(HEADS[side], CONFIGS[side], setting, world, source, share_of_epoch=1 / 3)[
+                "seconds"
+            ]
+            print(f"{part}: tried {side}, {setting}: {seconds_of[setting]:.1f} s an epoch", flush=True)
+        fastest[side] = min(seconds_of, key=seconds_of.__getitem__)
+        tried[side] = [{"setting": str(setting), "seconds": seconds} for setting, seconds in seconds_of.items()]
 
     measured: list[dict[str, Any]] = []
     for number in range(rounds):
@@ -183,6 +209,7 @@ def compare(part: str, world: Path, store: Path, rounds: int) -> dict[str, Any]:
               flush=True)  # fmt: skip
         measured.append(row)
     return {
+        "machine": machine,
         "tried": tried,
         "fastest": {side: str(setting) for side, setting in fastest.items()},
         "build_seconds": build_seconds,
@@ -229,14 +256,15 @@ def measure(
         share_of_epoch: only so many of its steps are taken, and their seconds scaled to all of them.
 
     Returns:
-        seconds, waiting_seconds (of them, for clips; of the first rank), encodings, distinct_clips, steps.
+        seconds, waiting_seconds (of them, for clips; of the first rank), cpu_seconds (of all processes, decoding ones
+        too), encodings, distinct_clips, steps.
     """
     options = ["--config", str(config), "--data.path", str(world), *overrides]
     options += ["--data.frame_store", str(store)] if store else ["--data.workers", str(setting.workers)]
     rows = []
     for together in [tuple(heads)] if setting.at_once else [(head,) for head in heads]:
         rows.append(time_runs(together, setting, options, share_of_epoch))
-    sums = {name: sum(row[name] for runs in rows for row in runs) for name in ("encodings", "steps", "waiting_seconds")}
+    sums = {name: sum(row[name] for runs in rows for row in runs) for name in SUMMED}
     seconds = sum(max(row["seconds"] for row in runs) for runs in rows)
     return {"seconds": seconds, "distinct_clips": rows[0][0]["distinct_clips"], **sums}
 
@@ -329,12 +357,12 @@ def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
         distributed.barrier()
         first = max(0, steps - WARM_UP_STEPS)
         batches = timed(prefetch(read_batches(config, data, ranks, clips, first, total)))
-        started = 0.0
+        started = started_cpu = 0.0
         for step in range(first, steps + counted):
             if step == steps:
                 encodings[0], waiting[0] = 0, 0.0
                 distributed.barrier()
-                started = time.perf_counter()
+                started, started_cpu = time.perf_counter(), cpu_time()
             factor = engines.learning_rate_factor(
                 step, total, config.optimization.warmup_fraction, config.optimization.final_fraction
             )
@@ -342,11 +370,13 @@ def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
             take_step(config, engine, backbone, data.train, batches, step, ranks)
         distributed.barrier()
         seconds = time.perf_counter() - started
-        all_encodings = distributed.sum_over_ranks({"encodings": float(encodings[0])}, ranks)["encodings"]
+        own = {"encodings": float(encodings[0]), "cpu_seconds": cpu_time() - started_cpu}
+        sums = distributed.sum_over_ranks(own, ranks)
         answer = {
             "seconds": seconds * steps / counted,
             "waiting_seconds": waiting[0] * steps / counted,
-            "encodings": int(all_encodings),
+            "cpu_seconds": sums["cpu_seconds"] * steps / counted,
+            "encodings": int(sums["encodings"]),
             "distinct_clips": len({video.name for group in data.train for video in group.videos}),
             "steps": counted,
         }
@@ -357,13 +387,20 @@ def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
     os._exit(0)
 
 
+def cpu_time() -> float:
+    """Seconds of processor time of this process and of its decoding processes."""
+    process = psutil.Process()
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
+
+
 # Accuracy
 
 
 def measure_accuracy(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, dict[str, float]]]:
     """side -> seed -> figures."""
     jobs = {
-        (side, seed): (HEADS[side], CONFIGS[side], ("--seed", str(seed)), out / side / f"seed_{seed}")
+        (side, seed): Job(HEADS[side], CONFIGS[side], ("--seed", str(seed)), out / side / f"seed_{seed}")
         for side in CONFIGS
         for seed in seeds
     }
@@ -371,39 +408,33 @@ def measure_accuracy(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, dic
     return {side: {str(seed): figures[side, seed] for seed in seeds} for side in CONFIGS}
 
 
-def train_and_evaluate(
-    out: Path, jobs: dict[Any, tuple[Sequence[str], Path, Sequence[str], Path]]
-) -> dict[Any, dict[str, float]]:
+def train_and_evaluate(out: Path, jobs: Mapping[Any, Job]) -> dict[Any, dict[str, float]]:
     """Train and evaluate on the world in `out`, as many jobs at a time as there are cores, one thread each.
 
     A job is done when its folder holds an evaluation.json; another goes on where it was interrupted.
-
-    Args:
-        jobs: key -> (heads of its training runs, config, overrides, folder).
 
     Returns:
         key -> accuracy in helpfulness and harmlessness, and balanced accuracy of the cost's sign.
     """
 
-    def work(job: tuple[Sequence[str], Path, Sequence[str], Path]) -> None:
-        heads, config, overrides, folder = job
-        world, store = out / "world", out / "frames"
-        folder.mkdir(parents=True, exist_ok=True)
-        for head in heads:
-            run(f"scripts/train_{head}.py", "--config", config, "--out", folder / head, "--data.path", world,
-                "--data.frame_store", store, "--tracking.wandb", "disabled", *overrides,
-                log=folder / "log.txt")  # fmt: skip
-        run("scripts/evaluate.py", "--model", *(folder / head for head in heads), "--data",
-            world / "config-test.json.gz", "--frame_store", store, "--out", folder, log=folder / "log.txt")  # fmt: skip
+    def work(job: Job) -> None:
+        world, store, log = out / "world", out / "frames", job.folder / "log.txt"
+        models = [job.folder / head for head in job.heads]
+        job.folder.mkdir(parents=True, exist_ok=True)
+        for head, model in zip(job.heads, models, strict=True):
+            run(f"scripts/train_{head}.py", "--config", job.config, "--out", model, "--data.path", world,
+                "--data.frame_store", store, "--tracking.wandb", "disabled", *job.overrides, log=log)  # fmt: skip
+        run("scripts/evaluate.py", "--model", *models, "--data", world / "config-test.json.gz",
+            "--frame_store", store, "--out", job.folder, log=log)  # fmt: skip
 
-    waiting = [job for job in jobs.values() if not (job[-1] / "evaluation.json").exists()]
+    waiting = [job for job in jobs.values() if not (job.folder / "evaluation.json").exists()]
     print(f"{len(waiting)} of {len(jobs)} jobs are to be trained and evaluated", flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as executor, progress_bar(len(waiting), 0, "training", "job") as progress:
         for _ in executor.map(work, waiting):
             progress.update()
     figures = {}
-    for key, (*_, folder) in jobs.items():
-        result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    for key, job in jobs.items():
+        result = json.loads((job.folder / "evaluation.json").read_text(encoding="utf-8"))
         figures[key] = {name: result[name]["accuracy"] for name in ("helpfulness", "harmlessness")}
         figures[key]["cost_sign"] = result["cost_sign"]["balanced_accuracy"]
     return figures
@@ -448,7 +479,7 @@ def format_markdown(result: dict[str, Any]) -> str:
     world = result["world"]
     lines = [
         f"{world['comparisons']} comparisons of {world['clips']} clips, {world['comparisons_per_clip']} comparisons a "
-        f"clip; {result['machine']['cores']} cores, {result['machine']['date']}"
+        "clip."
     ]
     for part, target in TARGETS.items():
         if part in result:
@@ -459,30 +490,34 @@ def format_markdown(result: dict[str, Any]) -> str:
 
 
 def format_part(part: str, target: float, figures: dict[str, Any]) -> Iterator[str]:
+    machine = figures["machine"]
+    yield f"{machine['cores']} cores, torch {machine['torch']}, {machine['date']}"
+    yield ""
     what = "both from the frame store" if part == "store" else "512 x 320, decoded against stored"
-    yield f"| {what} | fastest setting | seconds an epoch | waiting for clips | encodings | distinct clips |"
-    yield "|---|---|---|---|---|---|"
+    yield f"| {what} | fastest setting | seconds an epoch | waiting for clips | CPU seconds | encodings | clips |"
+    yield "|---|---|---|---|---|---|---|"
     rounds = figures["rounds"]
     for side in (PUBLISHED, BEST):
         rows = [row[side] for row in rounds]
         yield (
             f"| {side} | {figures['fastest'][side]} | {spread([row['seconds'] for row in rows], '.1f')} | "
-            f"{spread([row['waiting_seconds'] for row in rows], '.1f')} | {rows[0]['encodings']} | "
+            f"{spread([row['waiting_seconds'] for row in rows], '.1f')} | "
+            f"{spread([row['cpu_seconds'] for row in rows], '.1f')} | {rows[0]['encodings']} | "
             f"{rows[0]['distinct_clips']} |"
         )
     if part == "decode":
         built = spread(figures["build_seconds"], ".1f")
         share = spread([row["store_share"] for row in rounds], ".1f")
-        yield f"| store | built in {built} s | a third: {share} | | | |"
+        yield f"| store | built in {built} s | a third: {share} | | | | |"
     ratios = [row["ratio"] for row in rounds]
     verdict = f"at least {target:g}: {'met' if statistics.median(ratios) >= target else 'NOT met'}"
-    yield f"| ratio within a round | {len(ratios)} rounds | {spread(ratios, '.2f')} | {verdict} | | |"
+    yield f"| ratio within a round | {len(ratios)} rounds | {spread(ratios, '.2f')} | {verdict} | | | |"
     yield ""
-    yield "| side | setting tried, a third of an epoch | seconds an epoch |"
+    yield "| side | setting tried, on a part of an epoch | seconds an epoch |"
     yield "|---|---|---|"
     for side, rows in figures["tried"].items():
         for row in rows:
-            yield f"| {side} | {Setting(**{k: v for k, v in row.items() if k != 'seconds'})} | {row['seconds']:.1f} |"
+            yield f"| {side} | {row['setting']} | {row['seconds']:.1f} |"
 
 
 def format_accuracy(figures: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
