@@ -16,7 +16,7 @@ reading of labels and weights, logging, validation and saving. In two processes 
 first tried in several settings (ranks, threads, its two models one after the other or at once, decoding workers) on
 a part of an epoch; its fastest one then runs in turn with the other side's, and ratios are taken within a round.
 Nothing else should run meanwhile. Writes epoch.json and a Markdown table; what was drawn and trained is kept, so an
-interrupted run goes on.
+interrupted run goes on; the timings of a part begin anew.
 """
 
 import argparse
@@ -52,7 +52,7 @@ PUBLISHED, BEST = "published", "best"
 CONFIGS = {PUBLISHED: HERE / "epoch_published.yaml", BEST: HERE / "epoch_best.yaml"}
 HEADS = {PUBLISHED: ("reward", "cost"), BEST: ("reward",)}  # the script of each run; the best side's names both heads
 TARGETS = {"store": 3.0, "decode": 5.0}
-TRIED_SHARE = {"store": 1 / 3, "decode": 1 / 6}  # of an epoch, for each setting
+TRIED_DIVISOR = {"store": 3, "decode": 9}  # what part of an epoch each setting is tried on
 STORE_EPOCHS = 3  # that a store's build is charged over
 WARM_UP_STEPS = 4
 SUMMED = ("encodings", "steps", "waiting_seconds", "cpu_seconds")
@@ -101,15 +101,16 @@ def main() -> None:
         earlier = json.loads((out / "epoch.json").read_text(encoding="utf-8"))
         # Of parts that are not asked for this time.
         result = earlier if earlier["world"] == result["world"] else result
-    if "store" in arguments.parts:
-        result["store"] = compare("store", out / "world", out / "frames", arguments.rounds)
-    if "decode" in arguments.parts:
-        draw_large_clips(out / "world", out / "large")
-        result["decode"] = compare("decode", out / "large", out / "large_frames", arguments.rounds)
-    if "accuracy" in arguments.parts:
-        result["accuracy"] = measure_accuracy(out, arguments.seeds)
+    for part in arguments.parts:
+        if part == "store":
+            result[part] = compare(part, out / "world", out / "frames", arguments.rounds)
+        elif part == "decode":
+            draw_large_clips(out / "world", out / "large")
+            result[part] = compare(part, out / "large", out / "large_frames", arguments.rounds)
+        else:
+            result[part] = measure_accuracy(out, arguments.seeds)
+        write_whole(out / "epoch.json", json.dumps(result, indent=1) + "\n")
     text = format_markdown(result)
-    write_whole(out / "epoch.json", json.dumps(result, indent=1) + "\n")
     write_whole(out / "epoch.md", text)
     print(f"\n{text}\nwrote {out / 'epoch.json'} and {out / 'epoch.md'}")
 
@@ -187,9 +188,8 @@ def compare(part: str, world: Path, store: Path, rounds: int) -> dict[str, Any]:
     for side, source in sources.items():
         seconds_of: dict[Setting, float] = {}
         for setting in settings(side, source):
-            seconds_of[setting] = measure(HEADS[side], CONFIGS[side], setting, world, source, share_of_epoch=1 / 3)[
-                "seconds"
-            ]
+            part_run = measure(HEADS[side], CONFIGS[side], setting, world, source, divisor=TRIED_DIVISOR[part])
+            seconds_of[setting] = part_run["seconds"]
             print(f"{part}: tried {side}, {setting}: {seconds_of[setting]:.1f} s an epoch", flush=True)
         fastest[side] = min(seconds_of, key=seconds_of.__getitem__)
         tried[side] = [{"setting": str(setting), "seconds": seconds} for setting, seconds in seconds_of.items()]
@@ -246,14 +246,14 @@ def measure(
     world: Path,
     store: Path | None,
     overrides: Sequence[str] = (),
-    share_of_epoch: float = 1.0,
+    divisor: int = 1,
 ) -> dict[str, Any]:
     """Time an epoch of all runs of a side.
 
     Args:
         heads: of the training runs.
         config: of all of them.
-        share_of_epoch: only so many of its steps are taken, and their seconds scaled to all of them.
+        divisor: one in so many of its steps is taken, and their seconds scaled to all of them.
 
     Returns:
         seconds, waiting_seconds (of them, for clips; of the first rank), cpu_seconds (of all processes, decoding ones
@@ -263,15 +263,13 @@ def measure(
     options += ["--data.frame_store", str(store)] if store else ["--data.workers", str(setting.workers)]
     rows = []
     for together in [tuple(heads)] if setting.at_once else [(head,) for head in heads]:
-        rows.append(time_runs(together, setting, options, share_of_epoch))
+        rows.append(time_runs(together, setting, options, divisor))
     sums = {name: sum(row[name] for runs in rows for row in runs) for name in SUMMED}
     seconds = sum(max(row["seconds"] for row in runs) for runs in rows)
     return {"seconds": seconds, "distinct_clips": rows[0][0]["distinct_clips"], **sums}
 
 
-def time_runs(
-    heads: Sequence[str], setting: Setting, options: Sequence[str], share_of_epoch: float
-) -> list[dict[str, Any]]:
+def time_runs(heads: Sequence[str], setting: Setting, options: Sequence[str], divisor: int) -> list[dict[str, Any]]:
     """What `time_steps` says of runs that go at the same time, on some ranks each; they begin when all are ready."""
     firsts: list[subprocess.Popen[str]] = []
     others: list[subprocess.Popen[str]] = []
@@ -287,7 +285,7 @@ def time_runs(
                         "OMP_NUM_THREADS": str(setting.threads * setting.ranks),
                     }  # fmt: skip
                     process = subprocess.Popen(
-                        [sys.executable, __file__, CHILD, head, str(int(1 / share_of_epoch)), *options],
+                        [sys.executable, __file__, CHILD, head, str(divisor), *options],
                         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE if rank == 0 else log,
                         stderr=log, text=True,
                     )  # fmt: skip
