@@ -35,6 +35,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -321,17 +322,21 @@ def read_answer(process: "subprocess.Popen[str]", log: Any) -> dict[str, Any]:
 def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
     """Time the steps of the second epoch of a run, or one in `divisor` of them; answers in lines of JSON."""
     config = parse_config(TrainConfig, arguments, "")
+    import torch
+
     from safe_rlhf_video.training import distributed
     from safe_rlhf_video.training import engine as engines
-    from safe_rlhf_video.training.batches import open_clips, prefetch, read_batches
+    from safe_rlhf_video.training.batches import open_clips, prefetch, read_jobs, training_jobs
     from safe_rlhf_video.training.data import load_data
     from safe_rlhf_video.training.loop import build_model, take_step
+    from safe_rlhf_video.training.needs import measure_groups
 
     heads = tuple(config.heads or (head,))
     data = load_data(config, heads)
     ranks = distributed.start()
     backbone, model, _ = build_model(config, heads, ranks.device)
-    engine = engines.build_engine(model, config)
+    engine = engines.build_engine(model, config, ranks.device)
+    sizes = measure_groups(backbone, data.train, config.sampling)
     encodings, waiting = [0], [0.0]
 
     def count(_: Any, inputs: tuple[Any, ...]) -> None:
@@ -354,7 +359,8 @@ def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
             sys.stdin.readline()
         distributed.barrier()
         first = max(0, steps - WARM_UP_STEPS)
-        batches = timed(prefetch(read_batches(config, data, ranks, clips, first, total)))
+        jobs = partial(training_jobs, config, data, sizes, ranks, first, total)
+        batches = timed(prefetch(read_jobs(jobs, clips)))
         started = started_cpu = 0.0
         for step in range(first, steps + counted):
             if step == steps:
@@ -368,8 +374,8 @@ def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
             take_step(config, engine, backbone, data.train, batches, step, ranks)
         distributed.barrier()
         seconds = time.perf_counter() - started
-        own = {"encodings": float(encodings[0]), "cpu_seconds": cpu_time() - started_cpu}
-        sums = distributed.sum_over_ranks(own, ranks)
+        own = {"encodings": encodings[0], "cpu_seconds": cpu_time() - started_cpu}
+        sums = distributed.sum_over_ranks({name: torch.tensor(value) for name, value in own.items()}, ranks)
         answer = {
             "seconds": seconds * steps / counted,
             "waiting_seconds": waiting[0] * steps / counted,
