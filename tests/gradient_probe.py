@@ -26,7 +26,7 @@ from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.responses import Response, TextResponse
 
 from safe_rlhf_video.training import distributed, engine as engines  # isort: skip
-from safe_rlhf_video.training.batches import read_jobs, share_out
+from safe_rlhf_video.training.batches import contains_clip, read_jobs, share_out
 from safe_rlhf_video.training.config import DataConfig, EngineConfig, LossConfig, OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.loop import build_model, take_step
 from safe_rlhf_video.training.needs import measure_groups
@@ -69,11 +69,13 @@ CASES = {
     "accumulated": Case(budget=ONE_GROUP),
     "idle": Case(num_groups=1),
     "mixed": Case(mixed=True, budget=400),
+    "mixed_projector": Case(mixed=True, budget=400, trained="projector"),
     **{f"zero_{stage}": Case(stage, ONE_GROUP) for stage in (1, 2, 3)},
     "zero_2_idle": Case(2, num_groups=1),
-    "zero_2_mixed": Case(2, mixed=True),
+    "zero_2_mixed": Case(2, mixed=True, trained="projector"),
     "zero_3_idle": Case(3, num_groups=1),
     "zero_3_mixed": Case(3, mixed=True, trained="projector"),
+    "zero_3_mixed_accumulated": Case(3, ONE_GROUP, mixed=True, trained="projector"),
     **{f"full_zero_{stage}": Case(stage, ONE_GROUP, trained="full") for stage in (0, 1, 2, 3)},
 }
 BLANK = VideoSample("p", "", None, None, "v", None, None, None, None, None, None, {})
@@ -112,7 +114,7 @@ def engine_gradient(
     engine = engines.build_engine(model, config, ranks.device)
     sizes = measure_groups(backbone, groups, config.sampling)
     plan = plan_step(range(len(groups)), groups)
-    jobs = partial(share_out, config, plan, plan.groups, groups, sizes, ranks)
+    jobs = partial(share_out, config, plan, plan.groups, groups, sizes, ranks, contains_clip(groups))
     batches = read_jobs(jobs, lambda samples: (read_fake_video(sample) for sample in samples))
     captured: dict[str, torch.Tensor] = {}
     step = engine.step

@@ -118,7 +118,7 @@ def test_idle_ranks_get_a_blank_and_all_have_as_many_micro_batches(
     sizes = [GroupSize(len(group.videos), 20) for group in data]
     plan = plan_step(range(len(data)), data)
     of_ranks = [
-        list(share_out(config, plan, plan.groups, data, sizes, Ranks(rank, world_size, torch.device("cpu"))))
+        list(share_out(config, plan, plan.groups, data, sizes, Ranks(rank, world_size, torch.device("cpu")), True))
         for rank in range(world_size)
     ]
     assert len({len(jobs) for jobs in of_ranks}) == 1

@@ -91,10 +91,6 @@ class ScoreModel(nn.Module):
                 hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state  # size = (N, L, E)
             for head in heads:
                 scores[head] = self.score_heads[head](hidden_states, inputs["attention_mask"])  # size = (N,)
-        if "projector" in self.trained_parts and "mm_encoder_outputs" not in inputs:
-            # A batch of texts gives the projector gradients of zero, not none: ranks must reduce the same ones.
-            nothing = 0.0 * sum(parameter.sum() for parameter in self.trained()["projector"].values())
-            scores = {head: values + nothing for head, values in scores.items()}
         return scores
 
     @property
@@ -122,7 +118,9 @@ class ScoreModel(nn.Module):
     def _autocast(self, device_type: str, has_float32_parts: bool = True) -> AbstractContextManager[None]:
         """Float32 parts among frozen weights of less compute in the weights' type, in training as in scoring."""
         is_needed = has_float32_parts and self.dtype != torch.float32
-        return torch.autocast(device_type, dtype=self.dtype if is_needed else None, enabled=is_needed)
+        dtype = self.dtype if is_needed else None
+        # Every weight is used once: a cache would only hold copies of all of them to the end of the pass.
+        return torch.autocast(device_type, dtype=dtype, enabled=is_needed, cache_enabled=False)
 
     def _prepare_for_autocast(self, model: PreTrainedModel) -> None:
         for module in model.modules():

@@ -56,11 +56,12 @@ def open_clips(config: TrainConfig, data: TrainingData) -> Iterator[ReadClips]:
 def training_jobs(config: TrainConfig, data: TrainingData, sizes: Sequence[GroupSize], ranks: Ranks,
                   first_step: int, total_steps: int) -> Iterator[Job]:  # fmt: skip
     """This rank's micro-batches from `first_step` on."""
+    has_clips = contains_clip(data.train)
     step = epoch = 0
     while step < total_steps:
         for plan in plan_epoch(data.train, config.optimization.prompts_per_step, config.seed, epoch):
             if first_step <= step < total_steps:
-                yield from share_out(config, plan, plan.groups, data.train, sizes, ranks)
+                yield from share_out(config, plan, plan.groups, data.train, sizes, ranks, has_clips)
             step += 1
         epoch += 1
 
@@ -68,28 +69,34 @@ def training_jobs(config: TrainConfig, data: TrainingData, sizes: Sequence[Group
 def validation_jobs(config: TrainConfig, data: TrainingData, sizes: Sequence[GroupSize], ranks: Ranks) -> Iterator[Job]:
     """This rank's micro-batches of all validation prompts, no more at once than in training."""
     everything = plan_step(range(len(data.validation)), data.validation)
+    has_clips = contains_clip(data.validation)
     at_once = config.optimization.prompts_per_step
     for start in range(0, len(data.validation), at_once):
         members = everything.groups[start : start + at_once]
-        yield from share_out(config, everything, members, data.validation, sizes, ranks)
+        yield from share_out(config, everything, members, data.validation, sizes, ranks, has_clips)
 
 
 def share_out(config: TrainConfig, plan: StepPlan, members: Sequence[int], groups: Sequence[PromptGroup],
-              sizes: Sequence[GroupSize], ranks: Ranks) -> Iterator[Job]:  # fmt: skip
-    """This rank's share of some groups; every rank has as many micro-batches as the others."""
+              sizes: Sequence[GroupSize], ranks: Ranks, has_clips: bool) -> Iterator[Job]:  # fmt: skip
+    """This rank's share of some groups; every rank has as many micro-batches as the others.
+
+    Args:
+        has_clips: whether there is any video among all groups, or only texts.
+    """
+    # With weights divided among ranks, all have to run the vision tower if one does; and all must have a gradient of
+    # the projector if one has.
+    all_need_video = has_clips and (config.engine.zero_stage == 3 or "projector" in config.model.trained_parts)
+    blank = blank_video(config.sampling) if has_clips else TextResponse("")
     micro_batches = divide(members, sizes, ranks.world_size, config.optimization.micro_batch_tokens)
     for number, shares in enumerate(micro_batches):
-        has_video = [
-            any(video.response_text is None for index in share for video in groups[index].videos) for share in shares
-        ]
-        blanks: tuple[Response, ...] = ()
-        # With weights divided among ranks, all have to run the vision tower if one does.
-        if any(has_video) and not has_video[ranks.rank] and (config.engine.zero_stage == 3 or not shares[ranks.rank]):
-            blanks = (blank_video(config.sampling),)
-        elif not shares[ranks.rank]:
-            blanks = (TextResponse(""),)
         mine = tuple(groups[index] for index in shares[ranks.rank])
-        yield Job(plan, mine, blanks, is_last=number == len(micro_batches) - 1)
+        is_short = not mine or (all_need_video and not contains_clip(mine))
+        yield Job(plan, mine, (blank,) if is_short else (), is_last=number == len(micro_batches) - 1)
+
+
+def contains_clip(groups: Sequence[PromptGroup]) -> bool:
+    """Whether any response is a video."""
+    return any(video.response_text is None for group in groups for video in group.videos)
 
 
 def blank_video(sampling: Sampling) -> Video:

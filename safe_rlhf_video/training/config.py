@@ -149,6 +149,7 @@ DEEPSPEED_KEYS = (
     "wall_clock_breakdown",
     "zero_optimization",
 )
+BUCKET_SIZE = 500_000_000  # what DeepSpeed reduces at once, its default, elements
 UNSUPPORTED_ZERO_KEYS = ("offload_", "cpu_offload", "mics_", "zero_hpz_", "zero_quantized_", "zeropp_", "zenflow")
 
 

@@ -19,14 +19,17 @@ from torch import Tensor, nn
 
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.models.score_model import ScoreModel
-from safe_rlhf_video.training.config import OptimizationConfig, TrainConfig
+from safe_rlhf_video.training.config import BUCKET_SIZE, OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.distributed import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def build_deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+def build_deepspeed_config(config: TrainConfig, num_trained: int = BUCKET_SIZE) -> dict[str, Any]:
     """DeepSpeed's configuration from ours, with the user's further keys laid over it.
+
+    Args:
+        num_trained: parameters; DeepSpeed allocates whole buckets, however little there is to put into them.
 
     Raises:
         ConfigError: DeepSpeed does not take the user's section `zero_optimization`.
@@ -36,7 +39,10 @@ def build_deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimization.gradient_clipping,
-        "zero_optimization": {"stage": config.engine.zero_stage},
+        "zero_optimization": {
+            "stage": config.engine.zero_stage,
+            "reduce_bucket_size": min(BUCKET_SIZE, num_trained),
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
@@ -66,7 +72,9 @@ def build_engine(model: ScoreModel, config: TrainConfig, device: torch.device) -
         weight_decay=config.optimization.weight_decay,
         fused=device.type == "cuda",
     )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=build_deepspeed_config(config))
+    num_trained = sum(parameter.numel() for parameter in trainable(model).values())
+    settings = build_deepspeed_config(config, num_trained)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     if config.engine.compile:
         engine.compile(compile_kwargs={"dynamic": True})
     return engine

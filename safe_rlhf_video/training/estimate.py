@@ -22,12 +22,11 @@ from safe_rlhf_video.models.backbones import Backbone, load_reader
 from safe_rlhf_video.models.config import ModelConfig
 from safe_rlhf_video.models.families import Family
 from safe_rlhf_video.models.score_model import ScoreModel
-from safe_rlhf_video.training.config import TrainConfig
+from safe_rlhf_video.training.config import BUCKET_SIZE, TrainConfig
 from safe_rlhf_video.video.sampling import Sampling
 
 TEXT_TOKENS = 60  # of a prompt and the chat around it, about
 LETTERS_A_TOKEN = 3  # of what a family writes about times, about
-REDUCE_BUCKET_SIZE = 500_000_000  # DeepSpeed's default, elements
 MAX_LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's default of what ZeRO 3 holds whole, elements
 GB = 1e9
 
@@ -217,7 +216,7 @@ def estimate_memory(
     whole = 4 * trained  # float32
     share = math.ceil(trained / world_size) * 4
     # DeepSpeed 0.19, runtime/zero/stage_1_and_2.py and stage3.py: a bucket of the whole size is always allocated.
-    bucket = 4 * int(options.get("reduce_bucket_size", REDUCE_BUCKET_SIZE))
+    bucket = 4 * int(options.get("reduce_bucket_size", min(BUCKET_SIZE, trained)))
     saved, vision = _saved_states(model, batch, gradient_checkpointing), _vision_states(model, batch)
     if zero_stage == 0:
         buffers = min(bucket, whole) if world_size > 1 else 0
@@ -349,13 +348,12 @@ class _RunLikeReal(TorchFunctionMode):
     """Inside it, the meta device keeps what a real one would.
 
     Attention is `_FusedAttention`, where torch would take the path that keeps L x L; and linear layers cast as
-    torch.autocast does, which passes tensors on the meta device by: whatever is cast is kept besides, a weight once.
+    torch.autocast does, which passes tensors on the meta device by: whatever is cast is kept besides.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.cast_weights: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         options = kwargs or {}
@@ -363,14 +361,9 @@ class _RunLikeReal(TorchFunctionMode):
             query, key, value = (one.to(self.dtype) for one in args[:3])
             return _FusedAttention.apply(query, key, value, options.get("attn_mask"))
         if func is functional.linear:
-            cast_args: Any = [one if one is None else self._cast(one) for one in args]
+            cast_args: Any = [one if one is None else one.to(self.dtype) for one in args]
             return func(*cast_args, **options)
         return func(*args, **options)
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) or not tensor.requires_grad or tensor.dtype == self.dtype:
-            return tensor.to(self.dtype)
-        return self.cast_weights.setdefault(id(tensor), tensor.to(self.dtype))
 
 
 @contextmanager
@@ -398,7 +391,7 @@ def _saved_states(model: ScoreModel, batch: MicroBatch, gradient_checkpointing: 
     hidden_size, length = language_model.config.hidden_size, batch.length
     layers = cast(nn.ModuleList, language_model.layers)
     before: list[int] = []
-    with torch.device("meta"), _RunLikeReal(model.dtype) as mode, _keep_count(model) as total:
+    with torch.device("meta"), _RunLikeReal(model.dtype), _keep_count(model) as total:
         states = torch.empty(batch.videos, length, hidden_size, dtype=model.dtype)
         states.requires_grad_("projector" in model.trained_parts)
         mask = torch.ones(batch.videos, 1, length, length, dtype=torch.bool)
@@ -419,9 +412,7 @@ def _saved_states(model: ScoreModel, batch: MicroBatch, gradient_checkpointing: 
     if not gradient_checkpointing:
         return total[0] + projector
     of_layers = [end - start for start, end in zip(before, [*before[1:], after], strict=True)]
-    # Autocast holds its copies of the weights to the end of the forward pass.
-    copies = sum(one.nbytes for one in mode.cast_weights.values())
-    return total[0] - sum(of_layers) + max(of_layers) + len(of_layers) * states.nbytes + copies + projector
+    return total[0] - sum(of_layers) + max(of_layers) + len(of_layers) * states.nbytes + projector
 
 
 def _vision_states(model: ScoreModel, batch: MicroBatch) -> int:
