@@ -88,7 +88,11 @@ class ScoreModel(nn.Module):
             if len(self.heads_of_adapter) > 1 and self.lora.rank:
                 self.backbone.set_adapter(adapter)  # type: ignore[operator]
             with self._autocast(device_type):
-                hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state  # size = (N, L, E)
+                # Rows are padded at their end and every token sees only what is before it: a mask would change no
+                # attended state, but take a slower kernel (sdpa) or wait for the device in each layer (FlashAttention).
+                hidden_states = self.backbone(
+                    **{**inputs, "attention_mask": None}, use_cache=False
+                ).last_hidden_state  # size = (N, L, E)
             for head in heads:
                 scores[head] = self.score_heads[head](hidden_states, inputs["attention_mask"])  # size = (N,)
         return scores

@@ -6,6 +6,7 @@ off autograd: its forward pass runs on tensors that have a shape and no content.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -118,6 +119,8 @@ def build_on_meta(
         dtype: of the frozen weights.
     """
     with torch.device("meta"):
+        # `from_config` writes the attention kernel into the config it is given.
+        backbone_config = copy.deepcopy(backbone_config)
         # What other attention kernels keep is what `_FusedAttention` says; none of them is called.
         model = AutoModel.from_config(backbone_config, dtype=dtype, attn_implementation="sdpa").requires_grad_(False)
         text_config = backbone_config.get_text_config()
@@ -334,13 +337,11 @@ class _FusedAttention(torch.autograd.Function):
     """What the fused kernels (FlashAttention, memory-efficient) keep; no arithmetic."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows, heads, length, _ = query.shape
         output = query.new_empty(rows, length, heads, value.shape[-1]).transpose(1, 2)  # as the kernels lay it out
         log_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        # Each layer's kernel turns a mask of booleans into one to add.
-        masks = [] if mask is None else [mask.to(query.dtype) if mask.dtype == torch.bool else mask]
-        ctx.save_for_backward(query, key, value, output, log_sums, *masks)
+        ctx.save_for_backward(query, key, value, output, log_sums)
         return output
 
 
@@ -359,10 +360,12 @@ class _RunLikeReal(TorchFunctionMode):
         options = kwargs or {}
         if func is functional.scaled_dot_product_attention:
             query, key, value = (one.to(self.dtype) for one in args[:3])
-            return _FusedAttention.apply(query, key, value, options.get("attn_mask"))
+            return _FusedAttention.apply(query, key, value)
         if func is functional.linear:
             cast_args: Any = [one if one is None else one.to(self.dtype) for one in args]
             return func(*cast_args, **options)
+        if func is Tensor.__bool__:
+            return True  # all that is asked: do the positions of a row follow each other?
         return func(*args, **options)
 
 
@@ -394,9 +397,8 @@ def _saved_states(model: ScoreModel, batch: MicroBatch, gradient_checkpointing: 
     with torch.device("meta"), _RunLikeReal(model.dtype), _keep_count(model) as total:
         states = torch.empty(batch.videos, length, hidden_size, dtype=model.dtype)
         states.requires_grad_("projector" in model.trained_parts)
-        mask = torch.ones(batch.videos, 1, length, length, dtype=torch.bool)
         hooks = [layer.register_forward_pre_hook(lambda *_: before.append(total[0])) for layer in layers]
-        hidden = language_model(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = language_model(inputs_embeds=states, use_cache=False).last_hidden_state
         for hook in hooks:
             hook.remove()
         after = total[0]
@@ -404,11 +406,13 @@ def _saved_states(model: ScoreModel, batch: MicroBatch, gradient_checkpointing: 
             head(hidden, torch.ones(batch.videos, length, dtype=torch.long))
     projector = 0
     if "projector" in model.trained_parts:
-        projector = batch.video_tokens * sum(
-            model.dtype.itemsize * (module.in_features + module.out_features)
-            for name, module in _plain_backbone(model).named_modules()
-            if isinstance(module, nn.Linear) and _is_within(name, model.family.projector)
-        )
+        plain = _plain_backbone(model)
+        modules = [module for name, module in plain.named_modules() if _is_within(name, model.family.projector)]
+        linear = sum(module.in_features + module.out_features for module in modules if isinstance(module, nn.Linear))
+        # Norms stand before the patches of a token are merged, and keep what they are given in float32.
+        norms = sum("Norm" in type(module).__name__ for module in modules)
+        merged = _merged_patches(plain.config) * plain.config.vision_config.hidden_size
+        projector = batch.video_tokens * (model.dtype.itemsize * linear + 4 * norms * merged)
     if not gradient_checkpointing:
         return total[0] + projector
     of_layers = [end - start for start, end in zip(before, [*before[1:], after], strict=True)]
