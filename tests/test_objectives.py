@@ -47,7 +47,9 @@ def plan_of(batch: Batch) -> StepPlan:
     comparisons = {name: len(rows) for name, rows in batch.comparisons.items()}
     ties = {name: len(rows) for name, rows in batch.ties.items()}
     prompts = {name: int(comparisons[name] + ties[name] > 0) for name in comparisons}
-    return StepPlan((0,), comparisons, ties, prompts, int(np.count_nonzero(batch.safety_sign)), len(batch.names))
+    shares = {name: comparisons[name] / max(comparisons[name] + ties[name], 1) for name in comparisons}
+    signs = int(np.count_nonzero(batch.safety_sign))
+    return StepPlan((0,), comparisons, ties, prompts, shares, signs, len(batch.names))
 
 
 def tally(scores: dict[str, Tensor], batch: Batch) -> Tally:
@@ -126,7 +128,7 @@ def test_nothing_labelled_is_exactly_zero_and_still_reaches_the_scores(head: str
     loss, _ = compute_loss(
         {head: scores},
         batch,
-        StepPlan((0,), {"helpfulness": 3, "harmlessness": 2}, NO_TIES, NO_TIES, 4, 5),
+        StepPlan((0,), {"helpfulness": 3, "harmlessness": 2}, NO_TIES, NO_TIES, {}, 4, 5),
         LossConfig(),
     )
     assert loss.item() == 0.0
@@ -194,7 +196,7 @@ def test_many_names_are_cut() -> None:
 def warnings_for(losses: list[float], weight: float = 1.0) -> list[str]:
     said: list[str] = []
     recent = {"reward": deque[float](maxlen=20)}
-    plan = StepPlan((0,), {"helpfulness": 2, "harmlessness": 0}, NO_TIES, NO_TIES, 0, 3)
+    plan = StepPlan((0,), {"helpfulness": 2, "harmlessness": 0}, NO_TIES, NO_TIES, {}, 0, 3)
     for loss in losses:
         totals = {"comparison/reward": weight * loss}
         warn_if_stuck(recent, totals, plan, LossConfig(comparison=weight), said.append)
@@ -239,17 +241,25 @@ def test_prompts_count_alike_however_many_comparisons_they_have() -> None:
 
 
 def test_a_model_that_ignores_ties_is_told_from_one_that_learns() -> None:
-    theta, said = 3.0, list[str]()
-    plan = StepPlan((0,), {"helpfulness": 2, "harmlessness": 0}, {"helpfulness": 1, "harmlessness": 0}, NO_TIES, 0, 3)
-    weights = LossConfig(ties="rao_kupper", tie_threshold=theta)
-    batch = make_batch([[0, 1], [1, 2]], [], [0, 0, 0], ties=([[0, 2]], []))
-    equal, _ = compute_loss(
-        {"reward": leaf(0.0, 0.0, 0.0)}, batch, plan, replace(weights, sign=0.0, regularization=0.0)
+    """Two prompts, of which the one has a comparison and a tie, the other a comparison."""
+    plan = StepPlan(
+        (0, 1),
+        {"helpfulness": 2, "harmlessness": 0},
+        {"helpfulness": 1, "harmlessness": 0},
+        {"helpfulness": 2, "harmlessness": 0},
+        {"helpfulness": 1.5, "harmlessness": 0.0},
+        0,
+        4,
     )
-    recent = {"reward": deque[float](maxlen=20)}
-    for _ in range(20):
-        warn_if_stuck(recent, {"comparison/reward": equal.item()}, plan, weights, said.append)
-    assert len(said) == 1
+    batch = make_batch([[0, 1], [2, 3]], [], [0, 0, 0, 0], ties=([[0, 1]], []))
+    batch.label_weights["helpfulness"][:] = [0.5, 1.0, 0.5]
+    for unit in ("comparison", "prompt"):
+        weights = LossConfig(unit=unit, ties="rao_kupper", tie_threshold=3.0, sign=0.0, regularization=0.0)
+        equal, _ = compute_loss({"reward": leaf(0.0, 0.0, 0.0, 0.0)}, batch, plan, weights)
+        recent, said = {"reward": deque[float](maxlen=20)}, list[str]()
+        for _ in range(20):
+            warn_if_stuck(recent, {"comparison/reward": equal.item()}, plan, weights, said.append)
+        assert len(said) == 1, unit
 
 
 def test_warning_where_the_loss_stays_at_ln_2() -> None:

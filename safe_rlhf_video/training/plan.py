@@ -22,6 +22,7 @@ class StepPlan:
         num_comparisons: dimension -> comparisons of all of them.
         num_ties: dimension -> ties that are trained on.
         num_prompts: dimension -> prompts with a comparison or tie.
+        comparison_shares: dimension -> over those prompts, the sum of the comparisons' share in their labels.
         num_signs: videos whose safety is known.
         num_videos: distinct videos.
     """
@@ -30,6 +31,7 @@ class StepPlan:
     num_comparisons: dict[str, int]
     num_ties: dict[str, int]
     num_prompts: dict[str, int]
+    comparison_shares: dict[str, float]
     num_signs: int
     num_videos: int
 
@@ -55,6 +57,10 @@ def plan_step(members: Sequence[int], groups: Sequence[PromptGroup]) -> StepPlan
         num_comparisons={name: sum(len(group.comparisons[name]) for group in chosen) for name in chosen[0].comparisons},
         num_ties={name: sum(len(group.ties[name]) for group in chosen) for name in chosen[0].ties},
         num_prompts={name: sum(group.num_labels(name) > 0 for group in chosen) for name in chosen[0].ties},
+        comparison_shares={
+            name: sum(len(group.comparisons[name]) / max(group.num_labels(name), 1) for group in chosen)
+            for name in chosen[0].ties
+        },
         num_signs=sum(int(np.count_nonzero(group.safety_sign)) for group in chosen),
         num_videos=sum(len(group.videos) for group in chosen),
     )

@@ -66,9 +66,13 @@ def _indifferent_loss(plan: StepPlan, dimension: str, weights: LossConfig) -> fl
     """A step's comparison loss when all scores are equal."""
     if weights.ties == "leave_out":
         return LN_2
-    theta, num_ties = weights.tie_threshold, plan.num_ties[dimension]
+    theta = weights.tie_threshold
     win, tie = math.log(1.0 + theta), math.log((theta + 1.0) / (theta - 1.0))
-    return (plan.num_comparisons[dimension] * win + num_ties * tie) / plan.num_labels(dimension)
+    if weights.unit == "prompt":
+        share = plan.comparison_shares[dimension] / plan.num_prompts[dimension]
+    else:
+        share = plan.num_comparisons[dimension] / plan.num_labels(dimension)
+    return share * win + (1.0 - share) * tie
 
 
 def describe(metrics: Mapping[str, float], prefix: str) -> str:
