@@ -115,9 +115,12 @@ def test_misspelt_key_of_deepspeed_is_one_line() -> None:
 
     config = parse_config(TrainConfig, ["--out", "run", "--data.path", "data"], "test")
     offloads = ({"offload_optimizer": {}}, {"cpu_offload": True}, {"cpu_offload_use_pin_memory": True})
-    for zero in ({"reduce_bukket_size": 5}, {"reduce_bucket_size": "large"}, {"stage": 2}, *offloads):
-        with pytest.raises(ConfigError, match=r"engine\.deepspeed\.zero_optimization") as raised:
-            build_deepspeed_config(replace(config, engine=EngineConfig(deepspeed={"zero_optimization": zero})))
+    slips = ({"reduce_bukket_size": 5}, {"reduce_bucket_size": "large"}, {"stage": 2}, *offloads)
+    for settings in (*({"zero_optimization": zero} for zero in slips), {"tensorboard": {"enable": True}}):
+        with pytest.raises(ConfigError, match=r"engine\.deepspeed") as raised:
+            build_deepspeed_config(replace(config, engine=EngineConfig(deepspeed=settings)))
+        (named,) = next(iter(settings.values()))  # type: ignore[call-overload]
+        assert named in str(raised.value)
         assert "\n" not in str(raised.value)
 
 

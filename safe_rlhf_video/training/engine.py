@@ -7,13 +7,14 @@ back in whatever shape the ranks have then.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ def build_deepspeed_config(config: TrainConfig, num_trained: int = BUCKET_SIZE) 
         num_trained: parameters; DeepSpeed allocates whole buckets, however little there is to put into them.
 
     Raises:
-        ConfigError: DeepSpeed does not take the user's section `zero_optimization`.
+        ConfigError: DeepSpeed does not take a value of the user's section.
     """
     base = {
         # Batches are planned by prompts, outside DeepSpeed: the loop tells it which micro-batch ends a step.
@@ -50,12 +51,13 @@ def build_deepspeed_config(config: TrainConfig, num_trained: int = BUCKET_SIZE) 
     zero = {**base["zero_optimization"], **overrides.pop("zero_optimization", {})}  # type: ignore[dict-item]
     if zero["stage"] != config.engine.zero_stage:
         raise ConfigError("engine.deepspeed.zero_optimization.stage: set engine.zero_stage instead")
+    settings = {**base, **overrides, "zero_optimization": zero}
     try:
-        DeepSpeedZeroConfig(**zero)
-    except ValueError as error:
+        DeepSpeedConfig(copy.deepcopy(settings))
+    except (ValueError, TypeError, AssertionError) as error:
         reason = " ".join(str(error).split("For further information")[0].split())
-        raise ConfigError(f"engine.deepspeed.zero_optimization: {reason}; correct this section") from error
-    return {**base, **overrides, "zero_optimization": zero}
+        raise ConfigError(f"engine.deepspeed: {reason}; correct this section") from error
+    return settings
 
 
 def build_engine(model: ScoreModel, config: TrainConfig, device: torch.device) -> Any:
@@ -134,7 +136,7 @@ def gather_weights(engine: Any) -> dict[str, Tensor]:
     for name, parameter in trainable(engine.module).items():
         with deepspeed.zero.GatheredParameters([parameter], enabled=engine.zero_optimization_partition_weights()):
             if engine.global_rank == 0:
-                weights[name] = parameter.detach().cpu().clone()
+                weights[name] = torch.empty_like(parameter, device="cpu").copy_(parameter.detach())
     return weights
 
 
