@@ -84,7 +84,7 @@ class ModelConfig:
             tower's states to the language model's, and "language_model", in place of adapters. The vision tower stays
             frozen.
         gradient_checkpointing: Whether the backbone's layers are run again in the backward pass, in place of keeping
-            what they computed: less memory, about a third more time.
+            what they computed: less memory, and one more forward pass of the language model.
         pooling: What a head reads of the backbone's token states: "last_token", the last attended one, or "query", a
             mean weighted by a learned query of its own (`pooling.attend`).
     """
@@ -97,6 +97,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_trained_parts(self.trained_parts, self.lora)
+        if self.gradient_checkpointing and not self.lora.rank and not self.trained_parts:
+            raise ConfigError(
+                "model.gradient_checkpointing: nothing but heads is trained, so that nothing is kept which it could "
+                "spare; set it to false"
+            )
 
 
 def check_trained_parts(parts: Sequence[str], lora: LoraConfig) -> None:

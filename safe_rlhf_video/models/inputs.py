@@ -66,8 +66,7 @@ def build_inputs(
     is_video = (input_ids == _token_id(backbone.tokenizer, family.video_token)) & (attention_mask == 1)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **family.collate(videos, is_video)}
     inputs = family.add_positions(backbone.model, inputs)
-    # Not waiting for the device, which may still be busy with the batch before.
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    return {name: _to_device(tensor, device) for name, tensor in inputs.items()}
 
 
 def count_text_tokens(reader: Reader, prompt: str, response: str) -> int:
@@ -93,10 +92,17 @@ def encode_video(video: Video, family: Family, device: torch.device | str) -> En
         ConfigError: the backbone cannot take frames of this size.
     """
     # A copy: torch takes neither mirrored views (as BGR turned to RGB by [..., ::-1]) nor read-only arrays.
-    frames = torch.from_numpy(np.array(video.frames, order="C")).to(device, non_blocking=True)  # size = (T, H, W, 3)
+    frames = _to_device(torch.from_numpy(np.array(video.frames, order="C")), device)  # size = (T, H, W, 3)
     height, width = frames.shape[1:3]
     family.check_size(height, width)
     return EncodedVideo(family.encode(normalise(frames, family)), (height, width), tuple(video.timestamps.tolist()))
+
+
+def _to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Without waiting for a device that is still busy with the batch before: from pageable memory the copy would."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _token_ids(reader: Reader, segments: Segments) -> list[int]:

@@ -102,7 +102,8 @@ def contains_clip(groups: Sequence[PromptGroup]) -> bool:
 def blank_video(sampling: Sampling) -> Video:
     """The smallest clip that a backbone takes, black."""
     height, width = target_size(sampling.size_multiple, sampling.size_multiple, sampling)
-    return Video(np.zeros((sampling.num_frames, height, width, 3), np.uint8), np.arange(sampling.num_frames) / 1.0)
+    frames = np.zeros((sampling.num_frames, height, width, 3), np.uint8)
+    return Video(frames, np.arange(sampling.num_frames, dtype=np.float64))
 
 
 def read_jobs(jobs: Callable[[], Iterator[Job]], clips: ReadClips) -> Iterator[tuple[Job, Batch]]:

@@ -275,10 +275,12 @@ class TrainConfig:
         _require(0 <= self.seed < 2**63, "seed", "0 or more", self.seed)
 
 
-# What may differ when a run is resumed: it changes no weight.
+# What may differ when a run is resumed: it changes no weight, or as another number of ranks does, by rounding and by
+# dropout's draws.
 OPERATIONAL_FIELDS = ("out", "data.path", "data.video_dir", "data.frame_store", "data.unreadable", "data.workers",
                       "data.timeout_s", "checkpoint.keep_last", "tracking.wandb", "tracking.project",
-                      "tracking.log_every", "dry_run")  # fmt: skip
+                      "tracking.log_every", "dry_run", "optimization.micro_batch_tokens",
+                      "model.gradient_checkpointing", "engine.zero_stage", "engine.compile")  # fmt: skip
 
 
 def _require(condition: bool, name: str, expected: str, value: object) -> None:

@@ -96,13 +96,13 @@ def together(ranks: Ranks) -> Iterator[None]:
 
 
 def check_same(ranks: Ranks, fingerprint: str) -> None:
-    """Raise ConfigError on every rank unless all of them have the same data: they would plan different steps."""
+    """Raise ConfigError on every rank unless all of them have the same data and step: they would plan other steps."""
     fingerprints: list[str | None] = [None] * ranks.world_size
     torch.distributed.all_gather_object(fingerprints, fingerprint)
     if others := [rank for rank, found in enumerate(fingerprints) if found != fingerprints[0]]:
         raise ConfigError(
-            f"rank {others[0]} has other data than rank 0 (comparisons, or clips in its store's quarantine); "
-            "give all nodes the same files"
+            f"rank {others[0]} has other data than rank 0 (comparisons, or clips in its store's quarantine) or finds "
+            "other checkpoints in out; give all nodes the same files, and out on a file system that they share"
         )
 
 

@@ -119,18 +119,21 @@ def _train(
             tqdm.write(text)  # to standard output, above the progress bar
             sys.stdout.flush()
 
-    distributed.check_same(ranks, data.fingerprint)
+    distributed.check_same(ranks, f"{data.fingerprint} from step {first_step}")
     state = TrainerState(step=first_step, data_fingerprint=data.fingerprint)
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
     with distributed.together(ranks):
-        backbone, model, record = build_model(config, heads, ranks.device)
+        with memory_hint(config, "loading the backbone"):
+            backbone, model, record = build_model(config, heads, ranks.device)
         if first_step:
             state, moments = load_checkpoint(run, first_step)
             load_weights(model, record.heads_of_adapter, checkpoint_folder(run, first_step) / "model")
-    engine = engines.build_engine(model, config, ranks.device)
+    with memory_hint(config, "dividing the model among ranks"):
+        engine = engines.build_engine(model, config, ranks.device)
     if first_step:
         engines.restore_moments(engine, moments, first_step)
+        moments = {}
 
     tracker = None
     with distributed.together(ranks), writing(run):
@@ -153,6 +156,7 @@ def _train(
         f"{ranks.device.type}"
     )
 
+    peak_rates = {part: engines.peak_rate(part, config.optimization) for part in model.trained()}
     steps_an_epoch = math.ceil(len(data.train) / config.optimization.prompts_per_step)
     save_every = config.checkpoint.every_steps or steps_an_epoch
     log_totals: dict[str, float] = {}
@@ -185,10 +189,10 @@ def _train(
                 continue
             metrics = summarize("train", log_totals, log_plans, heads)
             metrics |= {
-                "train/learning_rate": config.optimization.learning_rate * factor,
                 "train/epoch": done / steps_an_epoch,
                 "train/videos_per_second": sum(plan.num_videos for plan in log_plans) / (time.monotonic() - started),
-                **{f"train/grad_norm/{group}": norm for group, norm in norms.items()},
+                **{f"train/learning_rate/{part}": peak * factor for part, peak in peak_rates.items()},
+                **{f"train/grad_norm/{part}": norm for part, norm in norms.items()},
             }
             log_totals, log_plans = {}, []
             progress.set_postfix(loss=f"{metrics['train/loss']:.3f}")
@@ -225,6 +229,7 @@ def _train(
                             partial(save_model, model, facts, weights=weights),
                             config.checkpoint.keep_last,
                         )
+            weights, moments = {}, {}  # those of a language model fill the host
             started = time.monotonic()
     progress.close()
     say(f"the model of step {state.best_step} is in {run / 'model'}")
@@ -269,8 +274,8 @@ def take_step(
 ) -> tuple[dict[str, float], StepPlan, dict[str, float]]:
     """All micro-batches of one update.
 
-    The host never waits for the device between them, so that it makes the next one ready meanwhile; all that can be
-    wrong with the numbers is looked at before the weights change.
+    Nothing is read back from the device between them, so that the host makes the next one ready meanwhile; all that can
+    be wrong with the numbers is looked at before the weights change.
 
     Args:
         groups: all training prompts, to name those of a step.
@@ -290,12 +295,14 @@ def take_step(
     while not is_last:
         with distributed.together(ranks):  # a clip of one rank may be unreadable, or make too long an input
             job, batch = next(batches)
-            inputs = build_inputs(backbone, batch.prompts, batch.responses, ranks.device)
+            with memory_hint(config, f"{when}: with the frames of {len(batch.responses)} videos", len(job.groups) > 1):
+                inputs = build_inputs(backbone, batch.prompts, batch.responses, ranks.device)
         is_last = job.is_last
         # Dropout must not depend on what ran before, or a resumed run would differ.
         torch.manual_seed(int(np.random.SeedSequence([config.seed, step, len(tally), ranks.rank]).generate_state(1)[0]))
         engine.set_gradient_accumulation_boundary(is_last)
-        with memory_hint(config, inputs["input_ids"].shape, when):
+        rows, length = inputs["input_ids"].shape
+        with memory_hint(config, f"{when}: with {rows} videos of {length} tokens at once", len(job.groups) > 1):
             scores = engine(inputs)
             loss, sums = compute_loss(scores, batch, job.plan, config.loss)
             # DeepSpeed averages over ranks; the parts of a planned loss must add up instead.
@@ -311,13 +318,18 @@ def take_step(
         # The norms are those of the whole step: it is all its prompts that are to be looked at.
         prompts = name_some([groups[i].prompt_id for i in job.plan.groups])
         raise CheckpointError(f"{when}: the gradient is not finite for the prompts {prompts}{DIVERGED}")
-    engine.step()
+    with memory_hint(config, f"{when}: in the optimiser's step"):  # the first one makes Adam's moments
+        engine.step()
     return totals, job.plan, norms
 
 
 @contextmanager
-def memory_hint(config: TrainConfig, shape: Sequence[int], when: str) -> Iterator[None]:
-    """Say what to do where a micro-batch of `shape` (videos, tokens) does not fit the device.
+def memory_hint(config: TrainConfig, when: str, can_cut: bool = False) -> Iterator[None]:
+    """Say what to do where a device's memory does not suffice.
+
+    Args:
+        when: begins the message: the step, and what is done there.
+        can_cut: whether the micro-batch has several prompts.
 
     Raises:
         DeviceMemoryError: in the place of torch's own error.
@@ -325,16 +337,14 @@ def memory_hint(config: TrainConfig, shape: Sequence[int], when: str) -> Iterato
     try:
         yield
     except torch.OutOfMemoryError as error:
-        videos, tokens = shape
-        advice = [f"optimization.micro_batch_tokens {videos * tokens // 2}"]
-        if not config.model.gradient_checkpointing:
-            advice.append("model.gradient_checkpointing true")
-        if config.engine.zero_stage < 3:
-            advice.append("with several devices engine.zero_stage 3")
-        raise DeviceMemoryError(
-            f"{when}: the device is out of memory with {videos} videos of {tokens} tokens at once; try "
-            f"{', or '.join(advice)}"
-        ) from error
+        advice = {
+            "a lower optimization.micro_batch_tokens": can_cut,
+            "model.gradient_checkpointing true": not config.model.gradient_checkpointing,
+            "on several devices a higher engine.zero_stage": config.engine.zero_stage < 3,
+            "a lower sampling.max_pixels": True,
+        }
+        wanted = " or ".join(name for name, helps in advice.items() if helps)
+        raise DeviceMemoryError(f"{when} the device is out of memory; try {wanted}") from error
 
 
 def validate(
@@ -355,12 +365,15 @@ def validate(
     engine.eval()
     tally = Tally()
     with torch.no_grad(), open_clips(config, data) as clips:
-        batches = read_jobs(partial(validation_jobs, config, data, sizes, ranks), clips)
+        batches = prefetch(read_jobs(partial(validation_jobs, config, data, sizes, ranks), clips))
         for _ in validation_jobs(config, data, sizes, ranks):
             with distributed.together(ranks):
                 job, batch = next(batches)
                 inputs = build_inputs(backbone, batch.prompts, batch.responses, ranks.device)
-            scores = engine(inputs)
+            rows, length = inputs["input_ids"].shape
+            at_once = f"{when}, validation: with {rows} videos of {length} tokens at once"
+            with memory_hint(config, at_once, len(job.groups) > 1):
+                scores = engine(inputs)
             loss, sums = compute_loss(scores, batch, job.plan, config.loss)
             tally.add(scores, batch, loss, sums)
     with distributed.together(ranks):

@@ -23,8 +23,8 @@ from safe_rlhf_video.training.config import LossConfig
 from safe_rlhf_video.training.plan import StepPlan
 
 DIVERGED = (
-    "; training stopped, the last checkpoint is good: lower optimization.learning_rate (with a new folder as out) or "
-    "look at these videos"
+    "; training stopped, the last checkpoint is good: lower the rates (optimization.learning_rate and others, with a "
+    "new folder as out) or look at these videos"
 )
 
 

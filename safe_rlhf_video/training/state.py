@@ -153,7 +153,10 @@ def writing(run: Path) -> Iterator[None]:
 
 
 def publish_model(run: Path, best_step: int) -> None:
-    """Make <run>/model the best checkpoint's model folder; a kill at any point is mended by the next call."""
+    """Make <run>/model the best checkpoint's model folder; a kill at any point is mended by the next call.
+
+    Its files are links: one that is written in place is changed in the checkpoint too.
+    """
     target, incoming, outgoing = run / "model", run / ".model.incoming", run / ".model.outgoing"
     shutil.rmtree(incoming, ignore_errors=True)
     shutil.rmtree(outgoing, ignore_errors=True)
