@@ -1,7 +1,7 @@
 """Where the time of a training step goes, and on CUDA how much of the device's arithmetic is used.
 
     python benchmarks/step.py --out outputs/step.json
-    python benchmarks/step.py --shape qwen3_vl_8b --side 448 --frames 8 --prompts 4 --out outputs/step.json
+    python benchmarks/step.py --shape qwen3_vl_8b --side 448 --frames 8 --prompts 2 --out outputs/step.json
 
 The first trains the embedded backbone on 32x32 clips; the second a backbone of the hub's shape with random weights,
 made on the device, and the embedded tokenizer: times do not depend on what the weights are. Nothing is downloaded:
