@@ -1,18 +1,19 @@
-"""Which is better: joint or separate models, the last token or a query, prompt groups or pairwise batches?
+"""Which is better: joint or separate models, last token or query, comparisons or prompts as the unit, or pairs?
 
     python benchmarks/choices.py --out outputs/choices
 
-Trains a reward and a cost in all eight ways, three seeds each, on the quick start's world with configs/quickstart.yaml,
-evaluates them on held-out prompts, and times an epoch of each way (seconds as benchmarks/epoch.py counts them, one rank
-a core). Pairwise runs have the published weighting, and about as many comparisons a step as the others. Writes
-choices.json and a Markdown table. Runs go side by side, one a core; interrupted, it goes on where it stopped.
+Trains a reward and a cost in all twelve ways, three seeds each, on the quick start's world with
+configs/quickstart.yaml, evaluates them on held-out prompts, and times an epoch of each way once (seconds as
+benchmarks/epoch.py counts them, one rank a core). Pairwise runs have the published weighting, and about as many
+comparisons a step as the others. Writes choices.json and a Markdown table. Runs go side by side, one a core;
+interrupted, it goes on where it stopped.
 """
 
 import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from epoch import (
     HERE,
     Job,
     Setting,
-    describe_machine,
     describe_world,
     make_world,
     mean_and_range,
     measure,
     train_and_evaluate,
 )
+from machine import describe_machine
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.files import write_whole
@@ -39,6 +40,7 @@ OVERRIDES: Mapping[str, Sequence[str]] = {
     "last_token": ("--model.pooling", "last_token"),
     "query": ("--model.pooling", "query"),
     "grouped": ("--optimization.batching", "grouped"),
+    "grouped, prompts": ("--optimization.batching", "grouped", "--loss.unit", "prompt"),
     # 16 prompts have 56 comparisons; both sign terms stand inside the mean over pairs, as published.
     "pairwise": ("--optimization.batching", "pairwise", "--optimization.prompts_per_step", "56", "--loss.sign", "2.0"),
 }
@@ -62,7 +64,7 @@ class Way:
         return tuple(word for name in (self.models, self.pooling, self.batching) for word in OVERRIDES[name])
 
     def __str__(self) -> str:
-        return f"{self.models}-{self.pooling}-{self.batching}"
+        return f"{self.models}-{self.pooling}-{self.batching}".replace(", ", "_by_")
 
 
 def main() -> None:
@@ -74,7 +76,8 @@ def main() -> None:
     arguments = parser.parse_args()
     out, seeds = arguments.out, arguments.seeds
 
-    ways = [Way(*names) for names in product(("joint", "separate"), ("last_token", "query"), ("grouped", "pairwise"))]
+    batchings = ("grouped", "grouped, prompts", "pairwise")
+    ways = [Way(*names) for names in product(("joint", "separate"), ("last_token", "query"), batchings)]
     make_world(out, arguments.num_pairs, arguments.num_test_pairs, CONFIG)
     jobs = {
         (way, seed): Job(way.heads, CONFIG, (*way.overrides, "--seed", str(seed)), out / str(way) / f"seed_{seed}")
@@ -84,10 +87,14 @@ def main() -> None:
     figures = train_and_evaluate(out, jobs)
     rows = []
     for way in ways:
-        setting = Setting(os.cpu_count() or 1, 1)
-        epoch = measure(way.heads, CONFIG, setting, out / "world", out / "frames", way.overrides)
-        print(f"{way}: {epoch['seconds']:.1f} s an epoch", flush=True)
-        rows.append({"way": str(way), "seeds": {seed: figures[way, seed] for seed in seeds}, "epoch": epoch})
+        timed = out / str(way) / "epoch.json"
+        if not timed.exists():
+            setting = Setting(os.cpu_count() or 1, 1)
+            epoch = measure(way.heads, CONFIG, setting, out / "world", out / "frames", way.overrides)
+            print(f"{way}: {epoch['seconds']:.1f} s an epoch", flush=True)
+            write_whole(timed, json.dumps(epoch, indent=1) + "\n")
+        seeds_of = {seed: figures[way, seed] for seed in seeds}
+        rows.append({**asdict(way), "seeds": seeds_of, "epoch": json.loads(timed.read_text(encoding="utf-8"))})
     result = {"machine": describe_machine(), "world": describe_world(out / "world"), "rows": rows}
     table = "\n".join(format_markdown(rows)) + "\n"
     write_whole(out / "choices.json", json.dumps(result, indent=1) + "\n")
@@ -98,7 +105,7 @@ def main() -> None:
 def format_markdown(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield (
         "| models | pooling | batching | helpfulness | harmlessness | cost's sign, balanced | encodings an epoch | "
-        "seconds an epoch |"
+        "seconds an epoch, once |"
     )
     yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
@@ -107,7 +114,7 @@ def format_markdown(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             for name in ("helpfulness", "harmlessness", "cost_sign")
         ]
         epoch = row["epoch"]
-        names = row["way"].split("-")
+        names = [row[name] for name in ("models", "pooling", "batching")]
         yield f"| {' | '.join([*names, *cells])} | {epoch['encodings']} | {epoch['seconds']:.1f} |"
 
 

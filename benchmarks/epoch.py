@@ -16,14 +16,13 @@ reading of labels and weights, logging, validation and saving. In two processes 
 first tried in several settings (ranks, threads, its two models one after the other or at once, decoding workers) on
 a part of an epoch; its fastest one then runs in turn with the other side's, and ratios are taken within a round.
 Nothing else should run meanwhile. Writes epoch.json and a Markdown table; what was drawn and trained is kept, so an
-interrupted run goes on; the timings of a part begin anew.
+interrupted run goes on; the timings of a part begin anew. After a change of the code or the configs take another --out.
 """
 
 import argparse
 import json
 import math
 import os
-import platform
 import shutil
 import socket
 import statistics
@@ -34,12 +33,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
+from machine import describe_machine
 
 from safe_rlhf_video.cli import Parser, parse_config, run_script
 from safe_rlhf_video.data.datasets import PairDataset
@@ -54,6 +53,7 @@ CONFIGS = {PUBLISHED: HERE / "epoch_published.yaml", BEST: HERE / "epoch_best.ya
 HEADS = {PUBLISHED: ("reward", "cost"), BEST: ("reward",)}  # the script of each run; the best side's names both heads
 TARGETS = {"store": 3.0, "decode": 5.0}
 TRIED_DIVISOR = {"store": 3, "decode": 9}  # what part of an epoch each setting is tried on
+MAX_LOST_POINTS = 1.0  # of accuracy, means over seeds
 STORE_EPOCHS = 3  # that a store's build is charged over
 WARM_UP_STEPS = 4
 SUMMED = ("encodings", "steps", "cpu_seconds")
@@ -424,13 +424,14 @@ def train_and_evaluate(out: Path, jobs: Mapping[Any, Job]) -> dict[Any, dict[str
     def work(job: Job) -> None:
         world, store, log = out / "world", out / "frames", job.folder / "log.txt"
         models = [job.folder / head for head in job.heads]
-        job.folder.mkdir(parents=True, exist_ok=True)
         for head, model in zip(job.heads, models, strict=True):
             run(f"scripts/train_{head}.py", "--config", job.config, "--out", model, "--data.path", world,
                 "--data.frame_store", store, "--tracking.wandb", "disabled", *job.overrides, log=log)  # fmt: skip
         run("scripts/evaluate.py", "--model", *models, "--data", world / "config-test.json.gz",
             "--frame_store", store, "--out", job.folder, log=log)  # fmt: skip
 
+    for job in jobs.values():
+        check_asked(job)
     waiting = [job for job in jobs.values() if not (job.folder / "evaluation.json").exists()]
     print(f"{len(waiting)} of {len(jobs)} jobs are to be trained and evaluated", flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as executor, progress_bar(len(waiting), 0, "training", "job") as progress:
@@ -442,6 +443,15 @@ def train_and_evaluate(out: Path, jobs: Mapping[Any, Job]) -> dict[Any, dict[str
         figures[key] = {name: result[name]["accuracy"] for name in ("helpfulness", "harmlessness")}
         figures[key]["cost_sign"] = result["cost_sign"]["balanced_accuracy"]
     return figures
+
+
+def check_asked(job: Job) -> None:
+    """Raise SafeRLHFVideoError if its folder holds another job's models."""
+    path = job.folder / "asked.json"
+    asked = json.dumps({"config": job.config.read_text(encoding="utf-8"), "overrides": job.overrides}, indent=1) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8") != asked:
+        raise SafeRLHFVideoError(f"{job.folder} was trained with other settings; take another --out")
+    write_whole(path, asked)
 
 
 # Small things
@@ -464,18 +474,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def describe_machine() -> dict[str, Any]:
-    import torch
-
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "load_average": os.getloadavg()[0],
-    }
 
 
 def format_markdown(result: dict[str, Any]) -> str:
@@ -516,6 +514,8 @@ def format_part(part: str, target: float, figures: dict[str, Any]) -> Iterator[s
     ratios = [row["ratio"] for row in rounds]
     verdict = f"at least {target:g}: {'met' if statistics.median(ratios) >= target else 'NOT met'}"
     yield f"| ratio within a round | {len(ratios)} rounds | {spread(ratios, '.2f')} | {verdict} | | | |"
+    once = all(row[BEST]["encodings"] == row[BEST]["distinct_clips"] for row in rounds)
+    yield f"| best encodes every distinct clip once | | | {'met' if once else 'NOT met'} | | | |"
     yield ""
     yield "| side | setting tried, on a part of an epoch | seconds an epoch |"
     yield "|---|---|---|"
@@ -535,6 +535,8 @@ def format_accuracy(figures: dict[str, dict[str, dict[str, float]]]) -> Iterator
         yield f"| {side}, {len(by_seed)} seeds | {' | '.join(mean_and_range(cell) for cell in cells)} |"
     differences = [100 * (best - published) for best, published in zip(means[BEST], means[PUBLISHED], strict=True)]
     yield f"| best less published, points | {' | '.join(f'{value:+.2f}' for value in differences)} |"
+    verdicts = ["met" if value >= -MAX_LOST_POINTS else "NOT met" for value in differences]
+    yield f"| not lower by more than {MAX_LOST_POINTS:g} | {' | '.join(verdicts)} |"
 
 
 def spread(values: Sequence[float], form: str) -> str:

@@ -18,11 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe_machine
 from step import choose_sampling, write_world
 
 from safe_rlhf_video.cli import Parser, run_script
@@ -100,12 +100,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     finally:
         for scorer in (scorer for side_scorers in scorers.values() for scorer in side_scorers):
             scorer.close()
-    device = scorers["joint"][0].device
     return {
         "arguments": {name: str(value) for name, value in vars(arguments).items() if value is not None},
         "batch_sizes": arguments.batch_sizes,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "machine": describe_machine(),
         "num_clips": len(prompts),
         "sampling": sampling.to_dict(),
         "clips_per_second": rounds,
@@ -144,7 +142,8 @@ def time_of(function: Callable[[], None], device: torch.device) -> float:
 
 def print_result(result: dict[str, Any]) -> None:
     rounds = result["clips_per_second"]
-    print(f"{result['device']}; {result['num_clips']} clips, {len(rounds)} rounds; reward and cost of clips/s, medians")
+    machine, clips = result["machine"], result["num_clips"]
+    print(f"{machine['device']}; {clips} clips, {len(rounds)} rounds; reward and cost of clips/s, medians")
     print(f"{'':<18} " + " ".join(f"{name:>13}" for name in SIDES) + "   ratios to two models (least to most)")
     for source in ("files", "store"):
         for batch_size in result["batch_sizes"]:

@@ -26,13 +26,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from backbone_memory import SHAPES, build_config
+from machine import describe_machine
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -168,23 +168,25 @@ def measure(arguments: argparse.Namespace, ranks: distributed.Ranks, folder: Pat
     for source, store in stores.items():
         run.read_from(store)
         apart[source] = run.apart()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    memory = 0
     for _ in range(arguments.rounds):
         seconds = {}
         for source, store in stores.items():
             run.read_from(store)
             seconds[source] = run.together()
-        memory = peak_memory(device)  # before all inputs lie on the device at once
+        memory = memory or peak_memory(device)  # before all inputs lie on the device at once
         seconds["alone"] = run.alone()
         rounds.append(seconds)
     flops = [sum_flops(meta, batches) for batches in run.batches]
     largest = max((batch for batches in run.padded for batch in batches), key=lambda batch: batch.tokens)
     return {
         "arguments": {name: str(value) for name, value in vars(arguments).items() if value is not None},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "machine": describe_machine(),
         "attention": backbone.attention,
         "liger": backbone.liger,
         "peak_tflops": arguments.peak_tflops or peak_tflops(device),
-        "versions": {name: version(name) for name in ("torch", "transformers", "deepspeed", "peft")},
         "sampling": sampling.to_dict(),
         "apart": apart,
         "rounds": rounds,
@@ -215,13 +217,14 @@ class Run:
     def apart(self) -> list[dict[str, float]]:
         """Seconds of every stage, each waited for."""
         clock, inputs_made = self.clock, []
+        timed_build_inputs = clock.timed("host", self.build_inputs)
 
         def build_inputs(*args: Any) -> dict[str, Tensor]:
-            inputs = self.build_inputs(*args)
-            inputs_made.append(inputs)
+            inputs = timed_build_inputs(*args)
+            inputs_made.append({name: tensor.cpu() for name, tensor in inputs.items()})
             return inputs
 
-        loop.build_inputs = clock.timed("host", build_inputs)
+        loop.build_inputs = build_inputs
         steps, ends = [], []
         with self.open_batches() as batches, stages_of(self.engine, clock):
             timed = timed_items(batches, clock)
@@ -248,7 +251,8 @@ class Run:
         """Seconds of whole steps whose inputs are on the device before the first."""
         with self.open_batches() as batches:
             ready = list(batches)
-        made = iter(self.inputs)
+        device = self.ranks.device
+        made = iter([{name: tensor.to(device) for name, tensor in inputs.items()} for inputs in self.inputs])
         loop.build_inputs = lambda *_: next(made)
         steps = self.whole_steps(iter(ready))
         loop.build_inputs = self.build_inputs
@@ -371,9 +375,11 @@ def build_shape(arguments: argparse.Namespace, asked: BackboneConfig, device: to
 
 def choose_sampling(family: Family, frames: int, side: int | None) -> Sampling:
     multiple = family.size_multiple
-    side = multiple if family.fit != "aspect" else side or TINY_SIDE
-    if side % multiple:
-        raise ConfigError(f"side: the backbone takes multiples of {multiple}, got {side}")
+    if side is None:
+        side = TINY_SIDE if family.fit == "aspect" else multiple
+    if side % multiple or (family.fit != "aspect" and side != multiple):
+        of = "multiples of" if family.fit == "aspect" else "squares of"
+        raise ConfigError(f"side: the backbone takes {of} {multiple}, got {side}")
     return Sampling(frames, side**2, side**2, multiple, family.fit)
 
 
@@ -419,9 +425,11 @@ def print_result(result: dict[str, Any]) -> None:
     clips, tokens = statistics.mean(result["clips"]), statistics.mean(result["tokens"])
     flops = statistics.mean(sum(one.values()) for one in result["flops"])
     padding = 1 - tokens / statistics.mean(result["padded_tokens"])
+    machine = result["machine"]
     print(
-        f"{result['device']}; a step of {clips:.1f} clips, {tokens:.0f} tokens and {padding:.1%} of padding, "
-        f"{flops / 1e12:.3g} TFLOP; medians of {len(result['clips'])} steps, and of {len(result['rounds'])} rounds"
+        f"{machine['device']}, {machine['date']}; a step of {clips:.1f} clips, {tokens:.0f} tokens and {padding:.1%} "
+        f"of padding, {flops / 1e12:.3g} TFLOP; medians of {len(result['clips'])} steps, and of "
+        f"{len(result['rounds'])} rounds"
     )
     apart = result["apart"]
     print(f"{'stage, apart; ms':<24} " + " ".join(f"{source:>10}" for source in apart))
@@ -443,7 +451,7 @@ def print_result(result: dict[str, Any]) -> None:
             line += f"; the device waits {statistics.median(waits):.1%} ({min(waits):.1%} to {max(waits):.1%})"
         print(line)
     memory = f"peak memory {result['peak_memory'] / GB:.2f} GB"
-    if result["device"] != "cpu":  # else it is all of the process, the libraries too
+    if machine["device"] != "cpu":  # else it is all of the process, the libraries too
         memory += f", estimate {result['estimated_memory'] / GB:.2f} GB"
     print(memory)
 
