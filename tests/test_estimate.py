@@ -158,6 +158,12 @@ def test_zero_divides_among_ranks() -> None:
     assert first.frozen_weights == second.frozen_weights == one.frozen_weights
     assert third.frozen_weights == -(-one.frozen_weights // 4)
     assert third.optimiser_state == 2 * share
+    # Each rank has the whole model before it is divided; small steps then take less.
+    assert {other.loading for other in others} == {one.loading} == {one.frozen_weights + trained}
+    few, options = MicroBatch(tokens=10, videos=1, video_tokens=4, steps=1), {"stage3_max_live_parameters": 0}
+    small = estimate_memory(shapes, few, world_size=4, zero_stage=3, zero_options=options)
+    assert small.total == small.loading == one.loading > small.training
+    assert one.total == one.training > one.loading
     # On CUDA the frozen weights are bfloat16.
     assert 2 * one.frozen_weights == estimate_memory(load_on_meta(ModelConfig(), HEADS, "cpu"), BATCH).frozen_weights
 
@@ -175,8 +181,13 @@ def test_a_description_says_what_is_too_much() -> None:
     (line,) = describe_memory(estimate)
     assert "estimate" in line
     assert "buffers" not in line
-    assert "less than the estimate: set model.gradient_checkpointing" in describe_memory(estimate, 1000)[1]
+    assert "divided" not in line
+    short = describe_memory(estimate, estimate.total - 1)[1]
+    assert "less than the estimate: set model.gradient_checkpointing" in short
+    assert "less than the whole model, which every process loads" in describe_memory(estimate, 1000)[1]
     assert "less than" not in describe_memory(estimate, 80 * 10**9)[1]
+    divided = estimate_memory(load_on_meta(ModelConfig(), HEADS, "cpu"), BATCH, world_size=4, zero_stage=3)
+    assert " GB until the model is divided, then " in describe_memory(divided)[0]
 
 
 def test_the_embedded_backbone_is_estimated_at_once() -> None:

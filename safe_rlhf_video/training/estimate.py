@@ -59,7 +59,8 @@ class MemoryEstimate:
     """Bytes on one rank.
 
     Attributes:
-        frozen_weights, trained_weights: Of the model.
+        loading: The whole model, which every rank has on its device before ZeRO 3 divides it.
+        frozen_weights, trained_weights: Of the model, as they lie there in a step.
         gradients: Of what is trained, float32.
         optimiser_state: Adam's moments, and with ZeRO 1 and 2 DeepSpeed's own float32 copy of the weights.
         buffers: DeepSpeed's for communication, and with ZeRO 3 the weights that are gathered at a time.
@@ -67,6 +68,7 @@ class MemoryEstimate:
         vision_states: The vision tower's, which pass.
     """
 
+    loading: int
     frozen_weights: int
     trained_weights: int
     gradients: int
@@ -76,8 +78,8 @@ class MemoryEstimate:
     vision_states: int
 
     @property
-    def total(self) -> int:
-        """The sum: at least the peak, since not all of it is there at the same time."""
+    def training(self) -> int:
+        """The sum of all but `loading`: at least a step's peak, since not all of it is there at the same time."""
         return (
             self.frozen_weights
             + self.trained_weights
@@ -87,6 +89,11 @@ class MemoryEstimate:
             + self.saved_states
             + self.vision_states
         )
+
+    @property
+    def total(self) -> int:
+        """What a device must have."""
+        return max(self.loading, self.training)
 
 
 @dataclass(frozen=True)
@@ -217,22 +224,22 @@ def estimate_memory(
     frozen = [one for one in model.parameters() if id(one) not in trained_ids]
     frozen_bytes = sum(one.nbytes for one in frozen)
     whole = 4 * trained  # float32
+    loading = frozen_bytes + whole
     share = math.ceil(trained / world_size) * 4
     # DeepSpeed 0.19, runtime/zero/stage_1_and_2.py and stage3.py: a bucket of the whole size is always allocated.
     bucket = 4 * int(options.get("reduce_bucket_size", min(BUCKET_SIZE, trained)))
     saved, vision = _saved_states(model, batch, gradient_checkpointing), _vision_states(model, batch)
     if zero_stage == 0:
         buffers = min(bucket, whole) if world_size > 1 else 0
-        return MemoryEstimate(frozen_bytes, whole, whole, 2 * whole, buffers, saved, vision)
+        return MemoryEstimate(loading, frozen_bytes, whole, whole, 2 * whole, buffers, saved, vision)
     if zero_stage == 1:  # gradients whole, and this rank's share of their mean
-        return MemoryEstimate(frozen_bytes, whole, whole + share, 3 * share, bucket, saved, vision)
+        return MemoryEstimate(loading, frozen_bytes, whole, whole + share, 3 * share, bucket, saved, vision)
     if zero_stage == 2:
-        return MemoryEstimate(frozen_bytes, whole, share, 3 * share, bucket, saved, vision)
-    weights = frozen_bytes + whole
+        return MemoryEstimate(loading, frozen_bytes, whole, share, 3 * share, bucket, saved, vision)
     live = int(options.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS))
-    gathered = int(weights * min(1.0, live / (sum(one.numel() for one in frozen) + trained)))
+    gathered = int(loading * min(1.0, live / (sum(one.numel() for one in frozen) + trained)))
     return MemoryEstimate(
-        math.ceil(frozen_bytes / world_size), share, share, 2 * share, bucket + gathered, saved, vision
+        loading, math.ceil(frozen_bytes / world_size), share, share, 2 * share, bucket + gathered, saved, vision
     )
 
 
@@ -252,10 +259,16 @@ def describe_memory(estimate: MemoryEstimate, device_memory: int | None = None) 
         ("vision tower", estimate.vision_states),
     ]
     sizes = " + ".join(f"{name} {_gigabytes(size)}" for name, size in parts if size)
-    lines = [f"memory, an estimate for each process: {_gigabytes(estimate.total)} GB = {sizes}"]
+    peak = f"{_gigabytes(estimate.loading)} GB until the model is divided, then " if _is_divided(estimate) else ""
+    lines = [f"memory, an estimate for each process: {peak}{_gigabytes(estimate.training)} GB = {sizes}"]
     if device_memory is not None:
         has = f"the device has {_gigabytes(device_memory)} GB"
-        if estimate.total > device_memory:
+        if estimate.loading > device_memory:
+            lines.append(
+                f"{has}, less than the whole model, which every process loads at any engine.zero_stage: take a smaller "
+                "backbone, or name less in model.trained_parts"
+            )
+        elif estimate.total > device_memory:
             lines.append(
                 f"{has}, less than the estimate: set model.gradient_checkpointing to true, lower "
                 "optimization.micro_batch_tokens, raise engine.zero_stage with more GPUs, or lower sampling.max_pixels"
@@ -434,6 +447,10 @@ def _vision_states(model: ScoreModel, batch: MicroBatch) -> int:
     inner = (2 * width + 3 * vision.intermediate_size) * size
     pixels = 4 * 3 * vision.patch_size**2 * getattr(vision, "temporal_patch_size", 1)
     return patches * (max(attention, inner) + pixels)
+
+
+def _is_divided(estimate: MemoryEstimate) -> bool:
+    return estimate.loading > estimate.frozen_weights + estimate.trained_weights
 
 
 def _gigabytes(size: float) -> str:
