@@ -43,6 +43,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "projector": {"trained_parts": ("projector",)},
     "full": {"lora": LoraConfig(rank=0), "trained_parts": ("language_model",)},
 }
+# ZeRO 3 as it is on a large model: what is updated lies in several pieces, and no small weight stays whole.
+PIECES = {"sub_group_size": 3000, "stage3_param_persistence_threshold": 0}
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Case:
         mixed: every second group is text, so that one rank may have videos and the other none; ties are trained on, and
             prompts count alike.
         trained: a key of PARTS.
+        pieces: whether DeepSpeed is given PIECES.
     """
 
     zero_stage: int = 0
@@ -62,6 +65,7 @@ class Case:
     num_groups: int = 5
     mixed: bool = False
     trained: str = "lora"
+    pieces: bool = False
 
 
 CASES = {
@@ -77,6 +81,7 @@ CASES = {
     "zero_3_mixed": Case(3, mixed=True, trained="projector"),
     "zero_3_mixed_accumulated": Case(3, ONE_GROUP, mixed=True, trained="projector"),
     **{f"full_zero_{stage}": Case(stage, ONE_GROUP, trained="full") for stage in (0, 1, 2, 3)},
+    "full_zero_3_pieces": Case(3, ONE_GROUP, trained="full", pieces=True),
 }
 BLANK = VideoSample("p", "", None, None, "v", None, None, None, None, None, None, {})
 NUM_VIDEOS = (2, 7, 2, 3, 4)
@@ -95,7 +100,10 @@ def main() -> None:
             model=ModelConfig(**PARTS[case.trained]),
             optimization=OptimizationConfig(micro_batch_tokens=case.budget, gradient_clipping=1e9),
             loss=LossConfig(ties="rao_kupper", unit="prompt") if case.mixed else LossConfig(),
-            engine=EngineConfig(zero_stage=case.zero_stage),  # type: ignore[arg-type]
+            engine=EngineConfig(
+                zero_stage=case.zero_stage,  # type: ignore[arg-type]
+                deepspeed={"zero_optimization": PIECES} if case.pieces else {},
+            ),
         )
         groups = build_groups(case.mixed)
         groups = groups[1:2] if case.num_groups == 1 else groups[: case.num_groups]
