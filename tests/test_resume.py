@@ -16,36 +16,48 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, command, environment, launch, read_rows, write_training_config
+from gradient_probe import PIECES
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 27
 SCRIPT = ROOT / "scripts" / "train_cost.py"
-# From here on a run goes on with another number of ranks: 20 steps before the last but one.
+# From here on a run goes on with other settings: 20 steps before the last but one.
 CHANGED_AT = 6
 
-Reference = Callable[[int, int, float], Path]
+Reference = Callable[[int, int, float | None], Path]
 
 
-def write_config(path: Path, world: Path, zero_stage: int, dropout: float = 0.1) -> Path:
+def write_config(path: Path, world: Path, zero_stage: int, dropout: float | None = 0.1) -> Path:
+    """A run with adapters and their dropout, or with None the whole language model."""
+    in_full = dropout is None
     return write_training_config(
         path,
         world,
-        model={"lora": {"rank": 4, "dropout": dropout}},
+        model={
+            "lora": {"rank": 0} if in_full else {"rank": 4, "dropout": dropout},
+            "trained_parts": ["language_model"] if in_full else [],
+        },
         # 3 prompts a step, each a micro-batch of its own: with 2 ranks one of the 4 shares stays empty.
-        optimization={"epochs": 100, "max_steps": STEPS, "prompts_per_step": 3, "micro_batch_tokens": 1},
-        engine={"zero_stage": zero_stage},
+        optimization={
+            "epochs": 100,
+            "max_steps": STEPS,
+            "prompts_per_step": 3,
+            "micro_batch_tokens": 1,
+            "language_model_learning_rate": 1e-4,
+        },
+        engine={"zero_stage": zero_stage, "deepspeed": {"zero_optimization": PIECES} if in_full else {}},
         checkpoint={"every_steps": 3, "keep_last": 100},
     )
 
 
 @pytest.fixture(scope="module")
 def reference(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """The run folder of an uninterrupted run (ZeRO stage, ranks, dropout); each is made once."""
-    made: dict[tuple[int, int, float], Path] = {}
+    """The run folder of an uninterrupted run (ZeRO stage, ranks, dropout or None: in full); each is made once."""
+    made: dict[tuple[int, int, float | None], Path] = {}
 
-    def make(zero_stage: int, ranks: int, dropout: float) -> Path:
+    def make(zero_stage: int, ranks: int, dropout: float | None) -> Path:
         if (zero_stage, ranks, dropout) not in made:
             folder = tmp_path_factory.mktemp("reference")
             config = write_config(folder / "run.yaml", world, zero_stage, dropout)
@@ -90,25 +102,47 @@ def assert_same_tensors(one: Path, other: Path) -> None:
             assert torch.equal(mine[name], theirs[name]), f"{file}: {name}"
 
 
+def copy_until_change(uninterrupted: Path, run: Path) -> Path:
+    """A run folder as it was at CHANGED_AT."""
+    shutil.copytree(uninterrupted, run, ignore=shutil.ignore_patterns("wandb"))
+    for folder in (run / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step_")) > CHANGED_AT:
+            shutil.rmtree(folder)
+    return run
+
+
+def assert_like_losses(run: Path, uninterrupted: Path) -> None:
+    rows, expected = read_rows(run), read_rows(uninterrupted)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected] == list(range(1, STEPS + 1))
+    for row, other in list(zip(rows, expected, strict=True))[CHANGED_AT:]:
+        assert row["train/loss"] == pytest.approx(other["train/loss"], abs=1e-4)
+
+
 def without_speed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "train/videos_per_second"} for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "ranks", "kills"),
+    ("zero_stage", "ranks", "dropout", "kills"),
     [
-        (0, 1, ("step", "save", "step", "publish")),
-        (0, 2, ("save", "step")),
-        (1, 2, ("step", "save")),
-        (2, 2, ("step", "publish")),
-        (2, 1, ("step", "save")),
-        (3, 2, ("step",) * 10),
+        (0, 1, 0.1, ("step", "save", "step", "publish")),
+        (0, 2, 0.1, ("save", "step")),
+        (1, 2, 0.1, ("step", "save")),
+        (2, 2, 0.0, ("step", "publish")),
+        (2, 1, 0.0, ("step", "save")),
+        (3, 2, 0.1, ("step",) * 10),
+        (3, 2, None, ("step", "save")),
     ],
 )
 def test_killed_run_ends_bit_identical(
-    world: Path, reference: Reference, tmp_path: Path, zero_stage: int, ranks: int, kills: tuple[str, ...]
+    world: Path,
+    reference: Reference,
+    tmp_path: Path,
+    zero_stage: int,
+    ranks: int,
+    dropout: float | None,
+    kills: tuple[str, ...],
 ) -> None:
-    dropout = 0.1 if zero_stage != 2 else 0.0
     config = write_config(tmp_path / "run.yaml", world, zero_stage, dropout)
     run = tmp_path / "run"
     generator = random.Random(f"{zero_stage} {ranks}")
@@ -146,16 +180,22 @@ def test_resume_with_another_number_of_ranks(
 ) -> None:
     uninterrupted = reference(zero_stage, ranks[0], 0.0)  # dropout draws differ between numbers of ranks
     config = write_config(tmp_path / "run.yaml", world, zero_stage, 0.0)
-    run = tmp_path / "run"
-    shutil.copytree(uninterrupted, run, ignore=shutil.ignore_patterns("wandb"))
-    for folder in (run / "checkpoints").iterdir():
-        if int(folder.name.removeprefix("step_")) > CHANGED_AT:
-            shutil.rmtree(folder)
+    run = copy_until_change(uninterrupted, tmp_path / "run")
     for between in ranks[1:-1]:
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in read_rows(run)[:CHANGED_AT]))
         kill_when(lambda: last_step(run) >= CHANGED_AT + 8, SCRIPT, "--config", config, ranks=between)
     assert "going on at step" in launch(SCRIPT, "--config", config, ranks=ranks[-1]).stdout
-    rows, expected = read_rows(run), read_rows(uninterrupted)
-    assert [row["step"] for row in rows] == [row["step"] for row in expected] == list(range(1, STEPS + 1))
-    for row, other in list(zip(rows, expected, strict=True))[CHANGED_AT:]:
-        assert row["train/loss"] == pytest.approx(other["train/loss"], abs=1e-4)
+    assert_like_losses(run, uninterrupted)
+
+
+@pytest.mark.parametrize(("zero_stage", "dropout", "new_stage"), [(0, 0.0, 3), (3, None, 1)])
+def test_resume_with_another_zero_stage_and_budget(
+    world: Path, tmp_path: Path, reference: Reference, zero_stage: int, dropout: float | None, new_stage: int
+) -> None:
+    uninterrupted = reference(zero_stage, 2, dropout)
+    config = write_config(tmp_path / "run.yaml", world, zero_stage, dropout)
+    run = copy_until_change(uninterrupted, tmp_path / "run")
+    changes = ("--engine.zero_stage", new_stage, "--optimization.micro_batch_tokens", 0)
+    done = launch(SCRIPT, "--config", config, *changes, ranks=2)
+    assert f"going on at step {CHANGED_AT} of {STEPS} steps on 2 process(es), ZeRO {new_stage}" in done.stdout
+    assert_like_losses(run, uninterrupted)
