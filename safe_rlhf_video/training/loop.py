@@ -295,14 +295,14 @@ def take_step(
     while not is_last:
         with distributed.together(ranks):  # a clip of one rank may be unreadable, or make too long an input
             job, batch = next(batches)
-            with memory_hint(config, f"{when}: with the frames of {len(batch.responses)} videos", len(job.groups) > 1):
+            with memory_hint(config, f"{when}: with the frames of {len(batch.responses)} videos", len(job.groups)):
                 inputs = build_inputs(backbone, batch.prompts, batch.responses, ranks.device)
         is_last = job.is_last
         # Dropout must not depend on what ran before, or a resumed run would differ.
         torch.manual_seed(int(np.random.SeedSequence([config.seed, step, len(tally), ranks.rank]).generate_state(1)[0]))
         engine.set_gradient_accumulation_boundary(is_last)
         rows, length = inputs["input_ids"].shape
-        with memory_hint(config, f"{when}: with {rows} videos of {length} tokens at once", len(job.groups) > 1):
+        with memory_hint(config, f"{when}: with {rows} videos of {length} tokens at once", len(job.groups)):
             scores = engine(inputs)
             loss, sums = compute_loss(scores, batch, job.plan, config.loss)
             # DeepSpeed averages over ranks; the parts of a planned loss must add up instead.
@@ -318,18 +318,18 @@ def take_step(
         # The norms are those of the whole step: it is all its prompts that are to be looked at.
         prompts = name_some([groups[i].prompt_id for i in job.plan.groups])
         raise CheckpointError(f"{when}: the gradient is not finite for the prompts {prompts}{DIVERGED}")
-    with memory_hint(config, f"{when}: in the optimiser's step"):  # the first one makes Adam's moments
+    with memory_hint(config, f"{when}: in the optimiser's step", len(job.groups)):  # the first one makes Adam's moments
         engine.step()
     return totals, job.plan, norms
 
 
 @contextmanager
-def memory_hint(config: TrainConfig, when: str, can_cut: bool = False) -> Iterator[None]:
+def memory_hint(config: TrainConfig, when: str, num_prompts: int = 0) -> Iterator[None]:
     """Say what to do where a device's memory does not suffice.
 
     Args:
         when: begins the message: the step, and what is done there.
-        can_cut: whether the micro-batch has several prompts.
+        num_prompts: of the micro-batch; 0 before there is one.
 
     Raises:
         DeviceMemoryError: in the place of torch's own error.
@@ -338,10 +338,12 @@ def memory_hint(config: TrainConfig, when: str, can_cut: bool = False) -> Iterat
         yield
     except torch.OutOfMemoryError as error:
         advice = {
-            "a lower optimization.micro_batch_tokens": can_cut,
-            "model.gradient_checkpointing true": not config.model.gradient_checkpointing,
-            "on several devices a higher engine.zero_stage": config.engine.zero_stage < 3,
-            "a lower sampling.max_pixels": True,
+            "a lower optimization.micro_batch_tokens": num_prompts > 1,
+            "model.gradient_checkpointing true": num_prompts > 0 and not config.model.gradient_checkpointing,
+            "on several devices a higher engine.zero_stage": num_prompts > 0 and config.engine.zero_stage < 3,
+            "a lower sampling.max_pixels": num_prompts > 0,
+            "a smaller model.backbone": num_prompts == 0,  # every process first has all of it on its device
+            "less in model.trained_parts": num_prompts == 0 and bool(config.model.trained_parts),
         }
         wanted = " or ".join(name for name, helps in advice.items() if helps)
         raise DeviceMemoryError(f"{when} the device is out of memory; try {wanted}") from error
@@ -372,7 +374,7 @@ def validate(
                 inputs = build_inputs(backbone, batch.prompts, batch.responses, ranks.device)
             rows, length = inputs["input_ids"].shape
             at_once = f"{when}, validation: with {rows} videos of {length} tokens at once"
-            with memory_hint(config, at_once, len(job.groups) > 1):
+            with memory_hint(config, at_once, len(job.groups)):
                 scores = engine(inputs)
             loss, sums = compute_loss(scores, batch, job.plan, config.loss)
             tally.add(scores, batch, loss, sums)
