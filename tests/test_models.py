@@ -28,7 +28,7 @@ from small_models import (
     whole_weights,
     write_model,
 )
-from tiny_backbones import edit_json
+from tiny_backbones import edit_json, write_tiny_backbone
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.models import backbones
@@ -299,6 +299,15 @@ def replace_by_pickle(path: Path) -> None:
     path.write_bytes(pickle.dumps({"reward.weight": [0.0]}))
 
 
+INDEX = "model.safetensors.index.json"
+
+
+def shard(folder: Path, index: str) -> None:
+    """As if the weights were cut into files, of which one is there."""
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / INDEX).write_text(index)
+
+
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
@@ -330,6 +339,20 @@ def replace_by_pickle(path: Path) -> None:
             lambda f: (torch.save({"a": torch.ones(2)}, f / "pytorch_model.bin"), (f / "model.safetensors").unlink()),
             ("model.safetensors",),
         ),
+        (lambda f: shard(f, "{"), (INDEX, "damaged")),
+        (lambda f: shard(f, "{}"), (INDEX, "damaged", "'weight_map' is missing")),
+        (lambda f: shard(f, '{"weight_map": []}'), (INDEX, "damaged")),
+        (lambda f: shard(f, '{"weight_map": {}}'), (INDEX, "damaged", "empty")),
+        (lambda f: shard(f, '{"weight_map": {"a": 3}}'), (INDEX, "damaged", "3 is no file beside it")),
+        (lambda f: shard(f, '{"weight_map": {"a": ["model-1.safetensors"]}}'), (INDEX, "damaged")),
+        (lambda f: shard(f, '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'), ("model-2",)),
+        (lambda f: shard(f, '{"weight_map": {"a": "../model-1.safetensors"}}'), (INDEX, "'../model-1.safetensors'")),
+        (lambda f: shard(f, '{"weight_map": {"a": "/etc/hostname"}}'), (INDEX, "'/etc/hostname' is no file beside it")),
+        pytest.param(
+            lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").symlink_to("/proc/self/mem")),
+            ("model.safetensors", "cannot be read"),
+            marks=pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that cannot be read"),
+        ),
     ],
 )
 def test_damaged_backbone_folder(
@@ -350,6 +373,20 @@ def test_weights_that_do_not_fit_config_json(copied: Path) -> None:
         edit_json(copied / "config.json", text_config={**text, **changes})
         with one_line(CheckpointError, str(copied), *parts):
             load_backbone(BackboneConfig(path=str(copied)))
+
+
+def test_a_models_headers_are_read_before_the_backbones_files(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbones.hashlib, "file_digest", lambda *a: pytest.fail("weights were read"))
+    folder = Path(shutil.copytree(folders[0], tmp_path / "reward"))
+    change_tensors(folder / "heads.safetensors", lambda tensors: tensors.pop("reward.bias"))
+    with one_line(CheckpointError, "heads.safetensors: lacks the tensor reward.bias"):
+        load_models([folder])
+    # A backbone of another size is said too.
+    folder = write_tiny_backbone(tmp_path / "smaller", "qwen3_vl")
+    with one_line(CheckpointError, str(folders[0]), "needs", "give the backbone that it was trained on"):
+        load_models([folders[0]], backbone_path=str(folder))
 
 
 def test_unsupported_family_is_said_before_weights_are_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

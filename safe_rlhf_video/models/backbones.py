@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -100,48 +100,77 @@ def outline_backbone(config: BackboneConfig, device: torch.device | str = "cpu")
     """A backbone before its weights are read: all is checked but them.
 
     Returns:
-        The backbone as `fill_backbone` completes it, with parameters of the right names, shapes and types on the meta
-        device. The fingerprint is that of its files; a random initialisation has none yet.
+        As `build_outline`.
 
     Raises:
         CheckpointError, ConfigError: as `load_backbone`.
     """
     dtype = _resolve_dtype(config.dtype, torch.device(device))
     attention = _resolve_attention(config.attention, torch.device(device), dtype)
-    source = _resolve_source(config)
     reader = load_reader(config)
+    return _load_part(lambda *_, **__: build_outline(reader, config, dtype, attention), _resolve_source(config), config)
+
+
+def build_outline(reader: Reader, config: BackboneConfig, dtype: torch.dtype, attention: str) -> Backbone:
+    """A backbone of a reader's config.json, whether or not there are weights of it.
+
+    Args:
+        dtype: of all parameters.
+        attention: the implementation of attention, by transformers' name.
+
+    Returns:
+        The backbone as `fill_backbone` completes it, with parameters of the right names, shapes and types on the meta
+        device, and without a fingerprint.
+    """
     with torch.device("meta"):
-        model = _load_part(lambda *_, **__: _build_model(reader.model_config, config, dtype, attention), source, config)
+        model = _build_model(reader.model_config, config, dtype, attention)
     return Backbone(
         **vars(reader),
         model=model.requires_grad_(False).eval(),
         config=config,
-        fingerprint="" if config.initialization == "random" else _fingerprint_weights(source, config),
+        fingerprint="",
         hidden_size=reader.model_config.get_text_config().hidden_size,
         attention=attention,
         liger=False,
     )
 
 
+def identify_backbone(outline: Backbone) -> Backbone:
+    """An outlined backbone with the fingerprint of its weight files, which are read whole but not loaded.
+
+    A random initialisation has no files: it gets its fingerprint when it is drawn.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or cannot be read.
+    """
+    if outline.config.initialization == "random":
+        return outline
+    return replace(outline, fingerprint=_fingerprint_weights(_resolve_source(outline.config), outline.config))
+
+
 def fill_backbone(outline: Backbone, device: torch.device | str = "cpu") -> Backbone:
     """Read the weights of an outlined backbone.
+
+    Args:
+        outline: with a fingerprint or without.
+        device: as the outline's.
 
     Raises:
         CheckpointError: a file is damaged, or is not of config.json's architecture.
         ConfigError: the installed Liger kernels cannot be used.
     """
-    config, dtype, fingerprint = outline.config, outline.model.dtype, outline.fingerprint
-    source = _resolve_source(config)
+    config = outline.config
+    source, dtype = _resolve_source(config), _resolve_dtype(config.dtype, torch.device(device))
     if config.initialization == "random":
         # A seed of its own: the control must not depend on what ran before, nor change what runs after.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.random_seed)
             # In float32, whatever the type to run in: other types draw other numbers.
-            model_config = copy.deepcopy(outline.model.config)
-            model = _build_model(model_config, config, torch.float32, outline.attention)
+            model = _build_model(outline.model_config, config, torch.float32, outline.attention)
         fingerprint = f"random-{config.random_seed}-{_fingerprint_tensors(model.state_dict())}"
         model.to(dtype)
     else:
+        fingerprint = outline.fingerprint or _fingerprint_weights(source, config)
         with _quiet():  # its report calls the head for writing text a fault
             model, loading_info = _load_part(
                 AutoModel.from_pretrained,
@@ -264,7 +293,7 @@ def _read_processor(
                     continue
                 fields = fields["video_processor"]
             return family.build(fields, model_config)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OSError) as error:
             reason = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(f"{found}: damaged ({reason}); download the checkpoint again") from error
     raise CheckpointError(f"{source}: has no video_preprocessor_config.json; download the checkpoint's processor files")
@@ -321,8 +350,12 @@ def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def _build_model(
     model_config: PreTrainedConfig, config: BackboneConfig, dtype: torch.dtype, attention: str
 ) -> PreTrainedModel:
+    # `from_config` writes type and attention into the config that it is given.
     return AutoModel.from_config(
-        model_config, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code
+        copy.deepcopy(model_config),
+        dtype=dtype,
+        attn_implementation=attention,
+        trust_remote_code=config.trust_remote_code,
     )
 
 
@@ -363,19 +396,39 @@ def _apply_liger(language_model: PreTrainedModel) -> bool:
 
 
 def _fingerprint_weights(source: str, config: BackboneConfig) -> str:
+    digest = hashlib.sha256()
+    for path in _weight_files(source, config):
+        try:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: cannot be read ({error.strerror or error}); check its rights, or download it again"
+            ) from error
+    return digest.hexdigest()[:32]
+
+
+def _weight_files(source: str, config: BackboneConfig) -> list[str]:
+    """What transformers takes the weights from: one whole file goes before an index of several."""
+
     def find(name: str, is_needed: bool = True) -> str | None:
         return _load_part(cached_file, source, config, filename=name, _raise_exceptions_for_missing_entries=is_needed)
 
-    names = ["model.safetensors"]
-    # As transformers chooses: one whole file goes before an index of several.
-    index = None if find(names[0], is_needed=False) else find("model.safetensors.index.json")
-    if index is not None:
-        names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    digest = hashlib.sha256()
-    for name in names:
-        with open(str(find(name)), "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:32]
+    whole = find("model.safetensors", is_needed=False)
+    if whole is not None:
+        return [whole]
+    index = str(find("model.safetensors.index.json"))
+    try:
+        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        if not names:
+            raise ValueError("weight_map is empty")
+        for name in names:
+            if not isinstance(name, str) or PureWindowsPath(name).name != name or name in ("", ".."):
+                raise ValueError(f"{name!r} is no file beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{index}: damaged ({reason}); download the checkpoint again") from error
+    return [str(find(name)) for name in sorted(names)]
 
 
 def _fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.heads import HEADS
-from safe_rlhf_video.models.backbones import Backbone, fill_backbone, outline_backbone
+from safe_rlhf_video.models.backbones import Backbone, fill_backbone, identify_backbone, outline_backbone
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling, TrainedPart, check_trained_parts
 from safe_rlhf_video.models.families import FAMILIES
 from safe_rlhf_video.models.hub import fetch_model, parse_hub_id
@@ -42,6 +42,7 @@ FORMAT_VERSION = 3
 
 # Fields of the backbone's configuration that whoever loads a folder decides, not the folder.
 NOT_OF_A_FOLDER = ("trust_remote_code", "attention", "liger")
+MISFIT = "give the backbone that it was trained on, or copy the model folder again"
 # As safetensors' headers call them.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -264,12 +265,14 @@ def load_models(
             return ScoreModel(backbone, heads_of_adapter, joined.lora, joined.pooling, joined.trained_parts)
 
     outline = outline_backbone(config, device)
-    if outline.fingerprint:
-        _check_fingerprint(outline, first.backbone_fingerprint, folders[0])
     with torch.device("meta"):
         shapes = build(outline)
     for folder, record in zip(folders, records, strict=True):
         check_weights(shapes, record.heads_of_adapter, resolve_model_folder(folder))
+    # Headers first: the backbone's files may be many gigabytes.
+    outline = identify_backbone(outline)
+    if outline.fingerprint:
+        _check_fingerprint(outline, first.backbone_fingerprint, folders[0])
     backbone = fill_backbone(outline, device)
     _check_fingerprint(backbone, first.backbone_fingerprint, folders[0])
     model = build(backbone)
@@ -305,17 +308,17 @@ def check_weights(model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, .
             names = file.keys()
             found = {name: file.get_slice(name) for name in names}
             if missing := sorted(set(parameters) - set(found)):
-                raise CheckpointError(f"{path}: lacks the tensor {missing[0]}; copy the model folder again")
+                raise CheckpointError(f"{path}: lacks the tensor {missing[0]}; {MISFIT}")
             if extra := sorted(set(found) - set(parameters)):
                 raise CheckpointError(
-                    f"{path}: has a tensor {extra[0]} that model.json says nothing of; copy the model folder again"
+                    f"{path}: has a tensor {extra[0]}, which this model on its backbone has not; {MISFIT}"
                 )
             for name, parameter in parameters.items():
                 shape, dtype = tuple(found[name].get_shape()), DTYPES.get(found[name].get_dtype())
                 if (shape, dtype) != (tuple(parameter.shape), parameter.dtype):
                     raise CheckpointError(
                         f"{path}: {name} is {shape} {_describe(dtype)}, this model on its backbone needs "
-                        f"{tuple(parameter.shape)} {_describe(parameter.dtype)}; copy the model folder again"
+                        f"{tuple(parameter.shape)} {_describe(parameter.dtype)}; {MISFIT}"
                     )
 
 
