@@ -6,20 +6,19 @@ off autograd: its forward pass runs on tensors that have a shape and no content.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from safe_rlhf_video.models.backbones import Backbone, load_reader
+from safe_rlhf_video.models.backbones import Backbone, Reader, build_outline, outline_backbone
 from safe_rlhf_video.models.config import ModelConfig
 from safe_rlhf_video.models.families import Family
 from safe_rlhf_video.models.score_model import ScoreModel
@@ -30,6 +29,7 @@ TEXT_TOKENS = 60  # of a prompt and the chat around it, about
 LETTERS_A_TOKEN = 3  # of what a family writes about times, about
 MAX_LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's default of what ZeRO 3 holds whole, elements
 GB = 1e9
+ATTENTION = "sdpa"  # what other kernels keep is what `_FusedAttention` says; none of them is called
 
 
 @dataclass(frozen=True)
@@ -125,25 +125,9 @@ def build_on_meta(
         heads: on one adapter.
         dtype: of the frozen weights.
     """
-    with torch.device("meta"):
-        # `from_config` writes the attention kernel into the config it is given.
-        backbone_config = copy.deepcopy(backbone_config)
-        # What other attention kernels keep is what `_FusedAttention` says; none of them is called.
-        model = AutoModel.from_config(backbone_config, dtype=dtype, attn_implementation="sdpa").requires_grad_(False)
-        text_config = backbone_config.get_text_config()
-        backbone = Backbone(
-            tokenizer=cast(PreTrainedTokenizerBase, None),  # feeds no text
-            family=family,
-            model_config=backbone_config,
-            max_tokens=text_config.max_position_embeddings,
-            model=model,
-            config=config.backbone,
-            fingerprint="",
-            hidden_size=text_config.hidden_size,
-            attention="sdpa",
-            liger=False,
-        )
-        return ScoreModel(backbone, {"joint": tuple(heads)}, config.lora, config.pooling, config.trained_parts)
+    no_tokenizer = cast(PreTrainedTokenizerBase, None)  # feeds no text
+    reader = Reader(no_tokenizer, family, backbone_config, backbone_config.get_text_config().max_position_embeddings)
+    return _build_on(build_outline(reader, config.backbone, dtype, ATTENTION), config, heads)
 
 
 def load_on_meta(config: ModelConfig, heads: Sequence[str], device_type: str) -> ScoreModel:
@@ -155,10 +139,12 @@ def load_on_meta(config: ModelConfig, heads: Sequence[str], device_type: str) ->
     Raises:
         CheckpointError: the folder or hub id is missing, its family is not supported, or a file is damaged.
     """
-    asked = config.backbone
-    reader = load_reader(asked)
-    name = asked.dtype if asked.dtype != "auto" else "bfloat16" if device_type == "cuda" else "float32"
-    return build_on_meta(reader.model_config, reader.family, config, heads, getattr(torch, name))
+    return _build_on(outline_backbone(replace(config.backbone, attention=ATTENTION), device_type), config, heads)
+
+
+def _build_on(outline: Backbone, config: ModelConfig, heads: Sequence[str]) -> ScoreModel:
+    with torch.device("meta"):
+        return ScoreModel(outline, {"joint": tuple(heads)}, config.lora, config.pooling, config.trained_parts)
 
 
 def count_micro_batch(
