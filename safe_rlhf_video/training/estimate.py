@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ TEXT_TOKENS = 60  # of a prompt and the chat around it, about
 LETTERS_A_TOKEN = 3  # of what a family writes about times, about
 MAX_LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's default of what ZeRO 3 holds whole, elements
 GB = 1e9
-ATTENTION = "sdpa"  # what other kernels keep is what `_FusedAttention` says; none of them is called
+ATTENTION: Final = "sdpa"  # what other kernels keep is what `_FusedAttention` says; none of them is called
 
 
 @dataclass(frozen=True)
