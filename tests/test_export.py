@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import filecmp
 import json
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +154,13 @@ def test_bfloat16_weights_move_scores_by_their_rounding_alone(tmp_path: Path) ->
     assert export_model(folder, tmp_path / "again", merge=True) == check
     assert read_record(tmp_path / "again").backbone.dtype == "bfloat16"
     assert not filecmp.dircmp(tmp_path / "out/backbone", tmp_path / "again/backbone").diff_files
+    # What was computed in float32 is not in bfloat16 after it, which would round scores further.
+    config["backbone"]["dtype"] = "float32"
+    (folder / "model.json").write_text(json.dumps(config))
+    assert export_model(folder, tmp_path / "wide", merge=True) == check
+    assert read_record(tmp_path / "wide").backbone.dtype == "float32"
+    np.testing.assert_array_equal(scores_of(tmp_path / "wide"), found)
+    assert "computed in float32" in (tmp_path / "wide" / "README.md").read_text()
     bytes_of = [(tmp_path / "out/backbone/model.safetensors").stat().st_size]
     export_model(folder, tmp_path / "whole", merge=True, dtype="float32")
     bytes_of.append((tmp_path / "whole/backbone/model.safetensors").stat().st_size)
@@ -158,9 +168,9 @@ def test_bfloat16_weights_move_scores_by_their_rounding_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("when", ["merging", "writing"])
+@pytest.mark.parametrize(("when", "fault"), [("merging", 0.25), ("writing", 0.25), ("writing", np.nan)])
 def test_a_wrong_merge_leaves_nothing(
-    when: str, dtype: export.Dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    when: str, fault: float, dtype: export.Dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path / "model")
     before = fingerprint_weights([folder])
@@ -170,20 +180,20 @@ def test_a_wrong_merge_leaves_nothing(
     def merge_wrongly(model: LoraModel, **options: Any) -> torch.nn.Module:
         merged = merge(model, **options)
         with torch.no_grad():
-            merged.get_parameter(name)[3, 5] += 0.25
+            merged.get_parameter(name)[3, 5] += fault
         return merged
 
     def damage(config: BackboneConfig, own: Path) -> None:
         copy_settings(config, own)
         tensors = load_file(own / "model.safetensors")
-        tensors[name][3, 5] += 0.25
+        tensors[name][3, 5] += fault
         save_file(tensors, own / "model.safetensors", {"format": "pt"})
 
     if when == "merging":
         monkeypatch.setattr(LoraModel, "merge_and_unload", merge_wrongly)
     else:
         monkeypatch.setattr(export, "copy_settings", damage)
-    with one_line(CheckpointError, "a score", "nothing was written"):
+    with one_line(CheckpointError, "moves a score", "nothing was written"):
         export_model(folder, tmp_path / "out", merge=True, dtype=dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert fingerprint_weights([folder]) == before
@@ -205,11 +215,41 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     with one_line(CheckpointError, "is a control"):
         random = BackboneConfig(initialization="random")
         export_model(write(tmp_path / "random", backbone=random), tmp_path / "out", merge=True)
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    heads = load_file(broken / "heads.safetensors")
+    heads["cost.bias"][0] = np.nan
+    save_file(heads, broken / "heads.safetensors")
+    with one_line(CheckpointError, "broken", "not finite"):
+        export_model(broken, tmp_path / "out", merge=True)
     (folder / "adapters/joint/adapter_model.safetensors").unlink()
     with one_line(CheckpointError, "adapter_model.safetensors: missing"):
         export_model(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@contextmanager
+def files_limited_to(num_bytes: int) -> Iterator[None]:
+    """No file can grow further, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    out = tmp_path / "out"
+    for merge, name in ((False, "heads.safetensors"), (True, "backbone")):
+        said = one_line(CheckpointError, f".out.partial/{name}: ", "File too large", f"{out} was not made")
+        with said, files_limited_to(400):
+            export_model(folder, out, merge=merge)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    model, record = build_score_model(JOINT)
+    with pytest.raises(OSError, match=r"heads\.safetensors"), files_limited_to(400):
+        save_model(model, record, out, whole_weights(model))
 
 
 def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:

@@ -53,9 +53,12 @@ class MergeCheck:
 
     def describe(self) -> str:
         """A sentence or two for people."""
-        text = f"On {self.num_inputs} made-up clips and texts its scores are those of the adapted backbone"
+        text = (
+            f"On {self.num_inputs} made-up clips and texts, computed in float32, its scores are those of the adapted "
+            "backbone"
+        )
         if self.rounding is None:
-            return f"{text} (largest difference {self.difference:.1g}, float32)."
+            return f"{text} (largest difference {self.difference:.1g})."
         return (
             f"{text}, but for rounding to bfloat16, which moves them by at most {self.rounding:.2g} of their standard "
             f"deviation (allowed: {self.rounding_bound:.2g})."

@@ -14,6 +14,7 @@ no pickle.
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +87,8 @@ def save_model(model: ScoreModel, record: ModelRecord, folder: Path, weights: Ma
     for path, parameters in _files(model, model.heads_of_adapter, folder).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: weights[name_of[id(parameter)]] for name, parameter in parameters.items()}
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}, path)
+        with naming(path):
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}, path)
     if model.peft_model is not None:
         for adapter in model.heads_of_adapter:
             peft_config = copy.copy(model.peft_model.peft_config[adapter])
@@ -110,7 +112,27 @@ def save_model(model: ScoreModel, record: ModelRecord, folder: Path, weights: Ma
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
     # Last, so that a folder with a model.json is a whole one.
-    (folder / "model.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "model.json", fields)
+
+
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    """Write JSON that people can read in any script; an OSError names the file."""
+    # Half a character, as in a path that is no UTF-8, has no bytes; a backslash and its number is how JSON spells it.
+    content = json.dumps(fields, indent=2, ensure_ascii=False).encode(errors="backslashreplace")
+    with naming(path):
+        path.write_bytes(content + b"\n")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors in writing are OSErrors with a path: Python names none on a full disk, and safetensors never."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_record(folder: str | Path) -> ModelRecord:

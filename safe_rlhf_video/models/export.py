@@ -23,9 +23,11 @@ from safe_rlhf_video.models.checkpoint import (
     ModelRecord,
     fingerprint_weights,
     load_models,
+    naming,
     read_record,
     resolve_model_folder,
     save_model,
+    write_json,
 )
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 from safe_rlhf_video.models.hub import PATTERNS
@@ -84,7 +86,8 @@ def export_model(
             written, check = _write_copy(folder, record, partial), None
         template = _read_json(partial / "model.json")["template"]
         card = build_card(written, out.name, template, has_local_backbone(written), figures, check)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        with naming(partial / "README.md"):
+            (partial / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     return check
 
 
@@ -115,12 +118,12 @@ def _write_copy(folder: Path, record: ModelRecord, partial: Path) -> ModelRecord
             fields = _read_json(source)
             if source.name == "adapter_config.json":
                 fields["base_model_name_or_path"] = public.backbone.path
-            _write_json(target, fields)
+            write_json(target, _last_names(fields))
         else:
             shutil.copyfile(source, target)
     fields = _read_json(folder / "model.json")
     fields["backbone"] |= {"path": public.backbone.path, "revision": public.backbone.revision}
-    _write_json(partial / "model.json", fields)
+    write_json(partial / "model.json", _last_names(fields))
     return read_record(partial)
 
 
@@ -130,6 +133,11 @@ def _write_merged(
     model, backbone, loaded = load_models([folder], "cpu", backbone_path, dtype="float32")
     inputs = _made_up_inputs(record.sampling)
     expected = _score(model, backbone, inputs)
+    if not np.isfinite(expected).all():
+        raise CheckpointError(
+            f"{folder}: scores made-up clips and texts with numbers that are not finite, so that nothing can be "
+            "compared after merging; export another checkpoint of the run"
+        )
     if dtype == "auto":
         dtype = "bfloat16" if all(map(_is_bfloat16, _frozen(model))) else "float32"
     _merge(model)
@@ -144,16 +152,18 @@ def _write_merged(
         expected = rounded
 
     own = partial / "backbone"
-    model.backbone.to(getattr(torch, dtype)).save_pretrained(own, max_shard_size=SHARD_SIZE)  # type: ignore[operator]
+    with naming(own):
+        model.backbone.to(getattr(torch, dtype)).save_pretrained(own, max_shard_size=SHARD_SIZE)  # type: ignore[operator]
     copy_settings(loaded.backbone, own)
     for path in own.glob("*.json"):
         if path.name not in TEXTS_NOT_SETTINGS:
-            _write_json(path, _read_json(path))
+            write_json(path, _last_names(_read_json(path)))
     public = _without_folders(record)
+    # What was computed in float32 still is, whatever the weights are written in.
+    computed_in = dtype if record.backbone.dtype == "bfloat16" else record.backbone.dtype
     merged = replace(
         public,
-        # A type that was asked for in training stays one; "auto" is the machine's choice still.
-        backbone=replace(public.backbone, dtype="auto" if record.backbone.dtype == "auto" else dtype),
+        backbone=replace(public.backbone, dtype=computed_in),
         backbone_fingerprint=fingerprint_checkpoint(own),
         lora=replace(record.lora, rank=0),
         trained_parts=(),
@@ -172,9 +182,9 @@ def _write_merged(
     del model, backbone
 
     model, backbone, _ = load_models([partial], dtype="float32")
-    difference = max(difference, _difference(_score(model, backbone, inputs), expected))
-    _check_close(difference, TOLERANCE * _scale(expected), folder, "a score of the written folder is another")
-    return merged, MergeCheck(len(inputs), dtype, difference, rounding, bound)
+    read_back = _difference(_score(model, backbone, inputs), expected)
+    _check_close(read_back, TOLERANCE * _scale(expected), folder, "reading the written folder moves a score")
+    return merged, MergeCheck(len(inputs), dtype, max(difference, read_back), rounding, bound)
 
 
 def _check_mergeable(folder: Path, record: ModelRecord) -> None:
@@ -299,10 +309,6 @@ def _read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: damaged ({error}); copy the folder again") from error
 
 
-def _write_json(path: Path, fields: Any) -> None:
-    path.write_text(json.dumps(_last_names(fields), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
     """A hidden folder that gets its name when the block ends without an error, and goes when it does not."""
@@ -313,8 +319,10 @@ def _appearing(out: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, out)
     except OSError as error:
+        name = error.filename2 or error.filename or out  # of a copy, the first is what was copied
         raise CheckpointError(
-            f"{out}: cannot be written ({error.strerror or error}); free space or check the rights"
+            f"{name}: cannot be read or written ({error.strerror or error}), so {out} was not made; free space or "
+            "check the rights"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
