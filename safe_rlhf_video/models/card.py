@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,12 +73,12 @@ def read_evaluation(path: Path, fingerprint: str) -> dict[str, Any]:
         fingerprint: of the model, `checkpoint.fingerprint_weights`.
 
     Raises:
-        ConfigError: it cannot be read, is none, or is one of other models.
+        ConfigError: it cannot be read, is none, has a figure that is none, or is one of other models.
     """
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
-        figures["helpfulness"], figures["harmlessness"], figures["cost_sign"], figures["controls"]
-        evaluated = dict(figures["models"])
+        _check_figures(figures)
+        evaluated = figures["models"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(f"{path}: is no evaluation ({reason}); give an evaluation.json of evaluate.py") from error
@@ -86,6 +87,63 @@ def read_evaluation(path: Path, fingerprint: str) -> dict[str, Any]:
             f"{path}: is an evaluation of other models ({', '.join(evaluated)}); give one of this model, as it is now"
         )
     return dict(figures)
+
+
+def _check_figures(figures: Any) -> None:
+    """Raise KeyError, TypeError or ValueError where something that the card prints is not what it should be."""
+    for dimension in DIMENSION_OF_HEAD.values():
+        if figures[dimension] is not None:
+            _check_entries(figures[dimension], dimension, OF_A_DIMENSION)
+    if figures["cost_sign"] is not None:
+        _check_entries(figures["cost_sign"], "cost_sign", OF_THE_SIGN)
+    for section in ("controls", "models"):
+        _check_entries(figures[section], section, {})
+    for name, values in figures["controls"].items():
+        _check_entries(values, f"controls.{name}", {})
+        _check_entries(values, f"controls.{name}", dict.fromkeys(values, _is_number))
+    if not _is_count(figures.get("num_prompts_also_in_training") or 0):
+        raise ValueError(f"num_prompts_also_in_training is {figures['num_prompts_also_in_training']!r:.40}")
+
+
+def _check_entries(values: Any, section: str, tests: Mapping[str, Callable[[Any], bool]]) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{section} is {values!r:.40}")
+    for key, holds in tests.items():
+        if key not in values:
+            raise KeyError(f"{section}.{key}")
+        if not holds(values[key]):
+            raise ValueError(f"{section}.{key} is {values[key]!r:.40}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
+
+
+def _is_interval(value: Any) -> bool:
+    is_pair = isinstance(value, list) and len(value) == 2 and None not in value
+    return value is None or (is_pair and all(map(_is_number, value)))
+
+
+# What the card prints of an evaluation.
+OF_A_DIMENSION: Mapping[str, Callable[[Any], bool]] = {
+    "num_comparisons": _is_count,
+    "num_prompts": _is_count,
+    "accuracy": _is_number,
+    "interval": _is_interval,
+    "ceiling": _is_number,
+    "fraction_of_ceiling": _is_number,
+    "fraction_of_ceiling_interval": _is_interval,
+}
+OF_THE_SIGN: Mapping[str, Callable[[Any], bool]] = {
+    "num_safe": _is_count,
+    "num_unsafe": _is_count,
+    "accuracy": _is_number,
+    "balanced_accuracy": _is_number,
+}
 
 
 def build_card(
