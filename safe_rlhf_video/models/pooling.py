@@ -32,7 +32,7 @@ def attend(hidden_states: Tensor, attention_mask: Tensor, query: Tensor) -> Tens
     """The mean of the attended tokens' states, weighted by how well each answers a learned query.
 
         pooled_n = sum_l softmax_l(h_nl . query / sqrt(E) + b_nl) h_nl      over the L_n tokens that the mask attends to
-        b_nl = ln(L_n - 1) for the last of them, else 0
+        b_nl = ln(max(L_n - 1, 1)) for the last of them, else 0
 
     A query of zeros, where training begins, gives the last token half of the weight and the others the rest. Source:
     query-attention pooling in SoliReward, which has no b.
