@@ -261,6 +261,14 @@ def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:
         with one_line(CheckpointError, "heads.safetensors: is a link that leads out of the model folder"):
             use(folder)
     (folder / "heads.safetensors").unlink()
+    # Links in a circle lead nowhere.
+    (folder / "heads.safetensors").symlink_to("round")
+    (folder / "round").symlink_to("heads.safetensors")
+    for use in (scores_of, lambda given: export_model(given, tmp_path / "out")):
+        with one_line(CheckpointError, "heads.safetensors: missing"):
+            use(folder)
+    (folder / "heads.safetensors").unlink()
+    (folder / "round").unlink()
     shutil.copy(heads, folder / "spare")
     (folder / "heads.safetensors").symlink_to("spare")
     assert np.isfinite(scores_of(folder)).all()
@@ -271,7 +279,7 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
         "accuracy": 0.81, "interval": [0.79, 0.83], "ceiling": None, "fraction_of_ceiling": None,
         "fraction_of_ceiling_interval": None, "num_comparisons": 320, "num_prompts": 90,
     }  # fmt: skip
-    evaluation = {
+    evaluation: dict[str, Any] = {
         "helpfulness": head,
         "harmlessness": {**head, "accuracy": 0.5252},
         "cost_sign": {"num_safe": 3, "num_unsafe": 4, "accuracy": 0.9, "balanced_accuracy": 0.8},
@@ -287,6 +295,23 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
         export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "evaluation.json")
     evaluation["models"]["/home/somebody/reward"] = fingerprint_weights([tmp_path / "model"])
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    damages: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"helpfulness": {**head, "accuracy": "0.81"}}, "helpfulness.accuracy is '0.81'"),
+        ({"helpfulness": {**head, "interval": [0.79]}}, "helpfulness.interval is [0.79]"),
+        ({"helpfulness": {**head, "interval": 0.79}}, "helpfulness.interval is 0.79"),
+        ({"harmlessness": {**head, "ceiling": float("nan")}}, "harmlessness.ceiling is nan"),
+        ({"harmlessness": {"accuracy": 0.5}}, "no 'harmlessness.num_comparisons'"),
+        ({"cost_sign": {**evaluation["cost_sign"], "num_safe": None}}, "cost_sign.num_safe is None"),
+        ({"controls": {"prompt_only": {"helpfulness": "half"}}}, "controls.prompt_only.helpfulness is 'half'"),
+        ({"controls": {"prompt_only": 0.5}}, "controls.prompt_only is 0.5"),
+        ({"controls": [0.5]}, "controls is [0.5]"),
+        ({"models": "reward"}, "models is 'reward'"),
+        ({"num_prompts_also_in_training": [3]}, "num_prompts_also_in_training is [3]"),
+    )
+    for damage, part in damages:
+        (tmp_path / "damaged.json").write_text(json.dumps(evaluation | damage))
+        with one_line(ConfigError, "damaged.json: is no evaluation", part):
+            export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "damaged.json")
     export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "evaluation.json")
     card = (tmp_path / "out" / "README.md").read_text()
     assert front_matter(tmp_path / "out") == {

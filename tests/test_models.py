@@ -501,6 +501,15 @@ def test_two_folders_on_one_backbone_score_as_each_alone(folders: tuple[Path, Pa
     assert np.array_equal(score(turned, turned_backbone, list(PROMPTS), list(VIDEOS))["cost"], together["cost"])
 
 
+def test_model_json_is_written_as_people_write(tmp_path: Path) -> None:
+    model, record = build_score_model(REWARD)
+    # The last is what Python makes of a file name that is no UTF-8.
+    record = replace(record, training={"data": "дані/魚", "path": "caf\udce9"})
+    save_model(model, record, tmp_path / "model", whole_weights(model))
+    assert "дані/魚" in (tmp_path / "model" / "model.json").read_text(encoding="utf-8")
+    assert read_record(tmp_path / "model") == record
+
+
 def test_model_folder_names_no_path_of_this_machine(folders: tuple[Path, Path]) -> None:
     for path in folders[0].rglob("*.json"):
         assert str(EMBEDDED_FOLDER.parents[1]) not in path.read_text()
@@ -535,6 +544,11 @@ def test_only_adapters_and_heads_are_trained() -> None:
         "score_heads.reward.bias",
     ]
     assert bare.peft_model is None
+
+
+def edit_entry(folder: Path, entry: str, **changes: object) -> None:
+    fields = json.loads((folder / "model.json").read_text())
+    edit_json(folder / "model.json", **{entry: {**fields[entry], **changes}})
 
 
 ADAPTER = Path("adapters/reward/adapter_model.safetensors")
@@ -577,6 +591,13 @@ def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
         (lambda f: edit_json(f / "model.json", template={"name": "other", "hash": "0"}), ("template other",)),
         (lambda f: edit_json(f / "model.json", sampling={"num_frames": 0}), ("damaged", "num_frames")),
         (lambda f: edit_json(f / "model.json", backbone={"dtype": "float16", "fingerprint": ""}), ("dtype",)),
+        (lambda f: edit_json(f / "model.json", training=["step"]), ("model.json", "damaged", "training")),
+        (lambda f: edit_json(f / "model.json", training={"merged_from": {"lora": {}}}), ("damaged", "fingerprint")),
+        (lambda f: edit_entry(f, "backbone", path=3), ("model.json", "damaged", "path", "3")),
+        (lambda f: edit_entry(f, "backbone", fingerprint=None), ("model.json", "damaged", "fingerprint")),
+        (lambda f: edit_entry(f, "lora", alpha=float("nan")), ("model.json", "damaged", "lora.alpha", "nan")),
+        (lambda f: edit_entry(f, "lora", rank=2.0), ("model.json", "damaged", "lora.rank", "2.0")),
+        (lambda f: edit_entry(f, "lora", target_modules="q_proj"), ("model.json", "damaged", "target_modules")),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": ["reward", "cost"]}), ("lacks", "cost")),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={}), ("model.json", "damaged")),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"../x": ["reward"]}), ("damaged", "'../x'")),

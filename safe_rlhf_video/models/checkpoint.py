@@ -17,6 +17,7 @@ import copy
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -161,7 +162,9 @@ def read_record(folder: str | Path) -> ModelRecord:
         fingerprint = backbone.pop("fingerprint")
         for name in NOT_OF_A_FOLDER:
             backbone.pop(name, None)
-        lora = LoraConfig(**{**fields["lora"], "target_modules": tuple(fields["lora"]["target_modules"])})
+        if not isinstance(fingerprint, str):
+            raise ConfigError(f"backbone.fingerprint: expected text, got {fingerprint!r}")
+        lora = _read_lora(fields["lora"])
         heads_of_adapter = {name: tuple(heads) for name, heads in fields["heads_of_adapter"].items()}
         _check_heads(heads_of_adapter)
         return ModelRecord(
@@ -170,12 +173,12 @@ def read_record(folder: str | Path) -> ModelRecord:
             sampling=Sampling.from_dict(fields["sampling"]),
             lora=lora,
             heads_of_adapter=heads_of_adapter,
-            training=fields["training"],
+            training=_check_training(fields["training"]),
             pooling=_check_pooling(fields["pooling"]),
             trained_parts=_check_parts(fields["trained_parts"], fields["backbone_in_folder"], lora),
             backbone_in_folder=fields["backbone_in_folder"],
         )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(
             f"{path}: damaged ({type(error).__name__}: {error}); copy the model folder again"
         ) from error
@@ -206,12 +209,12 @@ def resolve_model_folder(folder: str | Path) -> Path:
 
 def _check_links(folder: Path) -> None:
     """A folder of somebody else's must not have files of this machine read, or exported, as its own."""
-    root = folder.resolve()
+    root = Path(os.path.realpath(folder))  # not Path.resolve, which fails on links in a circle
     inside = [root]
     if root.parent.name == "snapshots":  # the hub's cache, where files are links to blobs beside it
         inside.append(root.parents[1] / "blobs")
     for path in folder.rglob("*"):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
+        if path.is_symlink() and not any(Path(os.path.realpath(path)).is_relative_to(place) for place in inside):
             raise CheckpointError(f"{path}: is a link that leads out of the model folder; put the file itself there")
 
 
@@ -388,6 +391,24 @@ def _check_fingerprint(backbone: Backbone, expected: str, folder: str | Path) ->
             f"{backbone.config.path}: its weights ({backbone.fingerprint}) are not those that {folder} was trained on "
             f"({expected}); give the right backbone"
         )
+
+
+def _read_lora(fields: Mapping[str, Any]) -> LoraConfig:
+    modules = fields["target_modules"]
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise ConfigError(f"lora.target_modules: expected a list of names, got {modules!r}")
+    return LoraConfig(**{**fields, "target_modules": tuple(modules)})
+
+
+def _check_training(facts: Any) -> Mapping[str, object]:
+    if not isinstance(facts, dict):
+        raise ConfigError(f"training: expected facts by name, got {facts!r:.40}")
+    origin = facts.get("merged_from")  # not only for people: the card says what was merged
+    if origin is not None:
+        if not isinstance(origin["backbone_fingerprint"], str):
+            raise ConfigError("training.merged_from.backbone_fingerprint: expected text")
+        check_trained_parts(origin["trained_parts"], _read_lora(origin["lora"]))
+    return facts
 
 
 def _check_pooling(name: str) -> Pooling:

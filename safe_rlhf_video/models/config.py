@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -50,6 +51,12 @@ class BackboneConfig:
                 raise ConfigError(
                     f"model.backbone.{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
+        if not isinstance(self.path, str) or not isinstance(self.revision, str | None):
+            raise ConfigError(
+                f"model.backbone: expected path and revision as text, got {self.path!r} and {self.revision!r}"
+            )
+        if type(self.random_seed) is not int:
+            raise ConfigError(f"model.backbone.random_seed: expected an integer, got {self.random_seed!r}")
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,10 @@ class LoraConfig:
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError(f"model.lora.rank: expected 0 or more, got {self.rank}")
+        if type(self.rank) is not int or self.rank < 0:
+            raise ConfigError(f"model.lora.rank: expected an integer of 0 or more, got {self.rank!r}")
+        if not math.isfinite(self.alpha):
+            raise ConfigError(f"model.lora.alpha: expected a finite number, got {self.alpha}")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"model.lora.dropout: expected 0 <= dropout < 1, got {self.dropout}")
 

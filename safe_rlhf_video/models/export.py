@@ -284,7 +284,7 @@ def _without_folders(record: ModelRecord) -> ModelRecord:
     if has_local_backbone(record):
         # With a dot it can only mean a folder, never somebody else's repository of that name.
         name = (PureWindowsPath if "\\" in backbone.path else PurePath)(backbone.path).name
-        backbone = replace(backbone, path=f"./{name or 'backbone'}", revision=None)
+        backbone = replace(backbone, path=f"./{name if name not in ('', '..') else 'backbone'}", revision=None)
     training: Mapping[str, object] = _last_names(dict(record.training))
     return replace(record, backbone=backbone, training=training)
 
