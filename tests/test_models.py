@@ -551,6 +551,12 @@ def edit_entry(folder: Path, entry: str, **changes: object) -> None:
     edit_json(folder / "model.json", **{entry: {**fields[entry], **changes}})
 
 
+@pytest.mark.parametrize(("names", "part"), [(("q_proj", "qproj"), "got qproj"), (("(",), "got ("), ((), "got none")])
+def test_adapters_on_layers_that_are_not_there(names: tuple[str, ...], part: str) -> None:
+    with one_line(ConfigError, "model.lora.target_modules", "gate_proj", "language model of tiny", part):
+        build_score_model(REWARD, replace(LORA, target_modules=names))
+
+
 ADAPTER = Path("adapters/reward/adapter_model.safetensors")
 
 

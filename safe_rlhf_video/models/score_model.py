@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.models.backbones import Backbone
 from safe_rlhf_video.models.config import LoraConfig, Pooling, TrainedPart
@@ -32,6 +33,9 @@ class ScoreModel(nn.Module):
         pooling: what a head reads of the token states.
         trained_parts: what of the backbone is trained in full (`config.ModelConfig`).
         gradient_checkpointing: whether the layers are run again in the backward pass, while training.
+
+    Raises:
+        ConfigError: the language model has no linear layers of a name in `lora.target_modules`.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class ScoreModel(nn.Module):
         self.dtype = backbone.model.dtype  # the frozen weights', and what is computed in
         self.backbone: nn.Module = backbone.model
         if lora.rank:
+            _check_target_modules(backbone, lora)
             first, *others = self.heads_of_adapter
             peft_config = _peft_config(lora, backbone.family.language_model)
             model = get_peft_model(backbone.model, peft_config, adapter_name=first)
@@ -179,6 +184,18 @@ class ScoreHead(nn.Module):
             states = attend(hidden_states, attention_mask, self.query)
         # No matrix product: TensorFloat-32, where a user allows it, would round both sides to 10 bits.
         return (states * self.weight).sum(-1) + self.bias
+
+
+def _check_target_modules(backbone: Backbone, lora: LoraConfig) -> None:
+    """PEFT leaves a name aside that it does not find, as long as it finds another."""
+    language_model = backbone.model.get_submodule(backbone.family.language_model)
+    there = {name.split(".")[-1] for name, module in language_model.named_modules() if isinstance(module, nn.Linear)}
+    unknown = sorted(set(lora.target_modules) - there)
+    if unknown or not lora.target_modules:
+        raise ConfigError(
+            f"model.lora.target_modules: expected one or more of {', '.join(sorted(there))}, the linear layers in the "
+            f"language model of {backbone.config.path}, got {', '.join(unknown) or 'none'}; correct it"
+        )
 
 
 def _peft_config(lora: LoraConfig, language_model: str) -> PeftLoraConfig:
