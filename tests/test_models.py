@@ -339,6 +339,8 @@ def shard(folder: Path, index: str) -> None:
             lambda f: (torch.save({"a": torch.ones(2)}, f / "pytorch_model.bin"), (f / "model.safetensors").unlink()),
             ("model.safetensors",),
         ),
+        (lambda f: edit_json(f / "config.json", transformers_weights="a.safetensors"), ("'a.safetensors'", "rename")),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), ("adapter_config.json", "merge")),
         (lambda f: shard(f, "{"), (INDEX, "damaged")),
         (lambda f: shard(f, "{}"), (INDEX, "damaged", "'weight_map' is missing")),
         (lambda f: shard(f, '{"weight_map": []}'), (INDEX, "damaged")),

@@ -250,8 +250,26 @@ def _load_family(source: str, config: BackboneConfig) -> tuple[Family, PreTraine
         raise CheckpointError(
             f"{source}: backbones of the family {name!r} are not supported; supported: {', '.join(FAMILIES)}"
         )
+    _check_only_weights(fields, source, config)
     model_config = _load_part(AutoConfig.from_pretrained, source, config, trust_remote_code=config.trust_remote_code)
     return _read_processor(source, config, FAMILIES[name], model_config), model_config
+
+
+def _check_only_weights(fields: Mapping[str, Any], source: str, config: BackboneConfig) -> None:
+    """Refuse what makes transformers take weights from elsewhere: the fingerprint would be that of other files."""
+    if fields.get("transformers_weights"):
+        raise CheckpointError(
+            f"{source}: config.json takes the weights from {fields['transformers_weights']!r} (transformers_weights), "
+            "only model.safetensors and its index are read; rename the file and delete the entry"
+        )
+    optional = dict.fromkeys(
+        ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False
+    )
+    if _load_part(cached_file, source, config, filename="adapter_config.json", **optional):
+        raise CheckpointError(
+            f"{source}: has an adapter (adapter_config.json), so that its weights are not those of a backbone alone; "
+            "merge the adapter into them, or delete it"
+        )
 
 
 def _resolve_source(config: BackboneConfig) -> str:
