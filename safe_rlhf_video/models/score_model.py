@@ -92,7 +92,7 @@ class ScoreModel(nn.Module):
         for adapter, heads in self.heads_of_adapter.items():
             if len(self.heads_of_adapter) > 1 and self.lora.rank:
                 self.backbone.set_adapter(adapter)  # type: ignore[operator]
-            with self._autocast(device_type):
+            with self._autocast(device_type, bool(self.lora.rank or self.trained_parts)):
                 # Rows are padded at their end and every token sees only what is before it: a mask would change no
                 # attended state, but take a slower kernel (sdpa) or wait for the device in each layer (FlashAttention).
                 hidden_states = self.backbone(
@@ -124,7 +124,7 @@ class ScoreModel(nn.Module):
     def _bare_backbone(self) -> PreTrainedModel:
         return self.backbone if self.peft_model is None else self.peft_model.get_base_model()
 
-    def _autocast(self, device_type: str, has_float32_parts: bool = True) -> AbstractContextManager[None]:
+    def _autocast(self, device_type: str, has_float32_parts: bool) -> AbstractContextManager[None]:
         """Float32 parts among frozen weights of less compute in the weights' type, in training as in scoring."""
         is_needed = has_float32_parts and self.dtype != torch.float32
         dtype = self.dtype if is_needed else None
