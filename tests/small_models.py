@@ -88,6 +88,22 @@ def score(model: ScoreModel, backbone: Backbone, texts: list[str], videos: Seque
     return {head: values.double().numpy() for head, values in output.items()}
 
 
+def count_kept(model: ScoreModel, inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
+    """Scores, and the bytes that autograd keeps for their backward pass, each storage once, but for the parameters'."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scores = model(inputs)
+    return scores, sum(storage.nbytes() for storage in kept.values())
+
+
 @contextmanager
 def one_line(error_type: type[SafeRLHFVideoError], *parts: str) -> Iterator[None]:
     """The block raises this error, in one line that holds all parts."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import launch
 from memory_probe import CASES, HEADS, SETTINGS, build_config
-from small_models import PROMPTS, noise_video
+from small_models import PROMPTS, count_kept, noise_video
 from tiny_backbones import SAMPLINGS, write_tiny_backbone
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -71,23 +71,6 @@ def clips(family: str) -> list[Video]:
     return [sample_video(video.frames, video.timestamps, SAMPLINGS[family]) for video in videos]
 
 
-def kept_bytes(model: ScoreModel, inputs: dict[str, torch.Tensor]) -> int:
-    """Bytes of all distinct storages that autograd keeps, but for the model's own."""
-    own = {parameter.data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        scores = model(inputs)
-    assert all(values.requires_grad for values in scores.values())
-    return sum(storage.nbytes() for storage in kept.values())
-
-
 def test_weights_gradients_and_optimiser_state_are_those_of_a_real_step(tmp_path: Path) -> None:
     launch(Path(__file__).with_name("memory_probe.py"), tmp_path / "sizes.json")
     sizes = json.loads((tmp_path / "sizes.json").read_text())
@@ -113,7 +96,7 @@ def test_loading_and_saved_states_are_those_of_a_real_model(folder: Path, family
         assert estimate.loading == sum(one.nbytes for one in model.parameters())
         # Of a trained projector, only what its linear layers keep is counted.
         assert estimate.saved_states == pytest.approx(
-            kept_bytes(model, inputs), rel=1e-3 if setting == "lora" else 0.04
+            count_kept(model, inputs)[1], rel=1e-3 if setting == "lora" else 0.04
         )
 
 

@@ -16,6 +16,7 @@ from small_models import (
     PROMPTS,
     REWARD,
     build_score_model,
+    count_kept,
     noise_video,
     one_line,
     score,
@@ -89,20 +90,10 @@ def gradients(model: ScoreModel, inputs: dict[str, torch.Tensor]) -> dict[str, t
 
 
 def saved_bytes(model: ScoreModel, inputs: dict[str, torch.Tensor]) -> int:
-    """What a training step keeps between forward and backward, each storage once, parameters aside."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        scores = model(inputs)["reward"]
-    scores.sum().backward()
-    return sum(storage.nbytes() for storage in kept.values())
+    """What a training step keeps between forward and backward; its gradients are there afterwards."""
+    scores, kept = count_kept(model, inputs)
+    scores["reward"].sum().backward()
+    return kept
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
