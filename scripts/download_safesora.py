@@ -32,7 +32,7 @@ ARCHIVE = "videos.tar.gz"
 LICENCE = """\
 SafeSora is licensed under CC BY-NC 4.0: you may use and share it with attribution, for non-commercial purposes only
 (https://creativecommons.org/licenses/by-nc/4.0/). It shows and describes harmful content."""
-CONFIG_SAMPLING = "--max_pixels 50176"  # what differs between configs/reward.yaml, cost.yaml and the defaults
+CONFIG_SAMPLING = "--max_pixels 50176"  # what differs between configs/joint.yaml, reward.yaml, cost.yaml and the defaults
 QUICK_BYTES = 2**24  # a file that is read in a moment needs no bar
 BLOCK_BYTES = 2**22
 
@@ -337,8 +337,7 @@ def print_next(corpus: str, out: Path, names: list[str], extracted: bool) -> Non
                 f"    python scripts/prepare_videos.py --data {paths} --archive {folder}/{ARCHIVE} "
                 f"--out {folder}/frames {CONFIG_SAMPLING}"
             )
-        for head in ("reward", "cost"):
-            print(f"    deepspeed scripts/train_{head}.py --config configs/{head}.yaml --data.path {folder}{store}")
+        print(f"    deepspeed scripts/train_reward.py --config configs/joint.yaml --data.path {folder}{store}")
     if corpus != "eval" and not has_archive:
         print(f"The clips are in {ARCHIVE}, the same file in {REPOSITORIES['pairs']} and {REPOSITORIES['label']}.")
         if corpus == "label":
