@@ -32,7 +32,7 @@ ARCHIVE = "videos.tar.gz"
 LICENCE = """\
 SafeSora is licensed under CC BY-NC 4.0: you may use and share it with attribution, for non-commercial purposes only
 (https://creativecommons.org/licenses/by-nc/4.0/). It shows and describes harmful content."""
-CONFIG_SAMPLING = "--max_pixels 50176"  # what differs between configs/joint.yaml, reward.yaml, cost.yaml and the defaults
+CONFIG_SAMPLING = "--max_pixels 50176"  # in which configs differ from the defaults
 QUICK_BYTES = 2**24  # a file that is read in a moment needs no bar
 BLOCK_BYTES = 2**22
 
