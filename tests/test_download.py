@@ -139,14 +139,14 @@ def test_each_corpus_arrives_whole(hub: StubHub, tmp_path: Path) -> None:
 
 def test_next_commands_fit_the_configs(hub: StubHub, tmp_path: Path) -> None:
     printed = download(hub, tmp_path, "--corpus", "pairs").stdout.partition("Next:")[2].splitlines()
-    prepare, *train = [line.split() for line in printed if line]
+    prepare, train = [line.split() for line in printed if line]
     assert prepare[:2] == ["python", "scripts/prepare_videos.py"]
     assert prepare[-2] == "--max_pixels"
-    for head, words in zip(("reward", "cost"), train, strict=True):
-        config = yaml.safe_load((ROOT / "configs" / f"{head}.yaml").read_text())
+    assert train[1:4] == ["scripts/train_reward.py", "--config", "configs/joint.yaml"]
+    assert train[-1] == prepare[prepare.index("--out") + 1]
+    for name in ("joint", "reward", "cost"):
+        config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
         assert Sampling(**config["sampling"]) == Sampling(max_pixels=int(prepare[-1]))
-        assert words[1:4] == [f"scripts/train_{head}.py", "--config", f"configs/{head}.yaml"]
-        assert words[-1] == prepare[prepare.index("--out") + 1]
 
 
 def test_cut_connections_and_kills_lose_nothing(hub: StubHub, tmp_path: Path) -> None:
