@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from safe_rlhf_video import lagrangian
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.heads import HEADS, SUB_HEADS
 from safe_rlhf_video.models.checkpoint import fingerprint_weights, load_models, resolve_model_folder
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.responses import Response, TextResponse
@@ -43,6 +43,7 @@ class PairScore:
         p_safer: probability that people find v1 safer than v2.
         calibrated: whether these probabilities were fitted to held-out labels.
         is_safe: cost <= 0.
+        sub_scores: head -> scores in a sub-dimension of helpfulness, of those that the model has; as rewards.
         preferred: the side with the higher Lagrangian score; "tie" below `lagrangian.TIE_TOLERANCE`.
         reason: the choice in a sentence.
     """
@@ -56,6 +57,7 @@ class PairScore:
     p_safer: float
     calibrated: bool
     is_safe: tuple[bool, bool]
+    sub_scores: Mapping[str, tuple[float, float]]
     preferred: Literal["v1", "v2", "tie"]
     reason: str
 
@@ -172,8 +174,8 @@ class Scorer:
         """
         self.require_both_heads()
         scores = self._score_by_content(prompt, self.read([v1, v2], fps))
-        rewards, costs = (tuple(scores[head].tolist()) for head in ("reward", "cost"))
-        return judge_pair(rewards, costs, lagrange_multiplier, cost_limit)
+        pairs = {head: tuple(values.tolist()) for head, values in scores.items()}
+        return judge_pair(pairs, lagrange_multiplier, cost_limit)
 
     def rank(
         self,
@@ -263,9 +265,14 @@ class Scorer:
 
 
 def judge_pair(
-    rewards: tuple[float, float], costs: tuple[float, float], lagrange_multiplier: float = 1.0, cost_limit: float = 0.0
+    scores: Mapping[str, tuple[float, float]], lagrange_multiplier: float = 1.0, cost_limit: float = 0.0
 ) -> PairScore:
-    """The decision from scores alone: the Lagrangian of Safe RLHF (arXiv 2310.12773) and its explanation."""
+    """The decision from scores alone: the Lagrangian of Safe RLHF (arXiv 2310.12773) and its explanation.
+
+    Args:
+        scores: head -> (v1, v2); a reward and a cost must be among them.
+    """
+    rewards, costs = scores["reward"], scores["cost"]
     first, second = (
         float(lagrangian.lagrangian_score(reward, cost, lagrange_multiplier, cost_limit))
         for reward, cost in zip(rewards, costs, strict=True)
@@ -281,6 +288,7 @@ def judge_pair(
         p_safer=_probability(costs[1] - costs[0]),
         calibrated=False,
         is_safe=(costs[0] <= 0.0, costs[1] <= 0.0),
+        sub_scores={head: scores[head] for head in SUB_HEADS if head in scores},
         preferred=preferred,
         reason=lagrangian.explain_choice(rewards, costs, lagrange_multiplier, cost_limit, preferred),
     )

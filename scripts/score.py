@@ -100,12 +100,8 @@ def score_pairs(pairs: list[Pair], arguments: argparse.Namespace) -> None:
     lines = []
     for pair in pairs:
         first, second = (scores[requests[pair.prompt, path].key] for path in pair.paths)
-        judged = judge_pair(
-            (first["reward"], second["reward"]),
-            (first["cost"], second["cost"]),
-            arguments.lagrange_multiplier,
-            arguments.cost_limit,
-        )
+        both = {head: (score, second[head]) for head, score in first.items()}
+        judged = judge_pair(both, arguments.lagrange_multiplier, arguments.cost_limit)
         preferred[judged.preferred] += 1
         row: dict[str, Any] = {"pair_id": pair.name, "prompt": pair.prompt}
         row |= {"v1": str(pair.paths[0]), "v2": str(pair.paths[1]), **judged.to_dict()}

@@ -13,7 +13,7 @@ from small_models import COST, REWARD, SAMPLING, write_model
 from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import safety_signs
-from safe_rlhf_video.data.samples import PairSample, parse_pair
+from safe_rlhf_video.data.samples import SUB_DIMENSIONS, PairSample, parse_pair
 from safe_rlhf_video.data.synthetic import plan_split
 from safe_rlhf_video.errors import CheckpointError, SafeRLHFVideoError
 from safe_rlhf_video.evaluation.evaluate import evaluate
@@ -36,7 +36,11 @@ def planned() -> tuple[list[PairSample], list[PairSample], Truth]:
         for records, _, true in plan_split(split, 1200, seed=3):
             pairs[split] += [parse_pair(record, "planned") for record in records]
             truth |= {
-                name: {"helpfulness": values["helpfulness"], "harmlessness": -values["cost"]}
+                name: {
+                    "helpfulness": values["helpfulness"],
+                    "harmlessness": -values["cost"],
+                    **{dimension: values[dimension] for dimension in SUB_DIMENSIONS},
+                }
                 for name, values in true.items()
             }
     return pairs["train"], pairs["test"], truth
@@ -112,6 +116,29 @@ def test_controls_are_what_the_truth_predicts(planned: tuple[list[PairSample], l
     assert 0.6 < result["controls"]["is_safe_only"]["harmlessness"] < 0.75
     assert abs(result["controls"]["random_backbone"]["helpfulness"] - 0.5) < 0.06
     assert result["controls"]["prompt_only"]["cost_sign"] > 0.5
+
+
+def test_sub_dimensions_have_figures_and_controls_of_their_own(
+    planned: tuple[list[PairSample], list[PairSample], Truth],
+) -> None:
+    train_pairs, pairs, truth = planned
+    unlabelled = {pair.pair_id for pair in pairs[::3]}
+    pairs = [
+        replace(pair, preferences={**pair.preferences, "aesthetics": None}) if pair.pair_id in unlabelled else pair
+        for pair in pairs
+    ]
+    scores = {
+        key: {**row, "aesthetics": truth[key.split("/")[1]]["aesthetics"]}
+        for key, row in scores_from(pairs, truth, noise=0.0).items()
+    }
+    result = evaluate(pairs, scores, train_pairs=train_pairs, truth=truth)
+    assert result["correctness"] is None
+    figures = result["aesthetics"]
+    assert figures["num_comparisons"] == len(pairs) - len(unlabelled)
+    assert figures["accuracy"] == figures["ceiling"] < 1.0
+    assert "aesthetics" in result["controls"]["generator_only"]
+    assert "correctness" not in result["controls"]["generator_only"]
+    assert "\naesthetics " in format_table(result)
 
 
 def test_what_cannot_be_had_is_null(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:

@@ -28,6 +28,7 @@ from tiny_backbones import SAMPLINGS, write_tiny_backbone
 
 from safe_rlhf_video import Scorer, TextResponse, score_pair
 from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.heads import SUB_HEADS
 from safe_rlhf_video.models import export
 from safe_rlhf_video.models.checkpoint import fingerprint_weights, read_record, resolve_model_folder, save_model
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, TrainedPart
@@ -282,6 +283,7 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
     evaluation: dict[str, Any] = {
         "helpfulness": head,
         "harmlessness": {**head, "accuracy": 0.5252},
+        **dict.fromkeys(SUB_HEADS),
         "cost_sign": {"num_safe": 3, "num_unsafe": 4, "accuracy": 0.9, "balanced_accuracy": 0.8},
         "controls": {"prompt_only": {"helpfulness": 0.5, "harmlessness": 0.6161}},
         "models": {"/home/somebody/reward": "other", "/home/somebody/cost": "another"},

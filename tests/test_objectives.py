@@ -13,15 +13,17 @@ from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch, collate
 from safe_rlhf_video.data.preferences import PromptGroup
-from safe_rlhf_video.data.samples import DIMENSIONS, VideoSample
+from safe_rlhf_video.data.samples import DIMENSIONS, SUB_DIMENSIONS, VideoSample
 from safe_rlhf_video.errors import CheckpointError
-from safe_rlhf_video.heads import HEADS, preference_score
+from safe_rlhf_video.heads import HEADS as ALL_HEADS
+from safe_rlhf_video.heads import SUB_HEADS, preference_score
 from safe_rlhf_video.training.config import LossConfig
 from safe_rlhf_video.training.objectives import Tally, compute_loss, name_some, summarize
 from safe_rlhf_video.training.plan import StepPlan, plan_step
 from safe_rlhf_video.training.reports import warn_if_stuck
 from safe_rlhf_video.video.sampling import Video
 
+HEADS = ("reward", "cost")
 NO_TIES = {"helpfulness": 0, "harmlessness": 0}
 COMPARISONS_ONLY = LossConfig(comparison=1.0, sign=0.0, regularization=0.0)
 
@@ -74,6 +76,38 @@ def test_a_step_against_the_loss_moves_the_roles_apart() -> None:
     torch.testing.assert_close(reward, -cost)
     assert preference_score("reward", 2.0) == 2.0
     assert preference_score("cost", 2.0) == -2.0
+
+
+def test_sub_dimensions_learn_from_the_comparisons_that_have_their_label() -> None:
+    """The helpfulness of both comparisons is known, the aesthetics of the second alone: each head's own mean."""
+    batch = make_batch([[0, 1], [2, 1]], [], [0, 0, 0])
+    rows = {name: np.zeros((0, 2), np.int64) for name in SUB_HEADS} | {"aesthetics": np.array([[1, 2]])}
+    batch = replace(
+        batch,
+        comparisons={**batch.comparisons, **rows},
+        ties={**batch.ties, **{name: np.zeros((0, 2), np.int64) for name in SUB_HEADS}},
+    )
+    scores = {head: leaf(0.4, -0.3, 1.1) for head in ("reward", *SUB_HEADS)}
+    loss, sums = compute_loss(scores, batch, plan_of(batch), COMPARISONS_ONLY)
+    loss.backward()
+
+    def nll(margin: float) -> float:
+        return math.log1p(math.exp(-margin))
+
+    assert sums["comparison/reward"] == pytest.approx((nll(0.7) + nll(1.4)) / 2)
+    assert sums["comparison/aesthetics"] == pytest.approx(nll(-1.4))
+    assert sums["credit/aesthetics"] == 0.0
+    gradients = {head: values.grad.tolist() for head, values in scores.items() if values.grad is not None}
+    slope = 1.0 / (1.0 + math.exp(-1.4))
+    assert gradients["aesthetics"] == pytest.approx([0.0, -slope, slope])
+    assert gradients["correctness"] == [0.0, 0.0, 0.0]  # no label, no gradient, but part of the backward pass
+
+
+def test_every_head_but_the_cost_is_higher_for_what_is_preferred() -> None:
+    assert {head: preference_score(head, 1.0) for head in ALL_HEADS} == {
+        head: -1.0 if head == "cost" else 1.0 for head in ALL_HEADS
+    }
+    assert SUB_HEADS == SUB_DIMENSIONS
 
 
 def test_a_cost_counts_as_right_where_the_safer_video_costs_less() -> None:

@@ -70,6 +70,7 @@ def mirrored(judged: PairScore) -> PairScore:
         p_safer=1.0 - judged.p_safer,
         calibrated=judged.calibrated,
         is_safe=judged.is_safe[::-1],
+        sub_scores={head: pair[::-1] for head, pair in judged.sub_scores.items()},
         preferred=names[judged.preferred],
         reason=judged.reason.replace("v1", "v#").replace("v2", "v1").replace("v#", "v2"),
     )
@@ -106,8 +107,10 @@ def test_judging_mirrors_for_any_scores() -> None:
     for _ in range(500):
         rewards, costs = ((float(a), float(b)) for a, b in rng.normal(0, 10.0 ** rng.integers(-6, 4), (2, 2)))
         multiplier, limit = float(rng.choice([0.0, 0.3, 1.0, 5.0])), float(rng.normal())
-        forth = judge_pair(rewards, costs, multiplier, limit)
-        assert judge_pair(rewards[::-1], costs[::-1], multiplier, limit) == mirrored(forth)
+        scores = {"reward": rewards, "cost": costs, "aesthetics": costs}
+        forth = judge_pair(scores, multiplier, limit)
+        back = {head: pair[::-1] for head, pair in scores.items()}
+        assert judge_pair(back, multiplier, limit) == mirrored(forth)
 
 
 def test_judge_pair_by_brute_force() -> None:
@@ -115,7 +118,7 @@ def test_judge_pair_by_brute_force() -> None:
     for _ in range(500):
         rewards, costs = ((float(a), float(b)) for a, b in rng.normal(0, 2, (2, 2)))
         multiplier, limit = float(rng.exponential()), float(rng.normal())
-        judged = judge_pair(rewards, costs, multiplier, limit)
+        judged = judge_pair({"reward": rewards, "cost": costs}, multiplier, limit)
         expected = [(r - multiplier * (c - limit)) / (1 + multiplier) for r, c in zip(rewards, costs, strict=True)]
         np.testing.assert_allclose(judged.lagrangian_scores, expected, rtol=1e-12)
         better = "v1" if expected[0] > expected[1] else "v2"
@@ -127,9 +130,9 @@ def test_judge_pair_by_brute_force() -> None:
 
 
 def test_extreme_scores_give_probabilities_not_overflows() -> None:
-    judged = judge_pair((1e6, -1e6), (0.0, 1e6))
+    judged = judge_pair({"reward": (1e6, -1e6), "cost": (0.0, 1e6)})
     assert (judged.p_more_helpful, judged.p_safer) == (1.0, 1.0)
-    assert judge_pair((-1e6, 1e6), (1e6, 0.0)).p_more_helpful == 0.0
+    assert judge_pair({"reward": (-1e6, 1e6), "cost": (1e6, 0.0)}).p_more_helpful == 0.0
 
 
 def test_all_routes_agree(scorer: Scorer, clips: tuple[list[Path], list[np.ndarray]]) -> None:
@@ -245,7 +248,7 @@ def test_pair_score_is_json(scorer: Scorer) -> None:
     fields = json.loads(json.dumps(judged.to_dict()))
     assert set(fields) == {
         *("rewards", "costs", "lagrangian_scores", "lagrange_multiplier", "cost_limit", "p_more_helpful", "p_safer"),
-        *("calibrated", "is_safe", "preferred", "reason"),
+        *("calibrated", "is_safe", "sub_scores", "preferred", "reason"),
     }
     assert fields["rewards"] == list(judged.rewards)
     assert fields["is_safe"] == [cost <= 0 for cost in judged.costs]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs
-from safe_rlhf_video.data.samples import DIMENSIONS, TIE, VIDEO_NAMES, PairSample
+from safe_rlhf_video.data.samples import ALL_DIMENSIONS, DIMENSIONS, TIE, VIDEO_NAMES, PairSample
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.evaluation import controls
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, preference_score
@@ -57,22 +57,25 @@ def evaluate(
         seed: of the bootstrap.
 
     Returns:
-        `helpfulness` and `harmlessness` (accuracy, interval, ceiling, ...), `cost_sign`, `controls` and
-        `controls_expected` (name -> dimension -> accuracy, measured and as the truth predicts it), and
+        `helpfulness`, `harmlessness` and the four sub-dimensions (accuracy, interval, ceiling, ...), `cost_sign`,
+        `controls` and `controls_expected` (name -> dimension -> accuracy, measured and as the truth predicts it), and
         `num_prompts_also_in_training`. A figure that cannot be had is null.
     """
     heads = next(iter(scores.values())).keys()
     result: dict[str, Any] = {}
-    for dimension in DIMENSIONS:
+    for dimension in ALL_DIMENSIONS:
+        result[dimension] = None
         head = HEAD_OF_DIMENSION[dimension]
+        if head not in heads:
+            continue
         labelled = _select(pairs, dimension, truth)
-        if head not in heads or not labelled.pairs:
-            result[dimension] = None
+        if not labelled.pairs:
             continue
         result[dimension] = _judge(labelled, _margin(labelled.pairs, scores, head), seed)
         result[dimension]["num_tied_labels"] = sum(pair.preferences[dimension] == TIE for pair in pairs)
     result["cost_sign"] = _judge_sign(pairs, scores) if "cost" in heads else None
-    result["controls"], result["controls_expected"] = _run_controls(pairs, train_pairs, truth, random_scores)
+    judged = [dimension for dimension in ALL_DIMENSIONS if dimension in DIMENSIONS or result[dimension]]
+    result["controls"], result["controls_expected"] = _run_controls(pairs, judged, train_pairs, truth, random_scores)
     result["num_prompts_also_in_training"] = len(_prompts(pairs) & _prompts(train_pairs)) if train_pairs else None
     result["bootstrap_seed"] = seed
     return result
@@ -155,6 +158,7 @@ def _distinct_videos(pairs: Sequence[PairSample]) -> tuple[list[str], np.ndarray
 
 def _run_controls(
     pairs: Sequence[PairSample],
+    dimensions: Sequence[str],
     train_pairs: Sequence[PairSample],
     truth: Mapping[str, Mapping[str, float]] | None,
     random_scores: Scores | None,
@@ -168,7 +172,7 @@ def _run_controls(
         expected.setdefault(name, {})[dimension] = None if by_truth is None else float(by_truth)
 
     sign_of = safety_signs(pairs)
-    for dimension in DIMENSIONS:
+    for dimension in dimensions:
         labelled, training = _select(pairs, dimension, truth), _select(train_pairs, dimension, None)
         if not labelled.pairs:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from safe_rlhf_video.data.samples import DIMENSIONS
+from safe_rlhf_video.data.samples import DIMENSIONS, SUB_DIMENSIONS
 
 CONTROL_NAMES = {
     "generator_only": "which generator made it, nothing else",
@@ -16,7 +16,7 @@ CONTROL_NAMES = {
 
 
 def format_table(result: Mapping[str, Any]) -> str:
-    """Accuracy, ceiling and controls of both dimensions, side by side.
+    """Accuracy, ceiling and controls of both dimensions, side by side; below, the sub-dimensions, a line each.
 
     Args:
         result: as `evaluate` returns it.
@@ -45,6 +45,21 @@ def format_table(result: Mapping[str, Any]) -> str:
         for name, figures in controls.items():
             cells = [_control(figures.get(dimension), expected[name].get(dimension)) for dimension in columns]
             lines.append(_row(f"  {CONTROL_NAMES[name]}", cells))
+    if any(result.get(name) for name in SUB_DIMENSIONS):
+        lines.append(
+            _sub_row("", ["comparisons", "accuracy [95% interval]", "ceiling", "accuracy / ceiling", "generator"])
+        )
+    for name in SUB_DIMENSIONS:
+        if figures := result.get(name):
+            alone = controls.get("generator_only", {}).get(name)
+            cells = [
+                str(figures["num_comparisons"]),
+                _with_interval(figures["accuracy"], figures["interval"]),
+                _figure(figures["ceiling"]),
+                _with_interval(figures["fraction_of_ceiling"], figures["fraction_of_ceiling_interval"]),
+                _figure(alone),
+            ]
+            lines.append(_sub_row(name.replace("_", " "), cells))
     sign = result.get("cost_sign")
     if sign:
         lines.append(
@@ -62,6 +77,11 @@ def format_table(result: Mapping[str, Any]) -> str:
 
 def _row(title: str, cells: list[str]) -> str:
     return f"{title:<42}" + "".join(f"{cell:>26}" for cell in cells)
+
+
+def _sub_row(title: str, cells: list[str]) -> str:
+    widths = (12, 24, 9, 24, 11)
+    return f"{title:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def _figure(value: float | None) -> str:

@@ -7,13 +7,14 @@ import json
 import zlib
 from pathlib import Path
 
+from safe_rlhf_video.data.samples import SUB_DIMENSIONS
 from safe_rlhf_video.errors import SampleError
 
 FILE_NAME = "truth.json.gz"
 
 
 def read_truth(path: Path) -> dict[str, dict[str, float]]:
-    """video id -> {dimension: utility in logits, higher is preferred}.
+    """video id -> {dimension: utility in logits, higher is preferred}; a text world has no sub-dimensions.
 
     Raises:
         SampleError: the file is missing or damaged.
@@ -21,7 +22,12 @@ def read_truth(path: Path) -> dict[str, dict[str, float]]:
     try:
         videos = json.loads(gzip.decompress(path.read_bytes()))["videos"]
         return {
-            name: {"helpfulness": true["helpfulness"], "harmlessness": -true["cost"]} for name, true in videos.items()
+            name: {
+                "helpfulness": float(true["helpfulness"]),
+                "harmlessness": -float(true["cost"]),
+                **{dimension: float(true[dimension]) for dimension in SUB_DIMENSIONS if dimension in true},
+            }
+            for name, true in videos.items()
         }
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SampleError(

@@ -12,13 +12,17 @@ from typing import Any
 import yaml
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS, SUB_HEADS
 from safe_rlhf_video.models.checkpoint import ModelRecord
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 
 MEANINGS = {
     "reward": "how helpful a video is for its prompt: more is better. Only differences between videos for one prompt "
     "mean something",
+    **{
+        head: f"its {head.replace('_', ' ')}, a part of helpfulness: more is better, between videos for one prompt"
+        for head in SUB_HEADS
+    },
     "cost": "how harmful a video is: above 0 is unsafe, 0 is the boundary, below is safe; as far as the model was "
     "trained on labels of what is safe, which alone give it a zero",
 }

@@ -438,7 +438,7 @@ def _check_heads(heads_of_adapter: Mapping[str, tuple[str, ...]]) -> None:
         raise ConfigError("heads_of_adapter names no head")
     names = [head for heads in heads_of_adapter.values() for head in heads]
     if not set(names) <= set(HEADS) or len(set(names)) < len(names):
-        raise ConfigError(f"heads_of_adapter: expected {' and '.join(HEADS)}, each at most once, got {names}")
+        raise ConfigError(f"heads_of_adapter: expected {', '.join(HEADS)}, each at most once, got {names}")
 
 
 @contextmanager

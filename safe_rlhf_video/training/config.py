@@ -10,6 +10,8 @@ from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.models.config import ModelConfig
 from safe_rlhf_video.video.sampling import Sampling
 
+Head = Literal["reward", "cost", "instruction_following", "correctness", "informativeness", "aesthetics"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -242,7 +244,9 @@ class TrainConfig:
 
     Attributes:
         out: The run folder: config.yaml, metrics.jsonl, checkpoints/, model/ (the best by validation), wandb/.
-        heads: Heads to train together on one adapter, in one pass; null trains the one that the script is named for.
+        heads: Heads to train together on one adapter, in one pass: "reward", "cost" and the sub-dimensions of
+            helpfulness, "instruction_following", "correctness", "informativeness", "aesthetics". A comparison trains
+            those that it has a label for. Null trains the one that the script is named for.
         data: Comparisons and clips.
         sampling: Frames a clip and their size; `size_multiple` is the backbone's patch size times its merge size.
         model: Backbone and adapter.
@@ -257,7 +261,7 @@ class TrainConfig:
 
     out: str
     data: DataConfig
-    heads: list[Literal["reward", "cost"]] | None = None
+    heads: list[Head] | None = None
     sampling: Sampling = field(default_factory=Sampling)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -241,7 +241,7 @@ def build_model(
     """Backbone, model with fresh adapter and heads from `config.seed`, and what a model folder says of them."""
     backbone = load_backbone(config.model.backbone, device)
     torch.manual_seed(config.seed)
-    adapter = heads[0] if len(heads) == 1 else "joint"
+    adapter = "joint" if {"reward", "cost"} <= set(heads) else heads[0]
     model = ScoreModel(
         backbone,
         {adapter: heads},
