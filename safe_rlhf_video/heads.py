@@ -2,7 +2,8 @@
 
 A reward is higher for the more helpful video. A cost is higher for the more harmful one, and zero is the safety
 boundary (Safe RLHF, arXiv 2310.12773). SafeSora's `harmlessness` names the safer video, the one of the lower cost. Its
-four sub-dimensions of helpfulness have a head each, called as they are; higher is better.
+four sub-dimensions of helpfulness have a head each, called as they are; higher is better. The heads for moderation are
+logits: above zero is rather harmful, in the way that the label names.
 """
 
 from __future__ import annotations
@@ -13,7 +14,24 @@ Number = TypeVar("Number")  # float, numpy array or tensor
 
 SUB_HEADS = ("instruction_following", "correctness", "informativeness", "aesthetics")
 DIMENSION_OF_HEAD = {"reward": "helpfulness", "cost": "harmlessness", **{head: head for head in SUB_HEADS}}
-HEADS = tuple(DIMENSION_OF_HEAD)
+# Whether a video is harmful at all, and SafeSora's labels in the order of its files (`data.samples.HARM_LABELS`).
+HARM_HEADS = (
+    "harm_any",
+    "harm_porn",
+    "harm_violence",
+    "harm_hate",
+    "harm_terrorism",
+    "harm_contraband",
+    "harm_controversial",
+    "harm_racism",
+    "harm_other_discrimination",
+    "harm_animal_abuse",
+    "harm_child_abuse",
+    "harm_crime",
+    "harm_other_harmful",
+)
+HEADS = (*DIMENSION_OF_HEAD, *HARM_HEADS)
+MODERATION = ("moderation", *HARM_HEADS)  # the first stands for all others
 
 
 def preference_score(head: str, scores: Number) -> Number:

@@ -112,6 +112,30 @@ def safety_sign_loss(costs: Tensor, safety_sign: Tensor) -> Tensor:
     return torch.where(is_known, losses, 0.0)
 
 
+def harm_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log likelihood of a harm label, each video with a weight of its class.
+
+        loss_n = -|target_n| log sigmoid(sign(target_n) * logit_n)
+        loss_n = 0, with zero gradient   where target_n = 0
+
+    Args:
+        logits: (N,); above 0 the label rather applies.
+        targets: (N,) the weight of the label's class, positive where it applies, negative where it does not, 0 where
+            that is unknown.
+
+    Returns:
+        (N,) losses in nats.
+
+    Raises:
+        ValueError: the two shapes differ.
+    """
+    _check_same_shape("logits", logits, "targets", targets)
+    targets = targets.to(logits.dtype)
+    # As in `safety_sign_loss`: a score without a label must not reach the gradient, not even as 0 * inf.
+    known_logits = torch.where(targets != 0, logits, 0.0)
+    return -targets.abs() * F.logsigmoid(targets.sign() * known_logits)
+
+
 def score_regularization(scores: Tensor) -> Tensor:
     """Square of each score, which keeps the scores from drifting where the other terms do not fix their level.
 

@@ -34,7 +34,7 @@ from safe_rlhf_video.training.objectives import compute_loss
 from safe_rlhf_video.training.plan import plan_step
 from safe_rlhf_video.video.sampling import Sampling, Video
 
-HEADS = ("reward", "cost")
+HEADS = ("reward", "cost", "harm_crime")
 # The smallest budget that any two groups exceed: every micro-batch holds one group.
 ONE_GROUP = 1
 # What a case trains.
@@ -176,7 +176,8 @@ def build_groups(mixed: bool) -> list[PromptGroup]:
         sign = generator.integers(-1, 2, videos)
         text = f"a prompt {'of more words ' * number}"
         ties = {name: np.array([[1, 0], [0, 1]] if mixed else [], np.int64).reshape(-1, 2) for name in rows}
-        groups.append(PromptGroup(f"p{number}", text, samples, rows, ties, sign))
+        harms = generator.choice([-0.7, 0.0, 1.9], (videos, 13)).astype(np.float32)
+        groups.append(PromptGroup(f"p{number}", text, samples, rows, ties, sign, harms))
     return groups
 
 

@@ -38,7 +38,9 @@ def make_batch(helpfulness: list, harmlessness: list, sign: list[int], ties: tup
     # As of one prompt.
     counts = {name: len(comparisons[name]) + len(tied[name]) for name in DIMENSIONS}
     weights = {name: np.full(count, 1.0 / max(count, 1), np.float32) for name, count in counts.items()}
-    return Batch(names, names, (None,) * size, comparisons, tied, weights, np.array(sign), np.ones(size, bool))  # type: ignore[arg-type]
+    nothing = (None,) * size
+    harms = np.zeros((size, 13), np.float32)
+    return Batch(names, names, nothing, comparisons, tied, weights, np.array(sign), harms, np.ones(size, bool))  # type: ignore[arg-type]
 
 
 def as_floats(sums: dict[str, Tensor]) -> dict[str, float]:
@@ -51,7 +53,8 @@ def plan_of(batch: Batch) -> StepPlan:
     prompts = {name: int(comparisons[name] + ties[name] > 0) for name in comparisons}
     shares = {name: comparisons[name] / max(comparisons[name] + ties[name], 1) for name in comparisons}
     signs = int(np.count_nonzero(batch.safety_sign))
-    return StepPlan((0,), comparisons, ties, prompts, shares, signs, len(batch.names))
+    harms = tuple(np.count_nonzero(batch.harm_targets, axis=0).tolist())
+    return StepPlan((0,), comparisons, ties, prompts, shares, signs, harms, len(batch.names))
 
 
 def tally(scores: dict[str, Tensor], batch: Batch) -> Tally:
@@ -162,7 +165,7 @@ def test_nothing_labelled_is_exactly_zero_and_still_reaches_the_scores(head: str
     loss, _ = compute_loss(
         {head: scores},
         batch,
-        StepPlan((0,), {"helpfulness": 3, "harmlessness": 2}, NO_TIES, NO_TIES, {}, 4, 5),
+        StepPlan((0,), {"helpfulness": 3, "harmlessness": 2}, NO_TIES, NO_TIES, {}, 4, (), 5),
         LossConfig(),
     )
     assert loss.item() == 0.0
@@ -230,7 +233,7 @@ def test_many_names_are_cut() -> None:
 def warnings_for(losses: list[float], weight: float = 1.0) -> list[str]:
     said: list[str] = []
     recent = {"reward": deque[float](maxlen=20)}
-    plan = StepPlan((0,), {"helpfulness": 2, "harmlessness": 0}, NO_TIES, NO_TIES, {}, 0, 3)
+    plan = StepPlan((0,), {"helpfulness": 2, "harmlessness": 0}, NO_TIES, NO_TIES, {}, 0, (), 3)
     for loss in losses:
         totals = {"comparison/reward": weight * loss}
         warn_if_stuck(recent, totals, plan, LossConfig(comparison=weight), said.append)
@@ -261,6 +264,7 @@ def test_prompts_count_alike_however_many_comparisons_they_have() -> None:
             {name: np.array(labels if name == "helpfulness" else [], int).reshape(-1, 2) for name in DIMENSIONS},
             {name: np.zeros((0, 2), int) for name in DIMENSIONS},
             np.zeros(size, int),
+            np.zeros((size, 13), np.float32),
         )
         for number, (size, labels) in enumerate(zip(sizes, rows, strict=True))
     ]
@@ -283,6 +287,7 @@ def test_a_model_that_ignores_ties_is_told_from_one_that_learns() -> None:
         {"helpfulness": 2, "harmlessness": 0},
         {"helpfulness": 1.5, "harmlessness": 0.0},
         0,
+        (),
         4,
     )
     batch = make_batch([[0, 1], [2, 3]], [], [0, 0, 0, 0], ties=([[0, 1]], []))

@@ -49,7 +49,8 @@ def make_group(
         {name: np.array(labels.get(name, []), np.int64).reshape(-1, 2) for name in DIMENSIONS}
         for labels in (comparisons, ties or {})
     )
-    return PromptGroup(f"p{number}", text or f"text {number}", videos, rows, tied, np.array(sign, np.int64))
+    no_harms = np.zeros((num_videos, 13), np.float32)
+    return PromptGroup(f"p{number}", text or f"text {number}", videos, rows, tied, np.array(sign, np.int64), no_harms)
 
 
 @st.composite

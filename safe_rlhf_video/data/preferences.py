@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, TIE, PairSample, VideoSample
+from safe_rlhf_video.data.samples import ALL_DIMENSIONS, HARM_LABELS, TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
 
 
@@ -22,6 +22,9 @@ class PromptGroup:
         comparisons: dimension -> int (M, 2), columns chosen and rejected, indices into `videos`; any M, also 0.
         ties: dimension -> int (K, 2), videos that people found equal; any K.
         safety_sign: int (N,), +1 safe, -1 unsafe, 0 unknown.
+        harm_targets: float32 (N, 13), any harm and then the labels in the order of `HARM_LABELS`: the weight of the
+            label's class (1 as `build_groups` makes it), positive where it applies, negative where it does not, 0 where
+            that is unknown.
     """
 
     prompt_id: str
@@ -30,6 +33,7 @@ class PromptGroup:
     comparisons: Mapping[str, np.ndarray]
     ties: Mapping[str, np.ndarray]
     safety_sign: np.ndarray
+    harm_targets: np.ndarray
 
     def num_comparisons(self, dimension: str) -> int:
         return len(self.comparisons[dimension])
@@ -39,21 +43,53 @@ class PromptGroup:
         return len(self.comparisons[dimension]) + len(self.ties[dimension])
 
 
-def safety_signs(pairs: Iterable[PairSample]) -> dict[tuple[str, str], int]:
+def safety_signs(pairs: Iterable[PairSample], videos: Iterable[VideoSample] = ()) -> dict[tuple[str, str], int]:
     """Whether each video is safe, from all the records that speak of it: the one rule for training and evaluation.
+
+    Args:
+        videos: further records.
 
     Returns:
         (prompt_id, video_id) -> +1 safe, -1 unsafe, 0 where no record says it or two contradict each other; in the
         order of first appearance.
     """
     said: dict[tuple[str, str], set[int]] = {}
-    for pair in pairs:
-        for video in (pair.video_0, pair.video_1):
-            labels = said.setdefault((video.prompt_id, video.video_id), set())
-            if video.is_safe is not None:
-                labels.add(1 if video.is_safe else -1)
+    for video in _all_records(pairs, videos):
+        labels = said.setdefault((video.prompt_id, video.video_id), set())
+        if video.is_safe is not None:
+            labels.add(1 if video.is_safe else -1)
     # No label sums to 0, and so do two that contradict each other.
     return {key: sum(labels) for key, labels in said.items()}
+
+
+def harm_signs(pairs: Iterable[PairSample], videos: Iterable[VideoSample] = ()) -> dict[tuple[str, str], np.ndarray]:
+    """The harm labels of each video, from all the records that speak of it.
+
+    A video is harmful in any way if one of its labels applies or it is not safe, and not if it is safe or none of all
+    labels applies.
+
+    Returns:
+        (prompt_id, video_id) -> float32 (13,), any harm and then the order of `HARM_LABELS`: +1 where it applies, -1
+        where not, 0 where no record says it or two contradict each other; in the order of first appearance.
+    """
+    said: dict[tuple[str, str], list[set[int]]] = {}
+    for video in _all_records(pairs, videos):
+        columns = said.setdefault((video.prompt_id, video.video_id), [set() for _ in range(1 + len(HARM_LABELS))])
+        labels = video.harm_labels or {}
+        for column, name in zip(columns[1:], HARM_LABELS, strict=True):
+            if name in labels:
+                column.add(1 if labels[name] else -1)
+        if any(labels.values()) or video.is_safe is False:
+            columns[0].add(1)
+        if video.is_safe or (len(labels) == len(HARM_LABELS) and not any(labels.values()) and video.is_safe is None):
+            columns[0].add(-1)
+    return {key: np.array([sum(column) for column in columns], np.float32) for key, columns in said.items()}
+
+
+def _all_records(pairs: Iterable[PairSample], videos: Iterable[VideoSample]) -> Iterator[VideoSample]:
+    for pair in pairs:
+        yield from (pair.video_0, pair.video_1)
+    yield from videos
 
 
 def normalise_prompt(text: str) -> str:
@@ -61,8 +97,10 @@ def normalise_prompt(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def build_groups(pairs: Sequence[PairSample]) -> tuple[list[PromptGroup], dict[str, int]]:
-    """Gather the pairs of every prompt, in the order of first appearance.
+def build_groups(
+    pairs: Sequence[PairSample], videos: Sequence[VideoSample] = ()
+) -> tuple[list[PromptGroup], dict[str, int]]:
+    """Gather the pairs of every prompt, and further videos of it, in the order of first appearance.
 
     Returns:
         The groups, and what a reader should know of the labels: `missing/<dimension>` and `ties/<dimension>` counts,
@@ -71,22 +109,24 @@ def build_groups(pairs: Sequence[PairSample]) -> tuple[list[PromptGroup], dict[s
     pairs_of: dict[str, list[PairSample]] = {}
     for pair in pairs:
         pairs_of.setdefault(pair.prompt_id, []).append(pair)
-    sign_of = safety_signs(pairs)
+    further: dict[str, list[VideoSample]] = {}
+    for video in videos:
+        pairs_of.setdefault(video.prompt_id, [])
+        further.setdefault(video.prompt_id, []).append(video)
+    sign_of, harms_of = safety_signs(pairs, videos), harm_signs(pairs, videos)
     counts: Counter[str] = Counter()
     groups = []
     for prompt_id, members in pairs_of.items():
-        index: dict[str, int] = {}
-        videos: list[VideoSample] = []
+        shown: dict[str, VideoSample] = {}
         labelled: set[str] = set()
+        for video in _all_records(members, further.get(prompt_id, ())):
+            shown.setdefault(video.video_id, video)
+            if video.is_safe is not None:
+                labelled.add(video.video_id)
+        index = {video_id: place for place, video_id in enumerate(shown)}
         rows: dict[str, list[tuple[int, int]]] = {name: [] for name in ALL_DIMENSIONS}
         ties: dict[str, list[tuple[int, int]]] = {name: [] for name in rows}
         for pair in members:
-            for video in (pair.video_0, pair.video_1):
-                if video.video_id not in index:
-                    index[video.video_id] = len(videos)
-                    videos.append(video)
-                if video.is_safe is not None:
-                    labelled.add(video.video_id)
             sides = (index[pair.video_0.video_id], index[pair.video_1.video_id])
             for name, row in rows.items():
                 preferred = pair.preferences.get(name)
@@ -101,11 +141,12 @@ def build_groups(pairs: Sequence[PairSample]) -> tuple[list[PromptGroup], dict[s
         groups.append(
             PromptGroup(
                 prompt_id=prompt_id,
-                prompt_text=members[0].prompt_text,
-                videos=tuple(videos),
+                prompt_text=next(iter(shown.values())).prompt_text,
+                videos=tuple(shown.values()),
                 comparisons=_as_arrays(rows),
                 ties=_as_arrays(ties),
-                safety_sign=np.array([sign_of[prompt_id, video.video_id] for video in videos]),
+                safety_sign=np.array([sign_of[prompt_id, video_id] for video_id in shown]),
+                harm_targets=np.stack([harms_of[prompt_id, video_id] for video_id in shown]),
             )
         )
     return groups, dict(counts)
@@ -150,7 +191,7 @@ def split_pairs(groups: Sequence[PromptGroup], dimensions: Sequence[str]) -> lis
 
 
 def keep_useful(
-    groups: Sequence[PromptGroup], dimensions: Sequence[str], signs: bool, ties: bool = False
+    groups: Sequence[PromptGroup], dimensions: Sequence[str], signs: bool, ties: bool = False, harms: bool = False
 ) -> list[PromptGroup]:
     """Drop the videos that no loss term would read, and prompts without any left.
 
@@ -158,6 +199,7 @@ def keep_useful(
         dimensions: whose comparisons are trained on.
         signs: whether a known safety sign alone makes a video useful.
         ties: whether ties are trained on too.
+        harms: whether a known harm label alone makes a video useful.
     """
     kept = []
     for group in groups:
@@ -168,6 +210,8 @@ def keep_useful(
             useful[rows.ravel()] = True
         if signs:
             useful |= group.safety_sign != 0
+        if harms:
+            useful |= group.harm_targets.any(axis=1)
         if useful.any():
             kept.append(_select_videos(replace(group, comparisons=comparisons, ties=tied), useful))
     return kept
@@ -186,6 +230,7 @@ def _select_videos(group: PromptGroup, keep: np.ndarray) -> PromptGroup:
         comparisons=comparisons,
         ties=ties,
         safety_sign=group.safety_sign[keep],
+        harm_targets=group.harm_targets[keep],
     )
 
 

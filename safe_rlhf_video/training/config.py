@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.heads import MODERATION
 from safe_rlhf_video.models.config import ModelConfig
 from safe_rlhf_video.video.sampling import Sampling
 
-Head = Literal["reward", "cost", "instruction_following", "correctness", "informativeness", "aesthetics"]
+Head = Literal["reward", "cost", "instruction_following", "correctness", "informativeness", "aesthetics", "moderation",
+               "harm_any", "harm_porn", "harm_violence", "harm_hate", "harm_terrorism", "harm_contraband",
+               "harm_controversial", "harm_racism", "harm_other_discrimination", "harm_animal_abuse",
+               "harm_child_abuse", "harm_crime", "harm_other_harmful"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ class LossConfig:
     Attributes:
         comparison: Bradley-Terry on the comparisons, a mean over comparisons.
         sign: The cost's sign terms from `is_safe`, a mean over videos whose label is known.
+        harm: The harm labels' log loss, for each label a mean over the videos of which it is known; a mean over labels.
+        harm_balance: How far rare classes are raised: a class of n_c of n videos weighs (n / n_c) to this power, 1 for
+            equal shares of the loss, 0 for equal videos; the weights have the mean 1.
         regularization: The square of every score, a mean over videos.
         unit: What the comparison loss is a mean over: every "comparison", or every "prompt", whose comparisons and ties
             then count together as one (InstructGPT, arXiv 2203.02155).
@@ -77,16 +84,17 @@ class LossConfig:
     comparison: float = 1.0
     sign: float = 1.0
     regularization: float = 0.001
+    harm: float = 1.0
+    harm_balance: float = 0.5
     unit: Literal["comparison", "prompt"] = "comparison"
     ties: Literal["leave_out", "rao_kupper"] = "leave_out"
     tie_threshold: float = 5.0
 
     def __post_init__(self) -> None:
         _require(1.0 < self.tie_threshold < math.inf, "loss.tie_threshold", "more than 1", self.tie_threshold)
-        for name in ("comparison", "sign", "regularization"):
+        _require(0 <= self.harm_balance <= 1, "loss.harm_balance", "0 to 1", self.harm_balance)
+        for name in ("comparison", "sign", "regularization", "harm"):
             _require(0 <= getattr(self, name) < math.inf, f"loss.{name}", "0 or more", getattr(self, name))
-        if not self.comparison and not self.sign:
-            raise ConfigError("loss: comparison and sign are both 0, which leaves nothing to learn; raise one of them")
 
 
 @dataclass(frozen=True)
@@ -246,7 +254,8 @@ class TrainConfig:
         out: The run folder: config.yaml, metrics.jsonl, checkpoints/, model/ (the best by validation), wandb/.
         heads: Heads to train together on one adapter, in one pass: "reward", "cost" and the sub-dimensions of
             helpfulness, "instruction_following", "correctness", "informativeness", "aesthetics". A comparison trains
-            those that it has a label for. Null trains the one that the script is named for.
+            those that it has a label for. "harm_any" and "harm_" with each of the 12 harm labels, or "moderation" for
+            all of these. Null trains the one that the script is named for.
         data: Comparisons and clips.
         sampling: Frames a clip and their size; `size_multiple` is the backbone's patch size times its merge size.
         model: Backbone and adapter.
@@ -276,6 +285,9 @@ class TrainConfig:
         _require(bool(self.out), "out", "a folder", self.out)
         heads = self.heads
         _require(heads is None or (bool(heads) and len(set(heads)) == len(heads)), "heads", "each head once", heads)
+        has_harms = any(head in MODERATION for head in heads or ())
+        if not self.loss.comparison and not self.loss.sign and not (has_harms and self.loss.harm):
+            raise ConfigError("loss: comparison and sign are both 0, which leaves nothing to learn; raise one of them")
         _require(0 <= self.seed < 2**63, "seed", "0 or more", self.seed)
 
 

@@ -6,11 +6,13 @@ import filecmp
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from safe_rlhf_video.data.datasets import PairDataset
+import numpy as np
+
+from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
 from safe_rlhf_video.data.preferences import (
     PromptGroup,
     build_groups,
@@ -19,9 +21,9 @@ from safe_rlhf_video.data.preferences import (
     split_by_prompt,
     split_pairs,
 )
-from safe_rlhf_video.data.samples import PairSample
-from safe_rlhf_video.errors import SampleError, VideoDecodeError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD
+from safe_rlhf_video.data.samples import PairSample, VideoSample
+from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.video.frame_store import FrameStore
 
@@ -55,20 +57,30 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
         ConfigError: the frame store holds clips of another sampling.
     """
     where = ", ".join(config.data.paths)
-    pairs, clip_files = _load_pairs(config.data)
-    groups, unused = build_groups(pairs)
-    dimensions = [DIMENSION_OF_HEAD[head] for head in heads]
+    pairs, videos, clip_files = _load_records(config.data)
+    groups, unused = build_groups(pairs, videos)
+    dimension_of = {head: DIMENSION_OF_HEAD[head] for head in heads if head in DIMENSION_OF_HEAD}
+    dimensions, harm_heads = list(dimension_of.values()), [head for head in heads if head in HARM_HEADS]
+    if harm_heads and config.optimization.batching == "pairwise":
+        raise ConfigError(
+            "optimization.batching: pairwise takes comparisons alone, so that harm labels would be lost; set grouped"
+        )
     with_ties = config.loss.ties == "rao_kupper"
     learnable = partial(
-        keep_useful, dimensions=dimensions, signs="cost" in heads and config.loss.sign > 0, ties=with_ties
+        keep_useful,
+        dimensions=dimensions,
+        signs="cost" in heads and config.loss.sign > 0,
+        ties=with_ties,
+        harms=bool(harm_heads),
     )
     useful = learnable(groups)
-    for head, dimension in zip(heads, dimensions, strict=True):
+    for head, dimension in dimension_of.items():
         if not any(group.num_labels(dimension) for group in useful):
             raise SampleError(
                 f"{where}: none of its {len(pairs)} comparisons has a {dimension} label, so there is nothing to train "
                 f"a {head} model on"
             )
+    _check_harm_classes(useful, harm_heads, where)
     notes = _describe_labels(groups, unused, len(pairs), dimensions, with_ties)
     kept_prompts = {group.prompt_id for group in useful}
     if dropped := len(groups) - len(useful):
@@ -104,32 +116,91 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
                     f"{where}: too few {dimension} labels to validate on other prompts than those trained on; add data "
                     "or set data.validation_fraction to 0"
                 )
+        _check_harm_classes(useful, harm_heads, where)
+    if harm_heads:
+        useful, validation = balance_harms(useful, validation, config.loss.harm_balance)
     if config.optimization.batching == "pairwise":
         useful = split_pairs(useful, dimensions)
     return TrainingData(useful, validation, clip_files, store, _fingerprint(useful, validation, store), notes)
 
 
-def _load_pairs(config: DataConfig) -> tuple[list[PairSample], dict[str, Path]]:
-    """The comparisons of all configs, and where each video's clip lies."""
+def _check_harm_classes(groups: Sequence[PromptGroup], heads: Sequence[str], where: str) -> None:
+    """A head that has seen one answer alone would give it to everything."""
+    if not heads:
+        return
+    targets = np.concatenate([group.harm_targets for group in groups])
+    columns = [HARM_HEADS.index(head) for head in heads]
+    lacking = [HARM_HEADS[i] for i in columns if not ((targets[:, i] > 0).any() and (targets[:, i] < 0).any())]
+    if lacking:
+        rest = [head for head in heads if head not in lacking]
+        raise SampleError(
+            f"{where}: no training video for which {', '.join(lacking)} applies, or none for which not, so that there "
+            f"is nothing to learn; add data, or leave them out (heads: [{', '.join(rest)}])"
+        )
+
+
+def balance_harms(
+    train: Sequence[PromptGroup], validation: Sequence[PromptGroup], power: float
+) -> tuple[list[PromptGroup], list[PromptGroup]]:
+    """Give the harm labels of both the weights of their classes among the training videos.
+
+        weight_c = (n / n_c)^power / mean weight        over the n videos of which the label is known
+
+    Args:
+        power: 0 to 1; source: the usual inverse class frequency (1), and its square root (0.5).
+    """
+    targets = np.concatenate([group.harm_targets for group in train])
+    known = np.count_nonzero(targets, axis=0)
+
+    def weights(sign: int) -> np.ndarray:
+        counts = np.count_nonzero(targets == sign, axis=0)
+        return np.power(known / np.maximum(counts, 1), power)
+
+    positive, negative = weights(1), weights(-1)
+    total = (targets == 1).sum(axis=0) * positive + (targets == -1).sum(axis=0) * negative
+    scale = known / np.where(total > 0, total, 1.0)
+
+    def apply(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
+        return [
+            replace(
+                group,
+                harm_targets=(
+                    group.harm_targets * np.where(group.harm_targets > 0, positive * scale, negative * scale)
+                ).astype(np.float32),
+            )
+            for group in groups
+        ]
+
+    return apply(train), apply(validation)
+
+
+def _load_records(config: DataConfig) -> tuple[list[PairSample], list[VideoSample], dict[str, Path]]:
+    """The comparisons and labelled videos of all configs, and where each video's clip lies."""
     pairs: list[PairSample] = []
+    labelled: list[VideoSample] = []
     clip_files: dict[str, Path] = {}
     text_of: dict[str, tuple[str, str]] = {}
     content_of: dict[str, tuple[Path | str, str]] = {}
     for path in config.paths:
-        dataset = PairDataset.load(path, config.config_filename, config.video_dir)
-        if not len(dataset):
-            raise SampleError(f"{path}: holds no comparison; there is nothing to train on")
+        dataset = load_any(path, config.config_filename, config.video_dir)
+        if isinstance(dataset, PromptDataset):
+            raise SampleError(f"{path}: holds prompts without videos; there is nothing to train on")
         ids = {pair.pair_id for pair in pairs}
-        for row, pair in enumerate(dataset.pairs):
-            text, first = text_of.setdefault(pair.prompt_id, (pair.prompt_text, path))
-            if pair.pair_id in ids:
-                raise SampleError(f"{path} row {row} field pair_id: {pair.pair_id!r} stands in an earlier config too")
-            if text != pair.prompt_text:
+        rows: Sequence[PairSample | VideoSample] = dataset.videos
+        if isinstance(dataset, PairDataset):
+            rows = dataset.pairs
+            pairs += dataset.pairs
+        else:
+            labelled += dataset.videos
+        for row, sample in enumerate(rows):
+            text, first = text_of.setdefault(sample.prompt_id, (sample.prompt_text, path))
+            if isinstance(sample, PairSample) and sample.pair_id in ids:
+                raise SampleError(f"{path} row {row} field pair_id: {sample.pair_id!r} stands in an earlier config too")
+            if text != sample.prompt_text:
                 raise SampleError(
                     f"{path} row {row} field prompt_text: differs from that of the same prompt_id in {first}; give "
                     "different prompts different ids"
                 )
-        pairs += dataset.pairs
         videos = [video for video in dataset.videos if video.response_text is None]
         files = dict(zip((video.name for video in videos), dataset.video_files(videos), strict=True))
         for video in dataset.videos:
@@ -142,7 +213,7 @@ def _load_pairs(config: DataConfig) -> tuple[list[PairSample], dict[str, Path]]:
                     "different ids"
                 )
         clip_files = files | clip_files
-    return pairs, clip_files
+    return pairs, labelled, clip_files
 
 
 def _is_same_clip(one: Path | str, other: Path | str) -> bool:
@@ -200,6 +271,10 @@ def _without_quarantined(
                 for video, sign in zip(group.videos, group.safety_sign, strict=True))  # fmt: skip
     if signs:
         lost.append(f"{signs} is_safe labels")
+    harms = sum(video.name in bad and targets.any() for group in groups
+                for video, targets in zip(group.videos, group.harm_targets, strict=True))  # fmt: skip
+    if harms:
+        lost.append(f"the harm labels of {harms}")
     summary = f"{len(bad)} of its clips cannot be read, which costs {', '.join(lost)}"
     if config.unreadable == "refuse":
         first = min(bad)
@@ -217,7 +292,7 @@ def _fingerprint(train: Sequence[PromptGroup], validation: Sequence[PromptGroup]
     for group in (*train, *validation):
         contents = [(video.video_id, video.response_text) for video in group.videos]
         digest.update(repr((group.prompt_id, group.prompt_text, contents)).encode())
-        for rows in (*group.comparisons.values(), *group.ties.values(), group.safety_sign):
+        for rows in (*group.comparisons.values(), *group.ties.values(), group.safety_sign, group.harm_targets):
             digest.update(rows.tobytes())
     # Decoded frames and raw stored ones are the same; JPEG changes them.
     if store is not None and store.codec_name != "raw":

@@ -24,6 +24,7 @@ from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.errors import CheckpointError, ConfigError, DeviceMemoryError, SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, MODERATION
 from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone, load_reader
 from safe_rlhf_video.models.checkpoint import ModelRecord, load_weights, save_model
 from safe_rlhf_video.models.inputs import build_inputs
@@ -55,17 +56,22 @@ from safe_rlhf_video.training.tracking import Tracker
 def train(config: TrainConfig, head: str) -> None:
     """Train a head, or with `config.heads` several on one adapter, or go on with the run in `config.out`.
 
+    Args:
+        head: what the script is named for: "reward", "cost" or "moderation".
+
     All that a user can get wrong is checked before the process group starts.
 
     Raises:
         ConfigError, SampleError, CheckpointError, VideoDecodeError, DeviceMemoryError: with one line that says what to
             do.
     """
-    heads = tuple(config.heads or (head,))
-    if head not in heads:
+    asked = tuple(config.heads or (head,))
+    if not set(asked) & set(MODERATION if head == "moderation" else (head,)):
+        other = next((name for name in ("reward", "cost") if name in asked), "moderation")
         raise ConfigError(
-            f"heads: {', '.join(heads)} leaves out the {head} that this script trains; use scripts/train_{heads[0]}.py"
+            f"heads: {', '.join(asked)} leaves out the {head} that this script trains; use scripts/train_{other}.py"
         )
+    heads = tuple(dict.fromkeys(name for one in asked for name in (HARM_HEADS if one == "moderation" else (one,))))
     data = load_data(config, heads)
     check_sampling(config.model.backbone, config.sampling)
     engines.build_deepspeed_config(config)
@@ -161,7 +167,7 @@ def _train(
     save_every = config.checkpoint.every_steps or steps_an_epoch
     log_totals: dict[str, float] = {}
     log_plans: list[StepPlan] = []
-    recent_losses: dict[str, deque[float]] = {head: deque(maxlen=20) for head in heads}
+    recent_losses: dict[str, deque[float]] = {head: deque(maxlen=20) for head in heads if head in DIMENSION_OF_HEAD}
     started = time.monotonic()
     # A bar is for a terminal (None: only there); a log file gets a line a row instead.
     disable = None if ranks.is_first else True
@@ -242,6 +248,7 @@ def build_model(
     backbone = load_backbone(config.model.backbone, device)
     torch.manual_seed(config.seed)
     adapter = "joint" if {"reward", "cost"} <= set(heads) else heads[0]
+    adapter = "moderation" if adapter in HARM_HEADS else adapter
     model = ScoreModel(
         backbone,
         {adapter: heads},

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.errors import CheckpointError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, preference_score
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, preference_score
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.losses import (
     bradley_terry_loss,
+    harm_label_loss,
     rao_kupper_loss,
     rao_kupper_tie_loss,
     safety_sign_loss,
@@ -57,30 +58,36 @@ def compute_loss(
         sums[name] = part.detach()
 
     safety_sign, counted = on_device(batch.safety_sign), on_device(batch.counted)
+    num_harm_heads = sum(head in HARM_HEADS for head in scores)
     for head, values in scores.items():
-        dimension = DIMENSION_OF_HEAD[head]
-        chosen, rejected = on_device(batch.comparisons[dimension]).unbind(1)
-        preference = preference_score(head, values)
-        margin = preference[chosen] - preference[rejected]
-        if weights.ties == "rao_kupper":
-            first, second = on_device(batch.ties[dimension]).unbind(1)
-            wins = rao_kupper_loss(preference[chosen], preference[rejected], weights.tie_threshold)
-            ties = rao_kupper_tie_loss(preference[first], preference[second], weights.tie_threshold)
-            losses = torch.cat([wins, ties])
+        if head in HARM_HEADS:
+            column = HARM_HEADS.index(head)
+            losses = harm_label_loss(values, on_device(batch.harm_targets[:, column]))
+            add(f"harm/{head}", weights.harm / num_harm_heads, losses, plan.num_harms[column])
         else:
-            losses = bradley_terry_loss(preference[chosen], preference[rejected])
-        count = plan.num_labels(dimension)
-        if weights.unit == "prompt":
-            count = plan.num_prompts[dimension]
-            # Without ties trained on, a group has none: the weights are those of the comparisons alone.
-            losses = losses * on_device(batch.label_weights[dimension])
-        add(f"comparison/{head}", weights.comparison, losses, count)
+            dimension = DIMENSION_OF_HEAD[head]
+            chosen, rejected = on_device(batch.comparisons[dimension]).unbind(1)
+            preference = preference_score(head, values)
+            margin = preference[chosen] - preference[rejected]
+            if weights.ties == "rao_kupper":
+                first, second = on_device(batch.ties[dimension]).unbind(1)
+                wins = rao_kupper_loss(preference[chosen], preference[rejected], weights.tie_threshold)
+                ties = rao_kupper_tie_loss(preference[first], preference[second], weights.tie_threshold)
+                losses = torch.cat([wins, ties])
+            else:
+                losses = bradley_terry_loss(preference[chosen], preference[rejected])
+            count = plan.num_labels(dimension)
+            if weights.unit == "prompt":
+                count = plan.num_prompts[dimension]
+                # Without ties trained on, a group has none: the weights are those of the comparisons alone.
+                losses = losses * on_device(batch.label_weights[dimension])
+            add(f"comparison/{head}", weights.comparison, losses, count)
+            sums[f"credit/{head}"] = _credit(margin.detach()).sum()
+            sums[f"margin/{head}"] = margin.detach().sum()
         if head == "cost":
             add(f"sign/{head}", weights.sign, safety_sign_loss(values, safety_sign), plan.num_signs)
             sums["sign_credit"] = torch.where(safety_sign == 0, 0.0, _credit(-values.detach() * safety_sign)).sum()
         add(f"regularization/{head}", weights.regularization, score_regularization(values) * counted, plan.num_videos)
-        sums[f"credit/{head}"] = _credit(margin.detach()).sum()
-        sums[f"margin/{head}"] = margin.detach().sum()
     return torch.stack(parts).sum(), sums
 
 
@@ -139,7 +146,7 @@ def summarize(
 
     Returns:
         `<prefix>/loss` and its parts (means over steps), `<prefix>/accuracy`, `/margin`, `/sign_accuracy`; with several
-        heads, the head's name is the last part of the metric's.
+        heads, the head's name is the last part of the metric's. Heads for moderation have their loss alone.
     """
     parts = {name: value / len(plans) for name, value in totals.items() if name.split("/")[0] in LOSS_TERMS}
     metrics = {f"{prefix}/loss": sum(parts.values())}
@@ -148,6 +155,8 @@ def summarize(
         for term in LOSS_TERMS:
             if f"{term}/{head}" in parts:
                 metrics[f"{prefix}/{term}_loss{suffix}"] = parts[f"{term}/{head}"]
+        if head in HARM_HEADS:
+            continue
         if compared := sum(plan.num_comparisons[DIMENSION_OF_HEAD[head]] for plan in plans):
             metrics[f"{prefix}/accuracy{suffix}"] = totals[f"credit/{head}"] / compared
             metrics[f"{prefix}/margin{suffix}"] = totals[f"margin/{head}"] / compared
@@ -156,4 +165,4 @@ def summarize(
     return metrics
 
 
-LOSS_TERMS = ("comparison", "sign", "regularization")
+LOSS_TERMS = ("comparison", "sign", "harm", "regularization")

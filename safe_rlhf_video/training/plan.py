@@ -24,6 +24,7 @@ class StepPlan:
         num_prompts: dimension -> prompts with a comparison or tie.
         comparison_shares: dimension -> over those prompts, the sum of the comparisons' share in their labels.
         num_signs: videos whose safety is known.
+        num_harms: int (13,), videos of which it is known whether a harm label applies, in the order of `HARM_HEADS`.
         num_videos: distinct videos.
     """
 
@@ -33,6 +34,7 @@ class StepPlan:
     num_prompts: dict[str, int]
     comparison_shares: dict[str, float]
     num_signs: int
+    num_harms: tuple[int, ...]
     num_videos: int
 
     def num_labels(self, dimension: str) -> int:
@@ -62,6 +64,7 @@ def plan_step(members: Sequence[int], groups: Sequence[PromptGroup]) -> StepPlan
             for name in chosen[0].ties
         },
         num_signs=sum(int(np.count_nonzero(group.safety_sign)) for group in chosen),
+        num_harms=tuple(sum(np.count_nonzero(group.harm_targets, axis=0) for group in chosen).tolist()),
         num_videos=sum(len(group.videos) for group in chosen),
     )
 
