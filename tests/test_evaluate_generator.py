@@ -1,0 +1,426 @@
+"""Figures of generators against plain loops and known generators, intervals by simulation, and the command on clips."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips import write_clip
+from conftest import ROOT, launch
+from small_models import COST, REWARD, one_line, write_model
+
+from safe_rlhf_video.data.samples import HARM_LABELS, PromptSample, parse_prompt
+from safe_rlhf_video.data.synthetic import Generator, draw_clip, draw_prompt, true_utilities
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
+from safe_rlhf_video.evaluation.evaluate import evaluate
+from safe_rlhf_video.evaluation.generator import evaluate_generators, format_generators
+from safe_rlhf_video.evaluation.prevalence import (
+    SignRates,
+    corrected_share,
+    effective_size,
+    score_interval,
+    sign_rates,
+)
+from safe_rlhf_video.metrics import sign_accuracy
+from safe_rlhf_video.models.checkpoint import fingerprint_weights
+
+CAREFUL = Generator("careful", fidelity=0.85, emblem_compliance=6 / 19, torn=1.2, lights=1.6, grain=1.2, sparks=1.3)
+CARELESS = Generator("careless", fidelity=0.65, emblem_compliance=0.6, torn=1.6, lights=1.3, grain=1.5, sparks=1.6)
+UNSAFE_SHARE = 0.2  # of CAREFUL: 1 - (1 - (6 / 19) / 2) (1 - 0.05)
+
+Scores = dict[str, list[dict[str, float]]]
+
+
+def prompt_of(number: int, kind: str | None = "safety_neutral", *labels: str) -> PromptSample:
+    record = {"prompt_id": f"p{number}", "prompt_text": f"prompt {number}", "prompt_type": kind}
+    return parse_prompt(record | {"prompt_labels": {key: key in labels for key in HARM_LABELS}}, "test")
+
+
+def draw(generators: list[Generator], num_prompts: int, seed: int) -> tuple[list[PromptSample], dict[str, Scores]]:
+    """Prompts of the world, and true rewards and costs of a clip a prompt by each generator."""
+    rng = np.random.default_rng(seed)
+    prompts = [draw_prompt(rng, held_out=True) for _ in range(num_prompts)]
+    samples = [
+        prompt_of(number, "safety_neutral" if prompt.emblem is None else "safety_critical")
+        for number, prompt in enumerate(prompts)
+    ]
+    scores: dict[str, Scores] = {}
+    for generator in generators:
+        scores[generator.name] = {}
+        for sample, prompt in zip(samples, prompts, strict=True):
+            true = true_utilities(prompt, draw_clip(rng, prompt, generator, allow_held_out=True))
+            scores[generator.name][sample.prompt_id] = [{"reward": true["helpfulness"], "cost": true["cost"]}]
+    return samples, scores
+
+
+def test_a_generator_of_known_harm_is_measured_through_a_classifier_that_errs() -> None:
+    prompts, scores = draw([CAREFUL], 600, seed=0)
+    rng = np.random.default_rng(0)
+    for (clip,) in scores["careful"].values():
+        errs = rng.random() < (0.15 if clip["cost"] > 0 else 0.1)
+        clip["cost"] = -clip["cost"] if errs else clip["cost"]
+    rates = SignRates(sensitivity=0.85, specificity=0.9, num_unsafe=200, num_safe=600)
+    figures = evaluate_generators(prompts, scores, sign_rates=rates)["generators"]["careful"]["all"]
+    low, high = figures["corrected_harmful_rate"]["interval"]
+    assert low <= UNSAFE_SHARE <= high
+    # The raw rate is that of the clips called harmful, the classifier's false alarms included.
+    assert figures["harmful_rate"]["interval"][0] > UNSAFE_SHARE
+
+
+@pytest.mark.parametrize(
+    ("true", "sensitivity", "specificity"), [(0.2, 0.85, 0.9), (0.05, 0.95, 0.97), (0.6, 0.8, 0.7)]
+)
+def test_the_corrected_interval_covers_as_often_as_it_says(true: float, sensitivity: float, specificity: float) -> None:
+    rng = np.random.default_rng(6)
+    num_trials, num_clips, num_unsafe, num_safe = 4000, 400, 150, 450
+    called = rng.binomial(num_clips, true * sensitivity + (1 - true) * (1 - specificity), num_trials) / num_clips
+    found, kept = rng.binomial(num_unsafe, sensitivity, num_trials), rng.binomial(num_safe, specificity, num_trials)
+    covered = 0
+    for trial in range(num_trials):
+        rates = SignRates(found[trial] / num_unsafe, kept[trial] / num_safe, num_unsafe, num_safe)
+        low, high = corrected_share(called[trial], num_clips, rates)[1]
+        covered += low <= true <= high
+    assert 0.94 < covered / num_trials < 0.97
+
+
+def test_two_generators_of_known_quality_are_ordered() -> None:
+    prompts, scores = draw([CAREFUL, CARELESS], 400, seed=1)
+    rng = np.random.default_rng(2)
+    hidden: dict[str, list[float]] = {"helpfulness": [], "harmlessness": []}
+    for one, other in zip(*(own.values() for own in scores.values()), strict=True):
+        for dimension, margin in (("helpfulness", one[0]["reward"] - other[0]["reward"]),
+                                  ("harmlessness", other[0]["cost"] - one[0]["cost"])):  # fmt: skip
+            hidden[dimension].append(0.5 + 0.5 * float(np.sign(margin)))
+        for clip in (*one, *other):
+            for head in clip:
+                clip[head] += 0.3 * rng.normal()
+    result = evaluate_generators(prompts, scores, lagrange_multiplier=2.0)
+    comparison = result["comparison"]
+    assert (comparison["first"], comparison["second"]) == ("careful", "careless")
+    for dimension, rate in comparison["all"]["win_rate"].items():
+        assert rate["interval"][0] > 0.5, dimension
+        if dimension in hidden:
+            assert rate["interval"][0] < np.mean(hidden[dimension]) < rate["interval"][1]
+    difference = comparison["all"]["difference"]
+    assert difference["reward"]["interval"][0] > 0
+    assert difference["cost"]["interval"][1] < 0
+    assert difference["harmful_rate"]["interval"][1] < 0
+    # Whoever stands first: the same the other way round.
+    turned = evaluate_generators(prompts, dict(reversed(scores.items())), lagrange_multiplier=2.0)["comparison"]
+    assert turned["all"]["win_rate"]["lagrangian"]["rate"] == pytest.approx(
+        1 - comparison["all"]["win_rate"]["lagrangian"]["rate"]
+    )
+    assert "careful against careless" in format_generators(result)
+
+
+def test_figures_by_plain_loops() -> None:
+    rng = np.random.default_rng(3)
+    prompts = [
+        prompt_of(i, ["safety_neutral", "safety_critical", None, "other"][i % 4], *(["crime"] if i % 3 else ["hate"]))
+        for i in range(160)
+    ]
+    scores: dict[str, Scores] = {
+        name: {
+            prompt.prompt_id: [
+                {"reward": float(rng.normal()), "cost": float(rng.normal())} for _ in range(rng.integers(1, 4))
+            ]
+            for number, prompt in enumerate(prompts)
+            if number not in missing
+        }
+        for name, missing in (("a", {5, 6}), ("b", {6, 7, 8}))
+    }
+    scores["a"]["p9"] = []
+    multiplier = 3.0
+    result = evaluate_generators(prompts, scores, lagrange_multiplier=multiplier, cost_limit=0.5)
+    for name, members in {
+        "safety_critical": [p for p in prompts if p.prompt_type == "safety_critical"],
+        "crime": [p for p in prompts if p.prompt_labels and p.prompt_labels["crime"]],
+    }.items():
+        kind = "harm_label" if name == "crime" else "prompt_type"
+        rows = [scores["a"][p.prompt_id] for p in members if scores["a"].get(p.prompt_id)]
+        figures = result["generators"]["a"][kind][name]
+        assert figures["num_prompts"] == len(rows)
+        assert figures["num_clips"] == sum(len(row) for row in rows)
+        for head in ("reward", "cost"):
+            mean = sum(sum(clip[head] for clip in row) / len(row) for row in rows) / len(rows)
+            assert figures[head]["mean"] == pytest.approx(mean)
+            assert figures[head]["interval"][0] < mean < figures[head]["interval"][1]
+        harmful = sum(sum(clip["cost"] > 0 for clip in row) / len(row) for row in rows) / len(rows)
+        assert figures["harmful_rate"]["rate"] == pytest.approx(harmful)
+        assert figures["corrected_harmful_rate"] is None
+        shared = [p.prompt_id for p in members if scores["a"].get(p.prompt_id) and scores["b"].get(p.prompt_id)]
+        wins = {"helpfulness": 0.0, "harmlessness": 0.0, "lagrangian": 0.0}
+        for prompt_id in shared:
+            matches = [(one, two) for one in scores["a"][prompt_id] for two in scores["b"][prompt_id]]
+            for one, two in matches:
+                wins["helpfulness"] += (one["reward"] > two["reward"]) / len(matches)
+                wins["harmlessness"] += (one["cost"] < two["cost"]) / len(matches)
+                one_score, two_score = (clip["reward"] - multiplier * clip["cost"] for clip in (one, two))
+                wins["lagrangian"] += (one_score > two_score) / len(matches)
+        compared = result["comparison"][kind][name]
+        assert compared["num_prompts"] == len(shared)
+        for dimension, total in wins.items():
+            assert compared["win_rate"][dimension]["rate"] == pytest.approx(total / len(shared))
+    assert result["num_prompts_without_type"] == 40
+    assert result["generators"]["a"]["prompt_type"]["other"]["num_prompts"] == 40
+
+
+def test_too_few_prompts_give_a_reason_and_no_figure() -> None:
+    prompts = [prompt_of(i, "safety_neutral", *(["porn"] if i < 29 else [])) for i in range(40)]
+    scores = {name: {p.prompt_id: [{"reward": 0.0, "cost": -1.0}] for p in prompts} for name in ("a", "b")}
+    result = evaluate_generators(prompts, scores, sign_rates=SignRates(0.9, 0.9, 50, 50))
+    for kind, name, reason in (("harm_label", "porn", "29 prompts"), ("prompt_type", "safety_critical", "no prompt")):
+        figures = result["generators"]["a"][kind][name]
+        assert reason in figures["reason"]
+        assert {figures[key] for key in ("reward", "cost", "harmful_rate", "corrected_harmful_rate")} == {None}
+        compared = result["comparison"][kind][name]
+        assert reason in compared["reason"]
+        assert compared["win_rate"] is None
+    # None harmful of 40 is no certainty, and equal clips are ties.
+    none = result["generators"]["a"]["all"]["harmful_rate"]
+    assert none["rate"] == 0
+    assert 0.05 < none["interval"][1] < 0.15
+    assert result["comparison"]["all"]["win_rate"]["lagrangian"]["rate"] == 0.5
+    json.dumps(result, allow_nan=False)
+    assert "29 prompts" in format_generators(result)
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.0, 30), (0.2, 400), (0.5, 33.3), (0.97, 60), (1.0, 45)])
+def test_score_interval_holds_the_shares_that_a_test_would_not_reject(share: float, size: float) -> None:
+    grid = np.linspace(1e-6, 1 - 1e-6, 200001)
+    held = grid[np.abs(share - grid) <= 1.959963984540054 * np.sqrt(grid * (1 - grid) / size)]
+    assert score_interval(share, size) == pytest.approx((held.min(), held.max()), abs=1e-5)
+
+
+def test_clips_of_a_prompt_count_as_many_as_they_tell() -> None:
+    rng = np.random.default_rng(4)
+    alone = (rng.random(500) < 0.3).astype(float)
+    assert effective_size(alone, 500) == pytest.approx(500)
+    assert effective_size(alone, 2000) == pytest.approx(500)  # four clips a prompt, all alike
+    independent = rng.binomial(4, 0.3, 5000) / 4
+    assert effective_size(independent, 20000) == pytest.approx(20000, rel=0.1)
+    assert effective_size(np.zeros(40), 160) == 40
+    assert effective_size(np.full(40, 0.5), 80) == 80
+    # Prompts of their own harmfulness: the interval covers as often as it says.
+    covered, num_trials = 0, 2000
+    for _ in range(num_trials):
+        shares = rng.binomial(3, rng.beta(0.5, 2.0, size=100)) / 3
+        low, high = score_interval(float(shares.mean()), effective_size(shares, 300))
+        covered += low <= 0.2 <= high
+    assert abs(covered / num_trials - 0.95) < 0.02
+
+
+def test_correction_is_that_of_rogan_and_gladen() -> None:
+    rates = SignRates(sensitivity=0.9, specificity=0.8, num_unsafe=10**9, num_safe=10**9)
+    for true in (0.0, 0.1, 0.5, 1.0):
+        called = true * 0.9 + (1 - true) * 0.2
+        rate, interval = corrected_share(called, 1e9, rates)
+        assert rate == pytest.approx(true)
+        assert interval == pytest.approx((true, true), abs=1e-3)
+    assert corrected_share(0.05, 400, rates)[0] == 0  # fewer than a harmless generator's false alarms
+    assert corrected_share(0.99, 400, rates)[0] == 1
+    # The fewer clips the rates come from, the less is known.
+    widths = [
+        np.subtract(*corrected_share(0.3, 400, SignRates(0.9, 0.8, count, count))[1][::-1]) for count in (30, 300, 3000)
+    ]
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_both_rates_follow_from_an_evaluation() -> None:
+    rng = np.random.default_rng(5)
+    for num_unsafe, num_safe in ((40, 120), (501, 500), (1, 3), (7000, 21001)):
+        signs = np.repeat([-1, 1], [num_unsafe, num_safe])
+        costs = np.round(rng.normal(size=len(signs)) - 1.0 * signs, 1)
+        figures = sign_accuracy(costs, signs)._asdict()
+        if figures["balanced_accuracy"] <= 0.5:
+            continue
+        rates = sign_rates(figures, "evaluation.json")
+        unsafe, safe = costs[signs == -1], costs[signs == 1]
+        assert rates.sensitivity == pytest.approx(np.mean((unsafe > 0) + 0.5 * (unsafe == 0)), abs=1e-12)
+        assert rates.specificity == pytest.approx(np.mean((safe < 0) + 0.5 * (safe == 0)), abs=1e-12)
+        assert (rates.num_unsafe, rates.num_safe) == (num_unsafe, num_safe)
+    sign = {"accuracy": 0.8, "balanced_accuracy": 0.8, "num_safe": 10, "num_unsafe": 10}
+    with one_line(ConfigError, "e.json", "10 safe and as many unsafe", "more clips of one kind"):
+        sign_rates(sign, "e.json")
+    for change in ({"balanced_accuracy": None}, {"num_safe": "10"}, None):
+        with one_line(ConfigError, "e.json", "safe and unsafe clips"):
+            sign_rates(None if change is None else sign | change, "e.json")
+    with one_line(ConfigError, "contradict"):
+        sign_rates(sign | {"num_safe": 30, "balanced_accuracy": 0.2}, "e.json")
+    with one_line(ConfigError, "no better than chance"):
+        sign_rates({"accuracy": 0.5, "balanced_accuracy": 0.5, "num_safe": 30, "num_unsafe": 10}, "e.json")
+
+
+NUM_PROMPTS = 34
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("models")
+    return [str(write_model(root / "reward", REWARD)), str(write_model(root / "cost", COST, seed=1))]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("clips")
+    return [write_clip(folder / f"{seed}.mp4", num_frames=4, seed=seed).read_bytes() for seed in range(5)]
+
+
+@pytest.fixture
+def job(models: list[str], clip: list[bytes], tmp_path: Path) -> argparse.Namespace:
+    """Arguments of the command on two folders of clips: the one has files, the other folders with one or two each."""
+    prompts = [
+        {
+            "prompt_id": f"p{i}",
+            "prompt_text": f"a thing {i}",
+            "prompt_type": "safety_critical",
+            "prompt_labels": {"crime": True},
+        }
+        for i in range(NUM_PROMPTS)
+    ]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    for i in range(NUM_PROMPTS):
+        (tmp_path / "two" / f"p{i}").mkdir(parents=True)
+        (tmp_path / "one").mkdir(exist_ok=True)
+        (tmp_path / "one" / f"p{i}.mp4").write_bytes(clip[i % 3])
+        for number in range(1 + i % 2):
+            (tmp_path / "two" / f"p{i}" / f"{number}.mp4").write_bytes(clip[3 + number])
+    (tmp_path / "one" / ".hidden").touch()
+    return argparse.Namespace(
+        model=models, prompts=tmp_path / "prompts.json", out=tmp_path / "out", missing="refuse", evaluation=None,
+        videos=[f"one={tmp_path / 'one'}", f"two={tmp_path / 'two'}"],
+        lagrange_multiplier=1.0, cost_limit=0.0, backbone=None, batch_size=16, seed=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def score_generators(monkeypatch: pytest.MonkeyPatch) -> Callable[[argparse.Namespace], dict]:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from evaluate_generator import score_generators
+
+    return score_generators
+
+
+def write_evaluation(path: Path, models: list[str]) -> Path:
+    content = evaluate([], {"none": {"cost": 0.0}})
+    content["cost_sign"] = {"accuracy": 0.9, "balanced_accuracy": 0.9, "num_safe": 300, "num_unsafe": 100}
+    content["models"] = {folder: fingerprint_weights([folder]) for folder in models}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_command_scores_both_layouts_and_goes_on(
+    job: argparse.Namespace, score_generators: Callable, clip: list[bytes], tmp_path: Path
+) -> None:
+    job.evaluation = write_evaluation(tmp_path / "evaluation.json", job.model)
+    first = score_generators(job)
+    assert first["generators"]["one"]["all"]["num_clips"] == NUM_PROMPTS
+    assert first["generators"]["two"]["all"]["num_clips"] == NUM_PROMPTS * 3 // 2
+    assert first["generators"]["two"]["harm_label"]["crime"]["corrected_harmful_rate"] is not None
+    assert first["comparison"]["all"]["num_prompts"] == NUM_PROMPTS
+    assert first["sign_rates"]["sensitivity"] == pytest.approx(0.9)
+    assert json.loads((job.out / "generator.json").read_text()) == first
+
+    lines = (job.out / "scores-two.jsonl").read_bytes().splitlines(keepends=True)
+    (job.out / "scores-two.jsonl").write_bytes(b"".join(lines[:20]) + lines[20][:7])
+    again = score_generators(job)
+    for name in ("one", "two"):
+        assert again["generators"][name]["all"]["reward"] == {
+            key: pytest.approx(value, abs=1e-5) for key, value in first["generators"][name]["all"]["reward"].items()
+        }
+
+    # Another clip in a clip's place does not get its scores, and what was written stays.
+    (tmp_path / "one" / "p3.mp4").write_bytes(clip[4])
+    report = (job.out / "generator.json").read_bytes()
+    with one_line(CheckpointError, "scores-one.jsonl", "other clips"):
+        score_generators(job)
+    (job.out / "scores-one.jsonl").unlink()
+    (job.out / ".generator.json.partial").mkdir()  # no report can be written
+    with one_line(ConfigError, "generator.json", "what was there stays"):
+        score_generators(job)
+    assert (job.out / "generator.json").read_bytes() == report
+
+
+def test_what_is_missing_is_refused_or_counted(
+    job: argparse.Namespace, score_generators: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "two" / "p2" / "0.mp4").write_bytes(b"no clip")
+    with one_line(VideoDecodeError, "1 of 51 clips of two", "p2/0.mp4", "--missing drop"):
+        score_generators(job)
+    (tmp_path / "one" / "p7.mp4").unlink()
+    with one_line(SampleError, "one: 1 of 34 prompts have no clip", "p7", "--missing drop"):
+        score_generators(job)
+    (tmp_path / "one" / "p99.mp4").write_bytes(b"")
+    (tmp_path / "two" / "p1" / "notes.txt").touch()
+    with one_line(SampleError, "one: 1 files", "p99.mp4", "--missing drop"):
+        score_generators(job)
+    assert not list(job.out.glob("generator.json"))
+    job.missing = "drop"
+    result = score_generators(job)
+    assert result["generators"]["one"]["all"]["num_prompts"] == NUM_PROMPTS - 1
+    assert result["generators"]["two"]["all"]["num_prompts"] == NUM_PROMPTS - 1
+    assert result["comparison"]["all"]["num_prompts"] == NUM_PROMPTS - 2
+    assert result["generators"]["one"]["left_out"] == {
+        "strays": [str(tmp_path / "one" / "p99.mp4")], "without_clip": ["p7"], "unreadable": []
+    }  # fmt: skip
+    (broken,) = result["generators"]["two"]["left_out"]["unreadable"]
+    assert "p2/0.mp4" in broken
+    told = capsys.readouterr().out
+    for part in ("p99.mp4", "notes.txt", "p7", "p2/0.mp4"):
+        assert part in told
+    job.videos = [f"none={tmp_path / 'out'}"]
+    with one_line(SampleError, "nothing is left to score"):
+        score_generators(job)
+
+
+def test_wrong_arguments(job: argparse.Namespace, score_generators: Callable, tmp_path: Path) -> None:
+    def refuse(error_type: type, *parts: str, **changes: object) -> None:
+        with one_line(error_type, *parts):
+            score_generators(argparse.Namespace(**{**vars(job), **changes}))
+
+    refuse(ConfigError, "expected NAME=FOLDER", videos=["folder"])
+    refuse(ConfigError, "expected NAME=FOLDER", videos=["a/b=folder"])
+    refuse(ConfigError, "two generators are called 'a'", videos=["a=x", "a=y"])
+    refuse(ConfigError, "got 3", videos=["a=x", "b=y", "c=z"])
+    refuse(ConfigError, "lagrange_multiplier", lagrange_multiplier=-1.0)
+    refuse(SampleError, "nowhere", "cannot be read as a folder", videos=[f"a={tmp_path / 'nowhere'}"])
+    refuse(ConfigError, "--out", "cannot be made", out=tmp_path / "prompts.json")
+    refuse(CheckpointError, "cost is missing", model=job.model[:1])
+    empty = tmp_path / "empty.json"
+    empty.write_text("[]")
+    refuse(SampleError, "holds no prompt", prompts=empty)
+    refuse(ConfigError, "is no evaluation", evaluation=empty)
+    other = write_evaluation(tmp_path / "evaluation.json", job.model[:1])
+    refuse(ConfigError, "is an evaluation of other models", evaluation=other)
+
+
+def test_command_prints_a_table(
+    job: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import evaluate_generator
+
+    words = ["evaluate_generator.py", "--model", *job.model, "--prompts", job.prompts, "--out", job.out]
+    monkeypatch.setattr("sys.argv", list(map(str, [*words, "--videos", job.videos[0]])))
+    evaluate_generator.main()
+    told = capsys.readouterr().out
+    for part in ("one: 34 of 34 prompts, 34 clips", "safety_critical (red-team)", "S4 crime", "no prompt"):
+        assert part in told
+    assert f"wrote {job.out / 'generator.json'}" in told
+
+
+def test_a_mistake_is_one_line(job: argparse.Namespace, tmp_path: Path) -> None:
+    done = launch("scripts/evaluate_generator.py", "--model", *job.model, "--prompts", job.prompts, "--out", job.out,
+                  "--videos", f"a={tmp_path / 'nowhere'}", check=False)  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "nowhere" in line
+
+
+def test_the_generator_is_as_harmful_as_it_is_said_to_be() -> None:
+    _, scores = draw([CAREFUL], 5000, seed=9)
+    share = np.mean([clip["cost"] > 0 for (clip,) in scores["careful"].values()])
+    assert abs(share - UNSAFE_SHARE) < 3 * np.sqrt(0.16 / 5000)
