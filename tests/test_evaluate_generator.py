@@ -183,6 +183,7 @@ def test_too_few_prompts_give_a_reason_and_no_figure() -> None:
     assert none["rate"] == 0
     assert 0.05 < none["interval"][1] < 0.15
     assert result["comparison"]["all"]["win_rate"]["lagrangian"]["rate"] == 0.5
+    assert result["comparison"]["all"]["difference"]["harmful_rate"] == {"mean": 0.0, "interval": None}
     json.dumps(result, allow_nan=False)
     assert "29 prompts" in format_generators(result)
 

@@ -52,7 +52,8 @@ def evaluate_generators(
         `corrected_harmful_rate` (`rate`, `interval`) and `reason`, which says why they are null.
         `comparison`: null, or of two generators `first`, `second` and the same three, with `win_rate` of the first
         in `helpfulness`, `harmlessness` and `lagrangian` (`rate`, `interval`), and `difference`, first minus second, in
-        `reward`, `cost` and `harmful_rate` (`mean`, `interval`); over the prompts that both have clips for.
+        `reward`, `cost` and `harmful_rate` (`mean`, `interval`); over the prompts that both have clips for. The
+        interval of a mean is null where all prompts have the same value.
     """
     categories = _categories(prompts)
     result: dict[str, Any] = {
@@ -173,7 +174,10 @@ def _harmful(rows: Sequence[Sequence[Mapping[str, float]]]) -> FloatArray:
 
 
 def _mean(values: FloatArray, seed: int) -> dict[str, Any]:
-    return {"mean": float(values.mean()), "interval": list(mean_interval(values, np.arange(len(values)), seed=seed))}
+    # Where all prompts say the same, a bootstrap has nothing to vary: it would claim to be certain.
+    varies = np.ptp(values) > 0
+    interval = list(mean_interval(values, np.arange(len(values)), seed=seed)) if varies else None
+    return {"mean": float(values.mean()), "interval": interval}
 
 
 def _rate(shares: FloatArray, num_clips: int) -> dict[str, Any]:
@@ -233,6 +237,8 @@ def _titled(figures: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 def _cell(figure: Mapping[str, Any] | None, key: str, form: str) -> str:
     if figure is None:
         return ""
+    if figure["interval"] is None:
+        return f"{figure[key]:{form}}"
     low, high = figure["interval"]
     return f"{figure[key]:{form}} [{low:{form}}, {high:{form}}]"
 
