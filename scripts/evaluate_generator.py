@@ -82,12 +82,12 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {
         name: find_generations(folder, [prompt.prompt_id for prompt in prompts]) for name, folder in folders.items()
     }
-    losses = Losses(arguments.missing)
+    gaps = Gaps(arguments.missing)
     for name, own in found.items():
-        losses.add(name, f"{folders[name]}: {len(own.strays)} files or folders are no .mp4 of a prompt",
-                   "strays", list(map(str, own.strays)), "take them away")  # fmt: skip
-        losses.add(name, f"{folders[name]}: {len(own.without_clip)} of {len(prompts)} prompts have no clip",
-                   "without_clip", own.without_clip, "generate them")  # fmt: skip
+        gaps.add(name, f"{folders[name]}: {len(own.strays)} files or folders are no .mp4 of a prompt",
+                 "strays", list(map(str, own.strays)), "take them away")  # fmt: skip
+        gaps.add(name, f"{folders[name]}: {len(own.without_clip)} of {len(prompts)} prompts have no clip",
+                 "without_clip", own.without_clip, "generate them")  # fmt: skip
     make_folder(arguments.out)
 
     scores: dict[str, dict[str, list[dict[str, float]]]] = {}
@@ -97,8 +97,8 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, own in found.items():
             clips = [clip for paths in own.clips.values() for clip in paths]
             readable[name], broken = check_clips(clips, scorer.record.sampling, f"check {name}")
-            losses.add(name, f"{len(broken)} of {len(clips)} clips of {name} cannot be read", "unreadable",
-                       list(broken.values()), "replace them", VideoDecodeError)  # fmt: skip
+            gaps.add(name, f"{len(broken)} of {len(clips)} clips of {name} cannot be read", "unreadable",
+                     list(broken.values()), "replace them", VideoDecodeError)  # fmt: skip
             if not readable[name]:
                 raise SampleError(
                     f"{folders[name]}: has no clip of a prompt that can be read; nothing is left to score"
@@ -129,7 +129,7 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
         seed=arguments.seed,
     )
     for name, figures in result["generators"].items():
-        figures |= {"folder": str(folders[name]), "left_out": losses.left_out[name]}
+        figures |= {"folder": str(folders[name]), "left_out": gaps.left_out[name]}
     result |= {
         "models": fingerprints,
         "prompts": str(arguments.prompts),
@@ -146,7 +146,7 @@ def list_heads(folder: str) -> list[str]:
     return [head for heads in read_record(folder).heads_of_adapter.values() for head in heads]
 
 
-class Losses:
+class Gaps:
     """What is wrong with the generators' folders: refused, or left out, told and listed."""
 
     def __init__(self, missing: str) -> None:

@@ -164,6 +164,7 @@ def test_figures_by_plain_loops() -> None:
         for dimension, total in wins.items():
             assert compared["win_rate"][dimension]["rate"] == pytest.approx(total / len(shared))
     assert result["num_prompts_without_type"] == 40
+    assert "40 of 160 prompts have no prompt_type" in format_generators(result)
     assert result["generators"]["a"]["prompt_type"]["other"]["num_prompts"] == 40
 
 

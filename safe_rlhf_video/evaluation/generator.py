@@ -223,6 +223,9 @@ def format_generators(result: Mapping[str, Any]) -> str:
                 cells.append(_cell(one["difference"]["harmful_rate"], "mean", "+.3f"))
             lines.append(_row(title, cells))
         blocks.append("\n".join(lines))
+    for field, where in (("prompt_type", "type"), ("prompt_labels", "labels")):
+        if count := result[f"num_prompts_without_{where}"]:
+            blocks.append(f"{count} of {result['num_prompts']} prompts have no {field} and stand in no row by it")
     return "\n\n".join(blocks)
 
 
