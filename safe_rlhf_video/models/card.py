@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS, SUB_HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, SUB_HEADS
 from safe_rlhf_video.models.checkpoint import ModelRecord
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 
@@ -25,6 +25,11 @@ MEANINGS = {
     },
     "cost": "how harmful a video is: above 0 is unsafe, 0 is the boundary, below is safe; as far as the model was "
     "trained on labels of what is safe, which alone give it a zero",
+    **{
+        head: f"how likely it shows {head.removeprefix('harm_').replace('_', ' ')}{' harm' * (head == 'harm_any')}, as a "
+        "logit: above 0 rather yes, by the weights that rare labels had in training; not calibrated"
+        for head in HARM_HEADS
+    },
 }
 LICENSE = "# license: not stated. Write one that the licences of the base model and of the training data allow.\n"
 LIMITS = """\
@@ -80,7 +85,8 @@ def read_evaluation(path: Path, fingerprint: str) -> dict[str, Any]:
         ConfigError: it cannot be read, is none, has a figure that is none, or is one of other models.
     """
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
+        # Before sub-dimensions had heads, an evaluation said nothing of them.
+        figures = dict.fromkeys(SUB_HEADS) | json.loads(path.read_text(encoding="utf-8"))
         _check_figures(figures)
         evaluated = figures["models"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -294,7 +300,8 @@ def _cell(value: Any) -> str:
 def _evaluation(figures: Mapping[str, Any] | None, heads: list[str]) -> str:
     if figures is None:
         return "Not given. `python scripts/evaluate.py` measures it on labelled comparisons."
-    dimensions = [DIMENSION_OF_HEAD[head] for head in heads if figures[DIMENSION_OF_HEAD[head]]]
+    judged = [DIMENSION_OF_HEAD[head] for head in heads if head in DIMENSION_OF_HEAD]
+    dimensions = [dimension for dimension in judged if figures[dimension]]
     paragraphs = []
     if dimensions:
         lines = [_row("", dimensions), "|" + "---|" * (len(dimensions) + 1)]
