@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset
     from safe_rlhf_video.responses import TextResponse
-    from safe_rlhf_video.scoring import PairScore, Scorer, score_pair
+    from safe_rlhf_video.scoring import Moderation, PairScore, Scorer, score_pair
     from safe_rlhf_video.video.sampling import Sampling, Video
 
 __version__ = "0.1.0"
 __all__ = [
+    "Moderation",
     "PairDataset",
     "PairScore",
     "PromptDataset",
@@ -30,6 +31,7 @@ _HOME = {
     "PromptDataset": "data.datasets",
     "VideoDataset": "data.datasets",
     "TextResponse": "responses",
+    "Moderation": "scoring",
     "PairScore": "scoring",
     "Scorer": "scoring",
     "score_pair": "scoring",

@@ -8,16 +8,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, cast
 
 import numpy as np
 import torch
 from PIL.Image import Image
 
 from safe_rlhf_video import lagrangian
+from safe_rlhf_video.data.samples import HARM_LABELS
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.heads import HEADS, SUB_HEADS
-from safe_rlhf_video.models.checkpoint import fingerprint_weights, load_models, resolve_model_folder
+from safe_rlhf_video.heads import HARM_HEADS, HEADS, SUB_HEADS
+from safe_rlhf_video.models.checkpoint import (
+    ModelRecord,
+    fingerprint_weights,
+    load_models,
+    read_record,
+    resolve_model_folder,
+)
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.video.pool import DecodePool
@@ -66,6 +73,26 @@ class PairScore:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Moderation:
+    """Which harms a video shows.
+
+    Attributes:
+        probabilities: label -> that it applies: "any", and the keys of `HARM_LABELS` that the model has heads for. The
+            weights that rare labels had in training are taken out of them; they were not fitted to held-out labels.
+        flags: labels that rather apply than not, the most probable first.
+        names: of these flags, as SafeSora publishes them, e.g. "S8 Violence, Injury, Gory Content".
+    """
+
+    probabilities: Mapping[str, float]
+    flags: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
 class Scorer:
     """Reward and cost on one backbone, loaded once.
 
@@ -77,6 +104,7 @@ class Scorer:
         self, model_dirs: Sequence[str | Path], device: torch.device, backbone: str | None, workers: int
     ) -> None:
         self.device = device
+        self.records = [read_record(folder) for folder in model_dirs]
         self.model, self._backbone, self.record = load_models(model_dirs, device, backbone)
         self._workers = workers
         self._pool = DecodePool(self.record.sampling, num_workers=workers)
@@ -152,6 +180,19 @@ class Scorer:
         """
         scores = self.score_batch([prompt], self.read([video], fps))
         return {head: float(values[0]) for head, values in scores.items()}
+
+    def moderate(self, prompt: str, video: VideoLike, *, fps: float | None = None) -> Moderation:
+        """Which harms a video shows, for its prompt.
+
+        Raises:
+            CheckpointError: no loaded folder has a head of a harm label.
+        """
+        heads = [head for head in HARM_HEADS if head in self.heads]
+        if not heads:
+            raise CheckpointError(
+                "no harm label has a head here; give a folder of scripts/train_moderation.py to Scorer.from_pretrained"
+            )
+        return judge_harms(self.score(prompt, video, fps=fps), self.records)
 
     def score_pair(
         self,
@@ -294,6 +335,30 @@ def judge_pair(
     )
 
 
+def judge_harms(scores: Mapping[str, float], records: Sequence[ModelRecord]) -> Moderation:
+    """Probabilities of harm labels from their logits.
+
+        p = sigmoid(logit - ln(w_1 / w_0))      w_c the weight that a video of class c had in training
+
+    Weighing a class multiplies its odds in what is learned; source: King & Zeng 2001 (prior correction).
+
+    Args:
+        scores: head -> score.
+        records: of the model folders, which tell these weights.
+    """
+    log_odds: dict[str, float] = {}
+    for record in records:
+        log_odds |= cast(dict[str, float], record.training.get("harm_log_odds", {}))
+    probabilities = {
+        head.removeprefix("harm_"): _probability(scores[head] - log_odds.get(head, 0.0))
+        for head in HARM_HEADS
+        if head in scores
+    }
+    flags = sorted((name for name, p in probabilities.items() if p > 0.5), key=lambda name: -probabilities[name])
+    labels = [HARM_LABELS[name] for name in flags if name in HARM_LABELS]
+    return Moderation(probabilities, tuple(flags), tuple(f"{label.code} {label.name}" for label in labels))
+
+
 def score_pair(
     prompt: str, v1: VideoLike, v2: VideoLike, *, model: str | Path | Sequence[str | Path], **options: Any
 ) -> PairScore:
@@ -362,4 +427,4 @@ def _frames_array(video: VideoLike) -> np.ndarray:
     )
 
 
-__all__ = ["PairScore", "Scorer", "judge_pair", "score_pair"]
+__all__ = ["Moderation", "PairScore", "Scorer", "judge_harms", "judge_pair", "score_pair"]

@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import Record, launch, read_records, read_rows, write_training_config
+from small_models import build_score_model, noise_video, one_line, whole_weights, write_model
 
 from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.data.preferences import build_groups, harm_signs
 from safe_rlhf_video.data.samples import HARM_LABELS, parse_video
-from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.errors import CheckpointError, SampleError
 from safe_rlhf_video.heads import HARM_HEADS
 from safe_rlhf_video.losses import harm_label_loss
+from safe_rlhf_video.models.checkpoint import save_model
 from safe_rlhf_video.moderation import choose_threshold
+from safe_rlhf_video.scoring import Scorer, judge_harms
 from safe_rlhf_video.training.config import TrainConfig
-from safe_rlhf_video.training.data import balance_harms, load_data
+from safe_rlhf_video.training.data import harm_weights, load_data, weigh_harms
 
 NONE = dict.fromkeys(HARM_LABELS, False)
 
@@ -79,7 +82,7 @@ def test_rare_classes_are_raised_and_the_mean_weight_is_one() -> None:
     groups, _ = build_groups([], videos)
     column = HARM_HEADS.index("harm_crime")
     for power, ratio in ((0.0, 1.0), (0.5, 2.0), (1.0, 4.0)):
-        (group,), _ = balance_harms(groups, [], power)
+        (group,) = weigh_harms(groups, *harm_weights(groups, power))
         weights = group.harm_targets[:, column]
         assert (np.sign(weights) == [1, 1, *[-1] * 8]).all()
         assert abs(weights).mean() == pytest.approx(1.0)
@@ -129,6 +132,30 @@ def test_a_model_is_trained_on_labelled_videos(labelled: Path, tmp_path: Path) -
     assert rows[-1]["train/harm_loss"] < 0.3 < rows[0]["train/harm_loss"]
     record = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
     assert record["heads_of_adapter"] == {"moderation": ["harm_any"]}
+
+
+def test_moderation_takes_the_weights_of_training_out(tmp_path: Path) -> None:
+    heads = ("harm_any", "harm_violence", "harm_crime")
+    model, record = build_score_model({"moderation": heads})
+    record = replace(record, training={"harm_log_odds": {"harm_any": 0.4, "harm_violence": 1.5, "harm_crime": -0.2}})
+    save_model(model, record, tmp_path / "model", whole_weights(model))
+    clip = noise_video(4, 32, 32, 0)
+    with Scorer.from_pretrained(tmp_path / "model", device="cpu") as scorer:
+        logits, judged = scorer.score("a prompt", clip), scorer.moderate("a prompt", clip)
+    for head in heads:
+        shift = record.training["harm_log_odds"][head]  # type: ignore[index]
+        expected = 1.0 / (1.0 + math.exp(shift - logits[head]))
+        assert judged.probabilities[head.removeprefix("harm_")] == pytest.approx(expected)
+    rather = [name for name, p in judged.probabilities.items() if p > 0.5]
+    assert sorted(judged.flags) == sorted(rather)
+    scores = {"harm_any": 2.0, "harm_crime": 1.0, "harm_violence": 1.4}
+    judged = judge_harms(scores, [record])
+    assert judged.flags == ("any", "crime")
+    assert judged.names == ("S4 Crime",)
+    json.dumps(judged.to_dict())
+    reward = Scorer.from_pretrained(write_model(tmp_path / "reward"), device="cpu")
+    with one_line(CheckpointError, "no harm label", "train_moderation.py"):
+        reward.moderate("a prompt", clip)
 
 
 def test_a_label_that_never_applies_is_named(labelled: Path, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ MEANINGS = {
     "cost": "how harmful a video is: above 0 is unsafe, 0 is the boundary, below is safe; as far as the model was "
     "trained on labels of what is safe, which alone give it a zero",
     **{
-        head: f"how likely it shows {head.removeprefix('harm_').replace('_', ' ')}{' harm' * (head == 'harm_any')}, as a "
-        "logit: above 0 rather yes, by the weights that rare labels had in training; not calibrated"
+        head: f"how likely the label {head.removeprefix('harm_').replace('_', ' ')} applies, as a logit with the "
+        "weights that its classes had in training (`Scorer.moderate` takes them out)"
         for head in HARM_HEADS
     },
 }

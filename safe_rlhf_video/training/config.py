@@ -73,7 +73,7 @@ class LossConfig:
         harm: The harm labels' log loss, for each label a mean over the videos of which it is known; a mean over labels.
         harm_balance: How far rare classes are raised: a class of n_c of n videos weighs (n / n_c) to this power, 1 for
             equal shares of the loss, 0 for equal videos; the weights have the mean 1.
-        regularization: The square of every score, a mean over videos.
+        regularization: The square of every score but the logits of harm labels, a mean over videos.
         unit: What the comparison loss is a mean over: every "comparison", or every "prompt", whose comparisons and ties
             then count together as one (InstructGPT, arXiv 2203.02155).
         ties: Comparisons labelled as ties: "leave_out", or "rao_kupper", which trains on them and on the others with

@@ -37,6 +37,8 @@ class TrainingData:
         frame_store: where clips are read from in place of their files, if there is one.
         fingerprint: identifies all that the weights depend on.
         notes: lines for the user.
+        harm_log_odds: head of a harm label -> ln of how much more a video with it weighs than one without; what its
+            logits have too much.
     """
 
     train: list[PromptGroup]
@@ -45,6 +47,7 @@ class TrainingData:
     frame_store: FrameStore | None
     fingerprint: str
     notes: list[str]
+    harm_log_odds: Mapping[str, float]
 
 
 def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
@@ -117,11 +120,16 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
                     "or set data.validation_fraction to 0"
                 )
         _check_harm_classes(useful, harm_heads, where)
+    harm_log_odds: dict[str, float] = {}
     if harm_heads:
-        useful, validation = balance_harms(useful, validation, config.loss.harm_balance)
+        positive, negative = harm_weights(useful, config.loss.harm_balance)
+        useful, validation = (weigh_harms(side, positive, negative) for side in (useful, validation))
+        columns = {head: HARM_HEADS.index(head) for head in harm_heads}
+        harm_log_odds = {head: float(np.log(positive[i] / negative[i])) for head, i in columns.items()}
     if config.optimization.batching == "pairwise":
         useful = split_pairs(useful, dimensions)
-    return TrainingData(useful, validation, clip_files, store, _fingerprint(useful, validation, store), notes)
+    fingerprint = _fingerprint(useful, validation, store)
+    return TrainingData(useful, validation, clip_files, store, fingerprint, notes, harm_log_odds)
 
 
 def _check_harm_classes(groups: Sequence[PromptGroup], heads: Sequence[str], where: str) -> None:
@@ -139,39 +147,36 @@ def _check_harm_classes(groups: Sequence[PromptGroup], heads: Sequence[str], whe
         )
 
 
-def balance_harms(
-    train: Sequence[PromptGroup], validation: Sequence[PromptGroup], power: float
-) -> tuple[list[PromptGroup], list[PromptGroup]]:
-    """Give the harm labels of both the weights of their classes among the training videos.
+def harm_weights(groups: Sequence[PromptGroup], power: float) -> tuple[np.ndarray, np.ndarray]:
+    """What a video weighs in each harm label's loss, by class.
 
-        weight_c = (n / n_c)^power / mean weight        over the n videos of which the label is known
+        weight_c = (n / n_c)^power / mean weight        n_c of n videos with a known label are of class c
 
     Args:
-        power: 0 to 1; source: the usual inverse class frequency (1), and its square root (0.5).
+        power: 0 to 1; 1 is the usual inverse class frequency.
+
+    Returns:
+        Weights (13,) where the label applies, and where it does not.
     """
-    targets = np.concatenate([group.harm_targets for group in train])
-    known = np.count_nonzero(targets, axis=0)
+    targets = np.concatenate([group.harm_targets for group in groups])
+    counts = [np.count_nonzero(targets * sign > 0, axis=0) for sign in (1, -1)]
+    known = counts[0] + counts[1]
+    positive, negative = (np.power(np.maximum(known, 1) / np.maximum(count, 1), power) for count in counts)
+    scale = np.maximum(known, 1) / np.maximum(counts[0] * positive + counts[1] * negative, 1e-9)
+    return positive * scale, negative * scale
 
-    def weights(sign: int) -> np.ndarray:
-        counts = np.count_nonzero(targets == sign, axis=0)
-        return np.power(known / np.maximum(counts, 1), power)
 
-    positive, negative = weights(1), weights(-1)
-    total = (targets == 1).sum(axis=0) * positive + (targets == -1).sum(axis=0) * negative
-    scale = known / np.where(total > 0, total, 1.0)
-
-    def apply(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
-        return [
-            replace(
-                group,
-                harm_targets=(
-                    group.harm_targets * np.where(group.harm_targets > 0, positive * scale, negative * scale)
-                ).astype(np.float32),
-            )
-            for group in groups
-        ]
-
-    return apply(train), apply(validation)
+def weigh_harms(groups: Sequence[PromptGroup], positive: np.ndarray, negative: np.ndarray) -> list[PromptGroup]:
+    """The groups with these weights in the place of 1 in their harm targets."""
+    return [
+        replace(
+            group,
+            harm_targets=np.where(group.harm_targets > 0, positive, -negative * (group.harm_targets < 0)).astype(
+                np.float32
+            ),
+        )
+        for group in groups
+    ]
 
 
 def _load_records(config: DataConfig) -> tuple[list[PairSample], list[VideoSample], dict[str, Path]]:

@@ -226,6 +226,7 @@ def _train(
                                 "data": data.fingerprint,
                                 "metrics": eval_metrics,
                                 "seed": config.seed,
+                                **({"harm_log_odds": dict(data.harm_log_odds)} if data.harm_log_odds else {}),
                             },
                         )
                         save_checkpoint(

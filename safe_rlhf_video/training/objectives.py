@@ -63,6 +63,7 @@ def compute_loss(
         if head in HARM_HEADS:
             column = HARM_HEADS.index(head)
             losses = harm_label_loss(values, on_device(batch.harm_targets[:, column]))
+            # No regularisation: the labels fix the level of the logits.
             add(f"harm/{head}", weights.harm / num_harm_heads, losses, plan.num_harms[column])
         else:
             dimension = DIMENSION_OF_HEAD[head]
@@ -87,7 +88,9 @@ def compute_loss(
         if head == "cost":
             add(f"sign/{head}", weights.sign, safety_sign_loss(values, safety_sign), plan.num_signs)
             sums["sign_credit"] = torch.where(safety_sign == 0, 0.0, _credit(-values.detach() * safety_sign)).sum()
-        add(f"regularization/{head}", weights.regularization, score_regularization(values) * counted, plan.num_videos)
+        if head in DIMENSION_OF_HEAD:
+            squares = score_regularization(values) * counted
+            add(f"regularization/{head}", weights.regularization, squares, plan.num_videos)
     return torch.stack(parts).sum(), sums
 
 
