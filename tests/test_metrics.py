@@ -1,5 +1,6 @@
 """Metrics against plain loops, expectations against exact sums, and intervals against brute-force resampling."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,12 +10,23 @@ from hypothesis import strategies as st
 
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.metrics import (
+    MIN_COMPARISONS,
     SignAccuracy,
+    average_precision,
+    calibration,
     credit,
     expected_credit,
+    fit_temperature,
+    fit_tie_threshold,
+    holm,
+    mcnemar,
     mean_interval,
+    precision_recall_f1,
+    preference_probability,
     ratio_interval,
+    roc_auc,
     sign_accuracy,
+    tie_aware_credit,
 )
 
 margins = st.lists(st.sampled_from([-1.0, -TIE_TOLERANCE, 0.0, TIE_TOLERANCE, 2e-5]) | st.floats(-1e3, 1e3), min_size=1)
@@ -119,6 +131,162 @@ def test_intervals_are_deterministic_and_know_constants():
     assert ratio_interval(values, values, clusters) == (1.0, 1.0)
 
 
+def test_reliability_by_a_plain_loop():
+    random = np.random.default_rng(0)
+    probability = random.random(203)
+    outcome = (random.random(203) < probability**2).astype(int)
+    rows = sorted(zip(probability, outcome, strict=True))
+    sizes = [21] * 3 + [20] * 7
+    total, start = 0.0, 0
+    result = calibration(probability, outcome)
+    for size, one in zip(sizes, result.bins, strict=True):
+        chunk = rows[start : start + size]
+        start += size
+        predicted, observed = (sum(column) / size for column in zip(*chunk, strict=True))
+        assert one == (pytest.approx(predicted), pytest.approx(observed), size)
+        total += size * abs(predicted - observed)
+    assert result.ece == pytest.approx(total / 203)
+    assert result.brier == pytest.approx(sum((p - y) ** 2 for p, y in rows) / 203)
+    assert result.log_loss == pytest.approx(-sum(math.log(p if y else 1 - p) for p, y in rows) / 203)
+
+
+def test_equal_probabilities_are_one_value_in_any_order():
+    outcome = np.array([0] * 50 + [1] * 50)
+    assert calibration(np.full(100, 0.5), outcome).ece == 0.0
+    probability = np.repeat([0.25, 0.75], 50)
+    for shuffled in (np.random.default_rng(seed).permutation(100) for seed in range(3)):
+        assert calibration(probability[shuffled], outcome[shuffled]).ece == pytest.approx(0.25)
+
+
+def test_true_probabilities_are_calibrated_and_doubled_margins_are_not():
+    random = np.random.default_rng(0)
+    margin = 2 * random.normal(size=50_000)
+    outcome = random.random(50_000) < preference_probability(margin)
+    assert calibration(preference_probability(margin), outcome).ece < 0.01
+    assert calibration(preference_probability(2 * margin), outcome).ece > 0.05
+
+
+def test_temperature_is_the_minimum_and_knows_no_sides():
+    random = np.random.default_rng(1)
+    true = 1.5 * random.normal(size=4000)
+    label = np.where(random.random(4000) < preference_probability(true), 1.0, -1.0)
+    fitted = fit_temperature(3 * true * label)
+    assert fitted.temperature == pytest.approx(3.0, rel=0.1)
+    grid = np.linspace(1.5, 6.0, 4501)
+    losses = [np.logaddexp(0, -3 * true * label / t).mean() for t in grid]
+    assert fitted.temperature == pytest.approx(grid[np.argmin(losses)], abs=1e-3)
+    assert fitted.log_loss == pytest.approx(min(losses), abs=1e-8)
+    assert fitted.log_loss_before == pytest.approx(np.logaddexp(0, -3 * true * label).mean())
+    # Sides and the order of comparisons exchanged; the second moves the sums' last bits.
+    assert fit_temperature((-3 * true) * (-label)) == fitted
+    assert fit_temperature((3 * true * label)[::-1]).temperature == pytest.approx(fitted.temperature, rel=1e-12)
+    # In closed form: margins of one size with a share p right have T = margin / logit(p).
+    two_thirds = fit_temperature([2.0] * 40 + [-2.0] * 20)
+    assert two_thirds.temperature == pytest.approx(2.0 / math.log(2), rel=1e-12)
+    assert fit_temperature([2e-8] * 40 + [-2e-8] * 20).temperature == pytest.approx(2e-8 / math.log(2), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("margin", "reason"),
+    [
+        ([1.0, -1.0, 3.0] * 9, "27 comparisons, fewer than 30"),
+        ([0.5] * 40, "predicted rightly"),
+        ([0.0] * 40, "predicted rightly"),
+        ([1.0] * 20 + [-1.0] * 20, "do not agree"),
+        ([1.0] * 10 + [-1.0] * 30, "do not agree"),
+    ],
+)
+def test_no_temperature_has_a_reason(margin, reason):
+    fitted = fit_temperature(margin)
+    assert fitted.temperature is None
+    assert fitted.log_loss is None
+    assert reason in fitted.reason
+
+
+def test_fewer_comparisons_than_the_least_have_no_figure():
+    few, enough = MIN_COMPARISONS - 1, MIN_COMPARISONS
+    result = calibration(np.full(few, 0.5), np.ones(few))
+    assert (result.ece, result.brier, result.log_loss, result.bins) == (None, None, None, ())
+    assert "fewer than 30" in result.reason
+    assert calibration(np.full(enough, 0.5), np.ones(enough)).brier == 0.25
+    assert mcnemar(np.ones(few), np.zeros(few)).p_value is None
+    assert mcnemar(np.ones(enough), np.zeros(enough)).p_value == pytest.approx(2.0**-29)
+    assert fit_temperature([]).log_loss_before is None
+
+
+def test_tie_aware_accuracy_and_its_threshold_by_brute_force():
+    random = np.random.default_rng(2)
+    for _ in range(50):
+        margin = random.integers(-4, 8, size=40) / 4
+        tied = random.random(40) < np.exp(-np.abs(margin))
+        candidates = [0.0, *np.unique(np.abs(margin))]
+        totals = []
+        for threshold in candidates:
+            total = sum((abs(m) <= threshold) if t else m > threshold for m, t in zip(margin, tied, strict=True))
+            assert tie_aware_credit(margin, tied, threshold).sum() == total
+            totals.append(total)
+        assert fit_tie_threshold(margin, tied) == candidates[int(np.argmax(totals))]
+    assert fit_tie_threshold([1.0, 2.0], [False, False]) is None
+    assert fit_tie_threshold([1.0, 2.0], [True, True]) is None
+
+
+def test_mcnemar_over_all_sign_flips():
+    random = np.random.default_rng(3)
+    unequal = np.array([(1, 0), (0, 1), (1, 0.5), (0.5, 1), (0.5, 0), (0, 0.5)])
+    for num_unequal in (0, 1, 5, 12):
+        first, second = np.concatenate([np.ones((30, 2)), unequal[random.integers(6, size=num_unequal)]]).T
+        differences = (first - second)[30:]
+        sums = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=num_unequal)]
+        expected = np.mean([total >= abs(differences.sum()) - 1e-9 for total in sums])
+        assert mcnemar(first, second).p_value == pytest.approx(expected)
+        assert mcnemar(second, first).p_value == pytest.approx(expected)
+
+
+def test_mcnemar_without_ties_is_the_binomial_test():
+    first = np.array([1.0] * 15 + [0.0] * 5 + [1.0] * 80)
+    second = np.array([0.0] * 15 + [1.0] * 5 + [1.0] * 80)
+    result = mcnemar(first, second)
+    assert (result.first_better, result.second_better, result.num) == (15.0, 5.0, 100)
+    assert result.p_value == pytest.approx(2 * sum(math.comb(20, k) for k in range(6)) / 2**20)
+    assert mcnemar(first, first).p_value == 1.0
+    assert 0 < mcnemar(np.ones(900), np.zeros(900)).p_value < 1e-250
+
+
+def test_holm_corrects_step_by_step():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 1)), min_size=1, max_size=30))
+def test_ranking_figures_by_brute_force(rows):
+    scores, labels = zip(*rows, strict=True)
+    positives, negatives = ([s for s, y in rows if y == label] for label in (1, 0))
+    if positives and negatives:
+        wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives]
+        assert roc_auc(scores, labels) == pytest.approx(sum(wins) / len(wins))
+    else:
+        assert roc_auc(scores, labels) is None
+    if not positives:
+        assert average_precision(scores, labels) is None
+        return
+    area = previous = 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        figures = precision_recall_f1([s >= threshold for s in scores], labels)
+        area += (figures.recall - previous) * figures.precision
+        previous = figures.recall
+        assert figures.num_flagged == sum(s >= threshold for s in scores)
+        both = figures.precision + figures.recall
+        assert figures.f1 == pytest.approx(2 * figures.precision * figures.recall / both if both else 0.0)
+    assert average_precision(scores, labels) == pytest.approx(area)
+
+
+def test_flags_without_support_are_undefined():
+    assert precision_recall_f1([0, 0], [0, 0]) == (None, None, None, 0, 2, 0)
+    assert precision_recall_f1([1, 0], [0, 0]) == (0.0, None, None, 0, 2, 1)
+    assert precision_recall_f1([0, 0], [1, 0]) == (None, 0.0, 0.0, 1, 1, 0)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -131,6 +299,13 @@ def test_intervals_are_deterministic_and_know_constants():
         lambda: mean_interval([1.0, 2.0], ["a", "b"], level=95),
         lambda: mean_interval([1.0, 2.0], ["a", "b"], num_samples=0),
         lambda: ratio_interval([1.0, 2.0], [0.0, 1.0], ["a", "b"]),
+        lambda: preference_probability([1.0], 0.0),
+        lambda: calibration([0.5], [0.5]),
+        lambda: calibration([1.5], [1]),
+        lambda: calibration([0.5], [1, 0]),
+        lambda: mcnemar([0.3], [1.0]),
+        lambda: roc_auc([1.0], [2]),
+        lambda: average_precision([math.nan], [1]),
     ],
 )
 def test_what_has_no_answer_is_refused(call):
