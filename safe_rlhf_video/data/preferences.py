@@ -241,16 +241,33 @@ def split_by_prompt(
 
     A prompt's side depends on its text and the seed alone, so adding data moves no prompt across.
 
+    Returns:
+        Those with a place from `fraction` on, and those below.
+
     Raises:
         SampleError: one of the two sides would be empty.
     """
     sides: tuple[list[PromptGroup], list[PromptGroup]] = ([], [])
     for group in groups:
-        digest = hashlib.sha256(f"{seed}/{normalise_prompt(group.prompt_text)}".encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") / 2**64 < fraction].append(group)
+        sides[_place(group.prompt_text, seed) < fraction].append(group)
     if not all(sides):
         raise SampleError(
             f"{len(groups)} prompts are too few to split off {fraction:.0%} of them; add data or set "
             "data.validation_fraction to 0"
         )
     return sides
+
+
+def is_for_calibration(prompt_text: str, fraction: float, seed: int) -> bool:
+    """Whether a prompt is among about `fraction` that training leaves alone, for scores to be calibrated on.
+
+    As in `split_by_prompt` the text and the seed decide. They are taken from the other end, so that the prompts of the
+    validation split stay the same whatever this fraction is, and none is in both unless the fractions exceed 1.
+    """
+    return fraction > 0 and _place(prompt_text, seed) >= 1.0 - fraction
+
+
+def _place(prompt_text: str, seed: int) -> float:
+    """Where a prompt stands from 0 to 1, evenly over prompts."""
+    digest = hashlib.sha256(f"{seed}/{normalise_prompt(prompt_text)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

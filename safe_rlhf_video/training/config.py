@@ -30,6 +30,7 @@ class DataConfig:
         unreadable: What becomes of comparisons with a clip in the frame store's quarantine: "refuse" ends the run
             before it starts, "drop" leaves them out and says how many.
         validation_fraction: The share of prompts held out to choose the checkpoint; 0 keeps the last one.
+        calibration_fraction: The share of prompts that the run does not use at all, for scripts/calibrate.py.
         workers: Decoding processes for each rank.
         timeout_s: Seconds that one clip may take to decode.
     """
@@ -40,6 +41,7 @@ class DataConfig:
     frame_store: str | None = None
     unreadable: Literal["refuse", "drop"] = "refuse"
     validation_fraction: float = 0.1
+    calibration_fraction: float = 0.0
     workers: int = 2
     timeout_s: float = 60.0
 
@@ -48,6 +50,12 @@ class DataConfig:
         _require(bool(self.path) and all(self.paths), "data.path", "a file or folder, or a list of them", self.path)
         _require(
             0.0 <= self.validation_fraction < 1.0, "data.validation_fraction", "0 <= f < 1", self.validation_fraction
+        )
+        _require(
+            0.0 <= self.calibration_fraction < 1.0 - self.validation_fraction,
+            "data.calibration_fraction",
+            "0 or more, and with data.validation_fraction less than 1",
+            self.calibration_fraction,
         )
         _require(self.workers >= 1, "data.workers", "1 or more", self.workers)
         _require(0 < self.timeout_s < math.inf, "data.timeout_s", "more than 0", self.timeout_s)
@@ -264,7 +272,7 @@ class TrainConfig:
         engine: DeepSpeed.
         checkpoint: Validation and saving.
         tracking: Metrics.
-        seed: Initial heads and adapters, order of prompts, validation split, dropout.
+        seed: Initial heads and adapters, order of prompts, validation and calibration splits, dropout.
         dry_run: Only say what the run would need of tokens and memory, from shapes; no weights are loaded.
     """
 

@@ -1,4 +1,4 @@
-"""What a run trains on: records read, unusable ones left out and counted, validation prompts split off."""
+"""What a run trains on: records read, unusable ones left out and counted, validation and calibration split off."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
 from safe_rlhf_video.data.preferences import (
     PromptGroup,
     build_groups,
+    is_for_calibration,
     keep_useful,
     leave_out,
     split_by_prompt,
@@ -51,7 +52,7 @@ class TrainingData:
 
 
 def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
-    """Read the records, keep what the heads can learn from, split off the validation prompts.
+    """Read the records, leave out the calibration prompts, keep what the heads can learn from, split off validation.
 
     Raises:
         SampleError: a wrong record, or no label for one of the heads.
@@ -60,7 +61,18 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
         ConfigError: the frame store holds clips of another sampling.
     """
     where = ", ".join(config.data.paths)
-    pairs, videos, clip_files = _load_records(config.data)
+    records, labelled, clip_files = _load_records(config.data)
+    fraction = config.data.calibration_fraction
+    pairs, videos = (
+        [one for one in samples if not is_for_calibration(one.prompt_text, fraction, config.seed)]
+        for samples in (records, labelled)
+    )
+    num_held_out = len(records) - len(pairs) + len(labelled) - len(videos)
+    if fraction and not (num_held_out and (pairs or videos)):
+        raise SampleError(
+            f"{where}: has too few prompts to hold out {fraction:.0%} of them; add data or set "
+            "data.calibration_fraction to 0"
+        )
     groups, unused = build_groups(pairs, videos)
     dimension_of = {head: DIMENSION_OF_HEAD[head] for head in heads if head in DIMENSION_OF_HEAD}
     dimensions, harm_heads = list(dimension_of.values()), [head for head in heads if head in HARM_HEADS]
@@ -85,6 +97,8 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
             )
     _check_harm_classes(useful, harm_heads, where)
     notes = _describe_labels(groups, unused, len(pairs), dimensions, with_ties)
+    if num_held_out:
+        notes.append(f"{num_held_out} further records are held out for calibration")
     kept_prompts = {group.prompt_id for group in useful}
     if dropped := len(groups) - len(useful):
         notes.append(f"{dropped} prompts have no label for this model and are not used")
