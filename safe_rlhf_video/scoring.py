@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from safe_rlhf_video import lagrangian
+from safe_rlhf_video import calibration, lagrangian
+from safe_rlhf_video.calibration import HeadCalibration
 from safe_rlhf_video.data.samples import HARM_LABELS
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.heads import HARM_HEADS, HEADS, SUB_HEADS
@@ -48,11 +49,13 @@ class PairScore:
         p_more_helpful: probability that people find v1 more helpful than v2, by Bradley-Terry; too near one half for a
             model that was trained on ties by Rao and Kupper's.
         p_safer: probability that people find v1 safer than v2.
-        calibrated: whether these probabilities were fitted to held-out labels.
+        calibrated: whether these two probabilities were fitted to held-out labels.
         is_safe: cost <= 0.
         sub_scores: head -> scores in a sub-dimension of helpfulness, of those that the model has; as rewards.
         preferred: the side with the higher Lagrangian score; "tie" below `lagrangian.TIE_TOLERANCE`.
         reason: the choice in a sentence.
+        percentiles: head -> per cent of the reference clips of `scripts/calibrate.py` that score lower; for the cost
+            these are the less harmful ones. None without a calibrated model.
     """
 
     rewards: tuple[float, float]
@@ -67,6 +70,7 @@ class PairScore:
     sub_scores: Mapping[str, tuple[float, float]]
     preferred: Literal["v1", "v2", "tie"]
     reason: str
+    percentiles: Mapping[str, tuple[float, float]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -101,10 +105,19 @@ class Scorer:
     """
 
     def __init__(
-        self, model_dirs: Sequence[str | Path], device: torch.device, backbone: str | None, workers: int
+        self,
+        model_dirs: Sequence[str | Path],
+        device: torch.device,
+        backbone: str | None,
+        workers: int,
+        calibrated: bool = True,
     ) -> None:
         self.device = device
         self.records = [read_record(folder) for folder in model_dirs]
+        self.calibration: dict[str, HeadCalibration] = {}
+        # Before the backbone is loaded: a stale calibration is told at once.
+        for folder in model_dirs if calibrated else ():
+            self.calibration |= calibration.read_calibration(resolve_model_folder(folder))
         self.model, self._backbone, self.record = load_models(model_dirs, device, backbone)
         self._workers = workers
         self._pool = DecodePool(self.record.sampling, num_workers=workers)
@@ -112,7 +125,12 @@ class Scorer:
 
     @classmethod
     def from_pretrained(
-        cls, *model_dirs: str | Path, device: str = "auto", backbone: str | None = None, workers: int = 2
+        cls,
+        *model_dirs: str | Path,
+        device: str = "auto",
+        backbone: str | None = None,
+        workers: int = 2,
+        calibrated: bool = True,
     ) -> Self:
         """Load one or more model folders (a reward and a cost, say) onto one backbone.
 
@@ -120,12 +138,14 @@ class Scorer:
             device: "auto" takes CUDA where there is one.
             backbone: the folder of the backbone, if it lies elsewhere than in training; its weights must be the same.
             workers: decoding processes.
+            calibrated: whether to read the folders' calibrations, where `scripts/calibrate.py` wrote them.
 
         Raises:
-            CheckpointError: a folder is no model folder, or the folders do not fit each other or the backbone.
+            CheckpointError: a folder is no model folder, the folders do not fit each other or the backbone, or a
+                calibration is damaged or belongs to other weights.
             ConfigError: there is no such device.
         """
-        return cls(model_dirs, _resolve_device(device), backbone, workers)
+        return cls(model_dirs, _resolve_device(device), backbone, workers, calibrated)
 
     def __enter__(self) -> Self:
         return self
@@ -216,7 +236,7 @@ class Scorer:
         self.require_both_heads()
         scores = self._score_by_content(prompt, self.read([v1, v2], fps))
         pairs = {head: tuple(values.tolist()) for head, values in scores.items()}
-        return judge_pair(pairs, lagrange_multiplier, cost_limit)
+        return judge_pair(pairs, lagrange_multiplier, cost_limit, self.calibration)
 
     def rank(
         self,
@@ -306,13 +326,23 @@ class Scorer:
 
 
 def judge_pair(
-    scores: Mapping[str, tuple[float, float]], lagrange_multiplier: float = 1.0, cost_limit: float = 0.0
+    scores: Mapping[str, tuple[float, float]],
+    lagrange_multiplier: float = 1.0,
+    cost_limit: float = 0.0,
+    calibrations: Mapping[str, HeadCalibration] | None = None,
 ) -> PairScore:
     """The decision from scores alone: the Lagrangian of Safe RLHF (arXiv 2310.12773) and its explanation.
 
     Args:
         scores: head -> (v1, v2); a reward and a cost must be among them.
+        calibrations: head -> calibration, `Scorer.calibration`. Unless both the reward and the cost have a temperature,
+            neither probability is calibrated.
     """
+    of_head = calibrations or {}
+    temperatures = {head: one.temperature for head, one in of_head.items() if one.temperature is not None}
+    is_calibrated = {"reward", "cost"} <= temperatures.keys()
+    reward_unit, cost_unit = (temperatures[head] if is_calibrated else 1.0 for head in ("reward", "cost"))
+    references = {head: one.reference for head, one in of_head.items() if one.reference is not None and head in scores}
     rewards, costs = scores["reward"], scores["cost"]
     first, second = (
         float(lagrangian.lagrangian_score(reward, cost, lagrange_multiplier, cost_limit))
@@ -325,13 +355,18 @@ def judge_pair(
         lagrangian_scores=(first, second),
         lagrange_multiplier=float(lagrange_multiplier),
         cost_limit=float(cost_limit),
-        p_more_helpful=_probability(rewards[0] - rewards[1]),
-        p_safer=_probability(costs[1] - costs[0]),
-        calibrated=False,
+        p_more_helpful=_probability((rewards[0] - rewards[1]) / reward_unit),
+        p_safer=_probability((costs[1] - costs[0]) / cost_unit),
+        calibrated=is_calibrated,
         is_safe=(costs[0] <= 0.0, costs[1] <= 0.0),
         sub_scores={head: scores[head] for head in SUB_HEADS if head in scores},
         preferred=preferred,
         reason=lagrangian.explain_choice(rewards, costs, lagrange_multiplier, cost_limit, preferred),
+        percentiles={
+            head: (calibration.percentile(scores[head][0], one), calibration.percentile(scores[head][1], one))
+            for head, one in references.items()
+        }
+        or None,
     )
 
 
@@ -366,14 +401,16 @@ def score_pair(
 
     Args:
         model: one folder that holds both heads, or several.
-        options: as for `Scorer.score_pair`, and `device`, `backbone`, `workers` as for `Scorer.from_pretrained`.
+        options: as for `Scorer.score_pair`, and `device`, `backbone`, `workers`, `calibrated` as for
+            `Scorer.from_pretrained`.
     """
-    loading = {name: options.pop(name) for name in ("device", "backbone", "workers") if name in options}
+    loading = {name: options.pop(name) for name in ("device", "backbone", "workers", "calibrated") if name in options}
     folders = [
         resolve_model_folder(folder).resolve() for folder in ([model] if isinstance(model, str | Path) else model)
     ]
-    # The times tell a folder that was trained anew from the one that is loaded.
-    times = tuple((folder / "model.json").stat().st_mtime_ns for folder in folders)
+    # The times tell a folder that was trained or calibrated anew from the one that is loaded.
+    files = [folder / name for folder in folders for name in ("model.json", calibration.FILE_NAME)]
+    times = tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
     return _load_scorer(tuple(folders), times, **loading).score_pair(prompt, v1, v2, **options)
 
 

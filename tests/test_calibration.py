@@ -1,14 +1,26 @@
 """Calibration: prompts that no training reads, temperatures in a model folder, and what a scorer makes of them."""
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from small_models import one_line
+from small_models import COST, REWARD, noise_video, one_line, write_model
 
+from safe_rlhf_video.calibration import (
+    calibrate_head,
+    describe_reference,
+    percentile,
+    read_calibration,
+    write_calibration,
+)
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
-from safe_rlhf_video.errors import ConfigError, SampleError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
+from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
 
@@ -48,3 +60,136 @@ def test_calibration_split_takes_its_share_and_must_leave_some(world: Path) -> N
         load(world, validation_fraction=0.0, calibration_fraction=1e-9)
     with one_line(ConfigError, "data.calibration_fraction"):
         DataConfig(path="x", validation_fraction=0.5, calibration_fraction=0.5)
+
+
+HEADS = {
+    "reward": calibrate_head(np.tile([3.0, 3.0, -3.0], 20), np.zeros(60), 20, np.linspace(-2, 2, 301)),
+    "cost": calibrate_head(np.tile([1.0, 1.0, 1.0, -1.0], 10), np.zeros(40), 10, [0.0, 1.0]),
+}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return write_model(tmp_path / "reward", REWARD), write_model(tmp_path / "cost", COST)
+
+
+def test_calibration_of_a_head_and_its_file_by_hand(folders: tuple[Path, Path]) -> None:
+    margin = np.array([2.0] * 30 + [-2.0] * 10 + [0.1, -0.2, 5.0])
+    one = calibrate_head(margin, np.arange(43) >= 40, 12, [3.0, 1.0, 2.0])
+    assert one.temperature == pytest.approx(2.0 / np.log(3.0))
+    assert (one.num_comparisons, one.num_prompts, one.reason) == (40, 12, None)
+    assert one.tie_threshold == 0.2
+    assert one.log_loss is not None
+    assert one.log_loss_before is not None
+    assert one.log_loss == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+    assert one.log_loss < one.log_loss_before
+    assert one.reference is not None
+    assert (one.reference.mean, one.reference.std, one.reference.quantiles[50]) == (2.0, 1.0, 2.0)
+    few = calibrate_head(margin[:20], np.zeros(20), 3, [])
+    assert few.temperature is None
+    assert few.reference is None
+    assert few.reason == "20 comparisons, fewer than 30"
+    heads = {"reward": one, "aesthetics": few}
+    assert read_calibration(folders[0]) == {}
+    assert write_calibration(folders[0], heads, {"data": "x"}).name == "calibration.json"
+    assert read_calibration(folders[0]) == heads
+
+
+def test_percentiles_by_counting() -> None:
+    scores = np.random.default_rng(0).normal(size=5001)
+    reference = describe_reference(scores)
+    assert reference is not None
+    for score in (-1.5, -1.0, 0.0, 0.3, 1.5):
+        assert percentile(score, reference) == pytest.approx(100 * np.mean(scores < score), abs=0.3)
+    assert percentile(scores.min() - 1, reference) == 0.0
+    assert percentile(scores.max() + 1, reference) == 100.0
+    grid = [percentile(score, reference) for score in np.linspace(-4, 4, 999)]
+    assert grid == sorted(grid)
+    # A score that four fifths share stands in their middle.
+    shared = describe_reference([0.0] * 80 + [1.0] * 20)
+    assert shared is not None
+    assert percentile(0.0, shared) == pytest.approx(40.0, abs=1.0)
+    assert percentile(1.0, shared) == pytest.approx(90.0, abs=1.0)
+
+
+def test_scorer_reads_calibrations_and_mirrors_exactly(folders: tuple[Path, Path]) -> None:
+    videos = [noise_video(4, 32, 32, seed) for seed in range(2)]
+
+    def judge(**options: bool) -> PairScore:
+        return score_pair("a red circle", *videos, model=list(folders), **options)
+
+    before = judge()
+    assert not before.calibrated
+    assert before.percentiles is None
+    write_calibration(folders[0], {"reward": HEADS["reward"]}, {})
+    half = judge()
+    assert not half.calibrated
+    assert (half.p_more_helpful, half.p_safer) == (before.p_more_helpful, before.p_safer)
+    assert half.percentiles is not None
+    assert set(half.percentiles) == {"reward"}
+    write_calibration(folders[1], {"cost": HEADS["cost"]}, {})
+    after = judge()
+    assert after.calibrated
+    assert (after.rewards, after.costs, after.preferred) == (before.rewards, before.costs, before.preferred)
+    for probability, margin, head in (
+        (after.p_more_helpful, after.rewards[0] - after.rewards[1], "reward"),
+        (after.p_safer, after.costs[1] - after.costs[0], "cost"),
+    ):
+        assert probability == pytest.approx(1 / (1 + np.exp(-margin / HEADS[head].temperature)), rel=1e-12)
+    assert after.percentiles is not None
+    assert set(after.percentiles) == {"reward", "cost"}
+    assert judge(calibrated=False) == before
+    scorer = Scorer.from_pretrained(*folders, device="cpu")
+    turned = scorer.score_pair("a red circle", *videos[::-1])
+    scorer.close()
+    assert (turned.p_more_helpful, turned.p_safer) == (1.0 - after.p_more_helpful, 1.0 - after.p_safer)
+    assert turned.percentiles == {head: pair[::-1] for head, pair in after.percentiles.items()}
+
+
+def test_head_without_a_temperature_is_not_calibrated() -> None:
+    scores = {"reward": (1.0, 0.0), "cost": (0.0, 2.0)}
+    without = {**HEADS, "cost": replace(HEADS["cost"], temperature=None, reason="few")}
+    assert judge_pair(scores, calibrations=HEADS).calibrated
+    judged = judge_pair(scores, calibrations=without)
+    assert not judged.calibrated
+    assert judged.p_more_helpful == judge_pair(scores).p_more_helpful
+    json.dumps(judged.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda fields: fields.update(format_version=2),
+        lambda fields: fields.update(weights="0" * 32),
+        lambda fields: fields.pop("heads"),
+        lambda fields: fields["heads"].update(charm=fields["heads"]["reward"]),
+        lambda fields: fields["heads"]["reward"].update(temperature=0.0),
+        lambda fields: fields["heads"]["reward"].update(temperature="1"),
+        lambda fields: fields["heads"]["reward"].update(temperature=None),
+        lambda fields: fields["heads"]["reward"].update(temperature=10**400),
+        lambda fields: fields["heads"]["reward"].update(num_comparisons=-1),
+        lambda fields: fields["heads"]["reward"]["reference"]["quantiles"].reverse(),
+        lambda fields: fields["heads"]["reward"]["reference"]["quantiles"].pop(),
+        None,
+    ],
+)
+def test_stale_or_damaged_calibration_says_to_calibrate_again(
+    folders: tuple[Path, Path], damage: Callable[[dict[str, Any]], Any] | None
+) -> None:
+    path = write_calibration(folders[0], {"reward": HEADS["reward"]}, {})
+    if damage is None:
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        fields = json.loads(path.read_text())
+        damage(fields)
+        path.write_text(json.dumps(fields))
+    with one_line(CheckpointError, "calibration.json", "run scripts/calibrate.py again"):
+        Scorer.from_pretrained(folders[0], device="cpu")
+
+
+def test_weights_trained_anew_make_a_calibration_stale(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    write_calibration(folders[0], {"reward": HEADS["reward"]}, {})
+    other = write_model(tmp_path / "other", REWARD, seed=5)
+    (folders[0] / "heads.safetensors").write_bytes((other / "heads.safetensors").read_bytes())
+    with one_line(CheckpointError, "other weights", "run scripts/calibrate.py again"):
+        read_calibration(folders[0])

@@ -248,7 +248,7 @@ def test_pair_score_is_json(scorer: Scorer) -> None:
     fields = json.loads(json.dumps(judged.to_dict()))
     assert set(fields) == {
         *("rewards", "costs", "lagrangian_scores", "lagrange_multiplier", "cost_limit", "p_more_helpful", "p_safer"),
-        *("calibrated", "is_safe", "sub_scores", "preferred", "reason"),
+        *("calibrated", "is_safe", "sub_scores", "preferred", "reason", "percentiles"),
     }
     assert fields["rewards"] == list(judged.rewards)
     assert fields["is_safe"] == [cost <= 0 for cost in judged.costs]

@@ -1,0 +1,243 @@
+"""What scores mean, fitted to comparisons that training never saw: calibration.json in a model folder.
+
+A temperature a head makes P(v1 preferred) = sigmoid(difference / temperature) the frequency that people show, and the
+quantiles of a reference set say where a score stands among others. Everything here is a pure function of scores, but
+for the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.metrics import fit_temperature, fit_tie_threshold
+
+FILE_NAME = "calibration.json"
+FORMAT_VERSION = 1
+NUM_QUANTILES = 101
+COMMAND = "scripts/calibrate.py"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Scores of a head on a reference set of clips.
+
+    Attributes:
+        quantiles: from the least to the greatest score in steps of one per cent; 101, never falling.
+        std: with N - 1 in the denominator; 0 for a single clip.
+    """
+
+    num: int
+    mean: float
+    std: float
+    quantiles: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HeadCalibration:
+    """What a head's scores mean.
+
+    Attributes:
+        temperature: differences of scores are divided by it before the sigmoid; None where none could be fitted.
+        reason: why there is none.
+        num_comparisons, num_prompts: that it was fitted to; ties are not among them.
+        log_loss_before, log_loss: mean -log likelihood of these at temperature 1 and at `temperature`, nats.
+        tie_threshold: differences up to it are best called ties; None without ties among the comparisons.
+        reference: None without clips.
+    """
+
+    temperature: float | None
+    reason: str | None
+    num_comparisons: int
+    num_prompts: int
+    log_loss_before: float | None
+    log_loss: float | None
+    tie_threshold: float | None
+    reference: Reference | None
+
+
+def calibrate_head(
+    margin: ArrayLike, is_tie: ArrayLike, num_prompts: int, reference_scores: ArrayLike
+) -> HeadCalibration:
+    """Fit all that is stored of a head.
+
+    Args:
+        margin: (M,) chosen minus rejected, preference scores; for a tie either order.
+        is_tie: (M,) whether people called it a tie; ties fit the tie threshold alone.
+        num_prompts: of the comparisons that are no ties.
+        reference_scores: (N,) the head's scores of the reference clips.
+    """
+    margins, tied = np.asarray(margin, dtype=np.float64), np.asarray(is_tie, dtype=bool)
+    fitted = fit_temperature(margins[~tied])
+    return HeadCalibration(
+        temperature=fitted.temperature,
+        reason=fitted.reason,
+        num_comparisons=fitted.num,
+        num_prompts=num_prompts,
+        log_loss_before=fitted.log_loss_before,
+        log_loss=fitted.log_loss,
+        tie_threshold=fit_tie_threshold(margins, tied),
+        reference=describe_reference(reference_scores),
+    )
+
+
+def describe_reference(scores: ArrayLike) -> Reference | None:
+    """Quantiles, mean and standard deviation of (N,) finite scores; None without any."""
+    values = np.asarray(scores, dtype=np.float64)
+    if not len(values):
+        return None
+    return Reference(
+        num=len(values),
+        mean=float(values.mean()),
+        std=float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+        # Sorted again: interpolation may break the order of two equal quantiles by a last bit.
+        quantiles=tuple(np.sort(np.quantile(values, np.linspace(0.0, 1.0, NUM_QUANTILES))).tolist()),
+    )
+
+
+def percentile(score: float, reference: Reference) -> float:
+    """Per cent of the reference set that scores lower, from 0 to 100; between two quantiles on the line between them.
+
+    A score that several quantiles share stands in the middle of them.
+    """
+    quantiles = np.asarray(reference.quantiles)
+    below, up_to = (int(np.searchsorted(quantiles, score, side=side)) for side in ("left", "right"))
+    step = 100.0 / (len(quantiles) - 1)
+    if up_to == 0:
+        return 0.0
+    if below == len(quantiles):
+        return 100.0
+    if below < up_to:
+        return 0.5 * (below + up_to - 1) * step
+    low, high = quantiles[below - 1], quantiles[below]
+    return float(below - 1 + (score - low) / (high - low)) * step
+
+
+def read_calibration(folder: Path) -> dict[str, HeadCalibration]:
+    """Read a model folder's calibration: head -> calibration; empty if there is none.
+
+    Args:
+        folder: that holds model.json.
+
+    Raises:
+        CheckpointError: calibration.json is damaged, or belongs to other weights than lie beside it.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return {}
+    try:
+        fields = json.loads(path.read_bytes())
+        found = fields["format_version"]
+        if found != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format version {found}, not {FORMAT_VERSION}; run {COMMAND} again")
+        heads = {head: _read_head(head, values) for head, values in fields["heads"].items()}
+        weights = fields["weights"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error}); run {COMMAND} again") from error
+    if weights != fingerprint_model(folder):
+        raise CheckpointError(f"{path}: belongs to other weights than lie beside it; run {COMMAND} again")
+    return heads
+
+
+def write_calibration(folder: Path, heads: Mapping[str, HeadCalibration], facts: Mapping[str, object]) -> Path:
+    """Write or replace calibration.json in a model folder, as a whole.
+
+    Args:
+        folder: that holds model.json.
+        facts: about the data, for people to read.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: the folder cannot be read or written.
+    """
+    path = folder / FILE_NAME
+    fields = {
+        "format_version": FORMAT_VERSION,
+        "weights": fingerprint_model(folder),
+        "data": dict(facts),
+        "heads": {head: asdict(values) for head, values in heads.items()},
+    }
+    try:
+        write_whole(path, json.dumps(fields, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); make the folder writable") from error
+    return path
+
+
+def fingerprint_model(folder: Path) -> str:
+    """Identifies what decides a model folder's scores; its calibration does not, and so may lie in it.
+
+    Of a merged model's own backbone, model.json has the fingerprint, which is compared when it is loaded.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    files = [folder / "model.json", *folder.glob("*.safetensors"), *folder.glob("adapters/*/*.safetensors")]
+    try:
+        for path in sorted(files):
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+            digest.update(path.relative_to(folder).as_posix().encode() + content)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error}); copy the model folder again") from error
+    return digest.hexdigest()[:32]
+
+
+def _read_head(head: str, fields: Mapping[str, Any]) -> HeadCalibration:
+    """Raises ValueError, KeyError or TypeError for what `write_calibration` would not have written."""
+    if head not in HEADS:
+        raise ValueError(f"{head!r} is no head")
+    reference = fields["reference"]
+    if reference is not None:
+        quantiles = tuple(_number("quantiles", value) for value in reference["quantiles"])
+        if len(quantiles) != NUM_QUANTILES or list(quantiles) != sorted(quantiles):
+            raise ValueError(f"quantiles of {head}: expected {NUM_QUANTILES} that never fall")
+        reference = Reference(
+            num=_count("num", reference["num"]),
+            mean=_number("mean", reference["mean"]),
+            std=_number("std", reference["std"]),
+            quantiles=quantiles,
+        )
+    temperature, reason = fields["temperature"], fields["reason"]
+    if (temperature is None) == (reason is None) or not isinstance(reason, str | None):
+        raise ValueError(f"temperature of {head}: expected a number, or null with a reason")
+    if temperature is not None and _number("temperature", temperature) <= 0:
+        raise ValueError(f"temperature of {head}: expected a positive number, got {temperature!r}")
+    losses = [fields[name] for name in ("log_loss_before", "log_loss", "tie_threshold")]
+    before, after, tie_threshold = (None if value is None else _number("log_loss", value) for value in losses)
+    return HeadCalibration(
+        temperature=None if temperature is None else float(temperature),
+        reason=reason,
+        num_comparisons=_count("num_comparisons", fields["num_comparisons"]),
+        num_prompts=_count("num_prompts", fields["num_prompts"]),
+        log_loss_before=before,
+        log_loss=after,
+        tie_threshold=tie_threshold,
+        reference=reference,
+    )
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r:.40}")
+    return float(value)
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name}: expected a count, got {value!r:.40}")
+    return value
