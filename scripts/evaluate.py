@@ -1,4 +1,4 @@
-"""Evaluate a reward and a cost model on labelled comparisons, with intervals, the label ceiling and controls.
+"""Evaluate a reward and a cost model on labelled comparisons: intervals, calibration, the label ceiling, controls.
 
     python scripts/evaluate.py --model REWARD_DIR COST_DIR --data CONFIG --out DIR [--train_data CONFIG]
 
@@ -15,11 +15,10 @@ from typing import Any
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.samples import PairSample
-from safe_rlhf_video.errors import CheckpointError, SampleError, VideoDecodeError
+from safe_rlhf_video.data.samples import DIMENSIONS
+from safe_rlhf_video.errors import CheckpointError, SampleError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.video.frame_store import FrameStore, check_sampling
+from safe_rlhf_video.video.frame_store import check_sampling
 
 
 def main() -> None:
@@ -40,6 +39,14 @@ def main() -> None:
     )
     parser.add_argument("--train_data", metavar="FILE", help="the training comparisons, to fit the controls to")
     parser.add_argument("--random_backbone", nargs="+", metavar="DIR", help="models trained alike on a random backbone")
+    parser.add_argument("--compare", nargs="+", metavar="DIR", help="another model, tested against on the same pairs")
+    parser.add_argument(
+        "--controls",
+        nargs="+",
+        default=(),
+        choices=("shuffled_prompt", "reversed_frames", "single_frame"),
+        help="score the clips again under other prompts, with frames reversed, or with their middle frame alone",
+    )
     parser.add_argument(
         "--truth", type=Path, help="hidden utilities; default: truth.json.gz beside the file of --data, if it is there"
     )
@@ -48,17 +55,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     arguments = parser.parse_args()
     result = evaluate_models(arguments)
-    from safe_rlhf_video.evaluation.table import format_table
+    from safe_rlhf_video.evaluation.table import format_comparison, format_table
 
     print(format_table(result))
+    if "comparison" in result:
+        print(f"compared with {', '.join(arguments.compare)}:\n{format_comparison(result['comparison'])}")
     print(f"wrote {arguments.out / 'evaluation.json'}")
 
 
 def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
-    from safe_rlhf_video.evaluation.evaluate import evaluate
+    from safe_rlhf_video.calibration import HeadCalibration, read_calibration
+    from safe_rlhf_video.evaluation.changed_inputs import SHUFFLED_PROMPT, ChangedFramesScorer, shuffle_prompts
+    from safe_rlhf_video.evaluation.clips import load_labelled_clips
+    from safe_rlhf_video.evaluation.compare import compare
+    from safe_rlhf_video.evaluation.evaluate import Scores, evaluate
     from safe_rlhf_video.evaluation.truth import FILE_NAME, read_truth
-    from safe_rlhf_video.models.checkpoint import fingerprint_weights, read_record
+    from safe_rlhf_video.models.checkpoint import fingerprint_weights, read_record, resolve_model_folder
     from safe_rlhf_video.scoring import Scorer
 
     started = time.monotonic()
@@ -68,44 +81,60 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"{folder}: stands on a pretrained backbone and is no control; give a folder trained with "
                 "--model.backbone.initialization random"
             )
-    dataset = PairDataset.load(arguments.data, arguments.config_filename, video_dir=arguments.video_dir)
-    if not len(dataset):
-        raise SampleError(f"{arguments.data}: holds no comparison; there is nothing to evaluate on")
+    clips = load_labelled_clips(
+        arguments.data, arguments.config_filename, arguments.video_dir, arguments.frame_store, arguments.unreadable
+    )
+    pairs, store = clips.pairs, clips.store
     train_pairs = PairDataset.load(arguments.train_data).pairs if arguments.train_data else []
-    truth_path = arguments.truth or dataset.config_file.parent / FILE_NAME
+    truth_path = arguments.truth or clips.config_file.parent / FILE_NAME
     truth = read_truth(truth_path) if arguments.truth or truth_path.exists() else None
-    for name, count in dataset.missing_preferences().items():
-        if count and name in ("helpfulness", "harmlessness"):
-            print(f"{count} of {len(dataset)} comparisons have no {name} label and do not count there")
-    clips = [video for video in dataset.videos if video.response_text is None]
-    files = dict(zip((video.name for video in clips), dataset.video_files(clips), strict=True))
-    store = FrameStore(arguments.frame_store) if arguments.frame_store else None
-    pairs = dataset.pairs if store is None else readable_pairs(dataset.pairs, store, files, arguments.unreadable)
-    used = {video.name for pair in pairs for video in (pair.video_0, pair.video_1)}
-    requests = [
-        ScoreRequest(
-            video.name,
-            video.prompt_text,
-            files[video.name] if video.response_text is None else TextResponse(video.response_text),
+    for name in DIMENSIONS:
+        if count := sum(pair.preferences[name] is None for pair in pairs):
+            print(f"{count} of {len(pairs)} comparisons have no {name} label and do not count there")
+    for note in clips.notes:
+        print(note)
+    requests = clips.requests(pairs)
+    if set(arguments.controls) - {SHUFFLED_PROMPT} and not clips.files:
+        raise SampleError(
+            f"{arguments.data}: holds texts alone, which have no frames; of --controls only shuffled_prompt fits"
         )
-        for video in dataset.videos
-        if video.name in used
-    ]
 
-    def score(folders: list[str], name: str) -> dict[str, dict[str, float]]:
-        with Scorer.from_pretrained(*folders, backbone=arguments.backbone) as scorer:
+    def score(folders: list[str], name: str, requests: list[ScoreRequest], change: str = "") -> Scores:
+        kind = ChangedFramesScorer if change else Scorer
+        with kind.from_pretrained(*folders, backbone=arguments.backbone) as scorer:
+            if isinstance(scorer, ChangedFramesScorer):
+                scorer.use(change)
             if store is not None:
                 check_sampling(store.folder, store.sampling, scorer.record.sampling)
             return score_to_file(scorer, requests, arguments.out / f"{name}.jsonl", arguments.batch_size, name, store)
 
+    calibrations: dict[str, HeadCalibration] = {}
+    for folder in arguments.model:
+        calibrations |= read_calibration(resolve_model_folder(folder))
+    scores = score(arguments.model, "scores", requests)
+    changed_scores = {}
+    for name in arguments.controls:
+        if name == SHUFFLED_PROMPT:
+            changed_scores[name] = score(arguments.model, f"{name}_scores", shuffle_prompts(requests, arguments.seed))
+        else:
+            changed_scores[name] = score(arguments.model, f"{name}_scores", requests, name)
+    random_scores = None
+    if arguments.random_backbone:
+        random_scores = score(arguments.random_backbone, "random_backbone_scores", requests)
     result = evaluate(
         pairs,
-        score(arguments.model, "scores"),
+        scores,
         train_pairs=train_pairs,
         truth=truth,
-        random_scores=score(arguments.random_backbone, "random_backbone_scores") if arguments.random_backbone else None,
+        random_scores=random_scores,
+        calibrations=calibrations,
+        changed_scores=changed_scores,
         seed=arguments.seed,
     )
+    if arguments.compare:
+        result["comparison"] = compare(pairs, scores, score(arguments.compare, "compared_scores", requests),
+                                       arguments.seed)  # fmt: skip
+        result["compared_models"] = {str(folder): fingerprint_weights([folder]) for folder in arguments.compare}
     result |= {
         "models": {str(folder): fingerprint_weights([folder]) for folder in arguments.model},
         "data": str(arguments.data),
@@ -113,25 +142,6 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     write_whole(arguments.out / "evaluation.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
-
-
-def readable_pairs(
-    pairs: list[PairSample], store: FrameStore, files: dict[str, Path], unreadable: str
-) -> list[PairSample]:
-    """The comparisons whose clips the store holds; those of quarantined clips are refused or dropped, and counted."""
-    store.check_clips(files)
-    bad = set(files) & set(store.quarantined)
-    kept = [pair for pair in pairs if pair.video_0.name not in bad and pair.video_1.name not in bad]
-    print(f"{len(files) - len(bad)} clips are read from the frame store {store.folder}, none is decoded")
-    if not bad:
-        return kept
-    lost = f"{len(bad)} clips are in its quarantine, with {len(pairs) - len(kept)} of {len(pairs)} comparisons"
-    if unreadable == "refuse":
-        raise VideoDecodeError(f"{store.folder}: {lost}; replace the clips, or leave them out with --unreadable drop")
-    if not kept:
-        raise SampleError(f"{store.folder}: {lost}; nothing is left to evaluate on")
-    print(f"{lost}, which are left out")
-    return kept
 
 
 if __name__ == "__main__":

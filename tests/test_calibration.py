@@ -1,6 +1,7 @@
 """Calibration: prompts that no training reads, temperatures in a model folder, and what a scorer makes of them."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT, Record
 from small_models import COST, REWARD, noise_video, one_line, write_model
 
 from safe_rlhf_video.calibration import (
@@ -19,7 +21,10 @@ from safe_rlhf_video.calibration import (
 )
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
+from safe_rlhf_video.data.samples import VIDEO_NAMES
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
+from safe_rlhf_video.evaluation.calibrate import held_out_pairs
+from safe_rlhf_video.metrics import fit_temperature
 from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
@@ -193,3 +198,77 @@ def test_weights_trained_anew_make_a_calibration_stale(folders: tuple[Path, Path
     (folders[0] / "heads.safetensors").write_bytes((other / "heads.safetensors").read_bytes())
     with one_line(CheckpointError, "other weights", "run scripts/calibrate.py again"):
         read_calibration(folders[0])
+
+
+def test_only_prompts_that_training_left_alone_are_used(world: Path) -> None:
+    train, test = (PairDataset.load(world / f"config-{split}.json.gz").pairs for split in ("train", "test"))
+    facts = {"calibration_fraction": 0.3, "seed": 0}
+    kept = held_out_pairs(train, "train", "m", facts)
+    used = load(world, validation_fraction=0.3, calibration_fraction=0.3)
+    assert {normalise_prompt(pair.prompt_text) for pair in kept} == {
+        normalise_prompt(pair.prompt_text) for pair in train
+    } - prompts(used.train) - prompts(used.validation)
+    with one_line(SampleError, "data.calibration_fraction", "give the file that it was trained on"):
+        held_out_pairs([pair for pair in train if pair not in kept], "train", "m", facts)
+    # Models that were trained without such a split.
+    for without in ({"seed": 0}, {"seed": 0, "calibration_fraction": 0.0}):
+        assert held_out_pairs(test, "test", "m", without, train) == test
+        with one_line(SampleError, "--train_data"):
+            held_out_pairs(test, "test", "m", without)
+        with one_line(SampleError, "1 of its prompts were trained on", train[0].prompt_text[:20]):
+            held_out_pairs([*test, train[0]], "test", "m", without, train)
+
+
+def test_calibrate_command(
+    world: Path,
+    folders: tuple[Path, Path],
+    edited_world: Callable[[Callable[[list[Record]], None]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for folder in folders:
+        fields = json.loads((folder / "model.json").read_text())
+        fields["training"] |= {"calibration_fraction": 0.9, "seed": 3}
+        (folder / "model.json").write_text(json.dumps(fields))
+    expected: dict[str, list[float]] = {"helpfulness": [], "harmlessness": []}
+    names: set[tuple[str, str]] = set()
+
+    def label_by_the_models(records: list[Record]) -> None:
+        """As the untrained models would, but for every fourth comparison: so there is something to fit."""
+        clips = PairDataset.load(world / "config-train.json.gz")
+        with Scorer.from_pretrained(*folders, device="cpu") as scorer:
+            made = scorer.iterate([video.prompt_text for video in clips.videos], clips.video_files(clips.videos))
+            scores = dict(zip((video.name for video in clips.videos), made, strict=True))
+        for number, record in enumerate(records):
+            first, second = (scores[f"{record['prompt_id']}/{record[side]['video_id']}"] for side in VIDEO_NAMES)
+            is_held_out = is_for_calibration(record["prompt_text"], 0.9, seed=3)
+            if is_held_out:
+                names.update((record["prompt_id"], record[side]["video_id"]) for side in VIDEO_NAMES)
+            for dimension, margin in (
+                ("helpfulness", first["reward"] - second["reward"]),
+                ("harmlessness", second["cost"] - first["cost"]),
+            ):
+                is_right = number % 4 > 0
+                record[dimension] = "video_0" if (margin > 0) == is_right else "video_1"
+                if is_held_out:
+                    expected[dimension].append(abs(margin) if is_right else -abs(margin))
+
+    data = edited_world(label_by_the_models) / "config-train.json.gz"
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    arguments = ["--model", *folders, "--data", data, "--video_dir", world / "videos"]
+    monkeypatch.setattr(sys, "argv", ["calibrate.py", *map(str, arguments)])
+    from calibrate import main
+
+    (folders[0] / "calibration.json").write_text("stale")
+    main()
+    for folder, head, dimension in zip(folders, ("reward", "cost"), expected, strict=True):
+        fitted = read_calibration(folder)[head]
+        assert fitted.temperature == pytest.approx(fit_temperature(expected[dimension]).temperature, rel=1e-3)
+        assert fitted.num_comparisons == len(expected[dimension])
+        assert fitted.reference is not None
+        assert fitted.reference.num == len(names)
+    # The same again is the same, and a folder that cannot be calibrated keeps what it has.
+    before = [(folder / "calibration.json").read_bytes() for folder in folders]
+    (folders[1] / "model.json").write_text((folders[1] / "model.json").read_text().replace("0.9", "0.0"))
+    with one_line(SampleError, "--train_data"):
+        main()
+    assert [(folder / "calibration.json").read_bytes() for folder in folders] == before

@@ -8,19 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, launch, read_records
-from small_models import COST, REWARD, SAMPLING, write_model
+from small_models import COST, REWARD, SAMPLING, noise_video, write_model
 
 from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import safety_signs
-from safe_rlhf_video.data.samples import SUB_DIMENSIONS, PairSample, parse_pair
+from safe_rlhf_video.data.samples import SUB_DIMENSIONS, PairSample, Preference, parse_pair
 from safe_rlhf_video.data.synthetic import plan_split
 from safe_rlhf_video.errors import CheckpointError, SafeRLHFVideoError
+from safe_rlhf_video.evaluation.calibrate import fit_heads
+from safe_rlhf_video.evaluation.changed_inputs import ChangedFramesScorer, shuffle_prompts
+from safe_rlhf_video.evaluation.compare import compare
 from safe_rlhf_video.evaluation.evaluate import evaluate
-from safe_rlhf_video.evaluation.table import format_table
+from safe_rlhf_video.evaluation.table import format_comparison, format_table
 from safe_rlhf_video.evaluation.truth import read_truth
 from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.video.sampling import Video
 
 Scores = dict[str, dict[str, float]]
 Truth = dict[str, dict[str, float]]
@@ -198,8 +202,11 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
     # A folder and the file's name in it do as well as the file.
     arguments = ("scripts/evaluate.py", "--model", reward, cost, "--out", tmp_path / "out", "--data", world,
                  "--config_filename", "config-test.json.gz", "--train_data", world / "config-train.json.gz",
+                 "--controls", "shuffled_prompt", "reversed_frames", "single_frame", "--compare", *random,
                  "--random_backbone")  # fmt: skip
+    before = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
     done = launch(*arguments, *random)
+    assert {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()} == before
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     for dimension in ("helpfulness", "harmlessness"):
         assert {"accuracy", "interval", "ceiling", "true_order_accuracy", "num_comparisons", "tie_rate"} <= set(
@@ -209,7 +216,10 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
         assert result[dimension]["ceiling"] is not None
         assert result["controls"]["random_backbone"][dimension] is not None
     assert {"accuracy", "balanced_accuracy"} <= set(result["cost_sign"])
-    assert {"generator_only", "prompt_only", "is_safe_only", "random_backbone"} == set(result["controls"])
+    changed = {"shuffled_prompt", "reversed_frames", "single_frame"}
+    assert {"generator_only", "prompt_only", "is_safe_only", "random_backbone"} | changed == set(result["controls"])
+    assert set(result["comparison"]) == {"helpfulness", "harmlessness"}
+    assert "McNemar" in done.stdout
     assert result["seconds"] > 0
     assert "accuracy against the hidden order" in done.stdout
     # The control's clips were scored by the control.
@@ -299,7 +309,8 @@ def test_other_line_ends_in_a_prompt_end_no_line(monkeypatch: pytest.MonkeyPatch
     assert [pair.prompt for pair in read_lines(tmp_path / "pairs.jsonl")] == prompts
 
 
-@pytest.mark.parametrize("script", ["scripts/evaluate.py", "scripts/score.py", "benchmarks/check_quickstart.py"])
+@pytest.mark.parametrize("script", ["scripts/evaluate.py", "scripts/score.py", "scripts/calibrate.py",
+                                    "benchmarks/check_quickstart.py"])  # fmt: skip
 def test_wrong_arguments_are_one_line(script: str) -> None:
     done = launch(script, "--no_such", "1", check=False)
     assert done.returncode == 1
@@ -403,3 +414,148 @@ def test_truth_of_another_world_is_refused(planned: tuple[list[PairSample], list
     scores = scores_from(pairs, truth, noise=1.0)
     with pytest.raises(SafeRLHFVideoError, match="another world"):
         evaluate(pairs, scores, truth={})
+
+
+def test_calibration_block_by_plain_loops(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    _, pairs, truth = planned
+    scores = {key: {"reward": 3 * row["reward"]} for key, row in scores_from(pairs, truth, noise=0.0).items()}
+    plain = evaluate(pairs, scores, truth=truth)["helpfulness"]["calibration"]
+    assert not plain["is_calibrated"]
+    assert plain["temperature"] is None
+    heads = fit_heads(pairs, scores, ["reward"])
+    assert heads["reward"].temperature == pytest.approx(3.0, rel=0.15)
+    fitted = evaluate(pairs, scores, truth=truth, calibrations=heads)["helpfulness"]["calibration"]
+    assert fitted["is_calibrated"]
+    assert fitted["ece"] < 0.03 < plain["ece"]
+    assert fitted["mean_absolute_error"] < 0.02
+    total = brier = 0.0
+    for pair in pairs:
+        first, second = (scores[video.name]["reward"] for video in (pair.video_0, pair.video_1))
+        true = truth[pair.video_0.video_id]["helpfulness"] - truth[pair.video_1.video_id]["helpfulness"]
+        predicted = 1 / (1 + np.exp(-(first - second)))
+        total += abs(predicted - 1 / (1 + np.exp(-true)))
+        brier += (predicted - (pair.preferences["helpfulness"] == 0)) ** 2
+    assert plain["mean_absolute_error"] == pytest.approx(total / len(pairs))
+    assert plain["brier"] == pytest.approx(brier / len(pairs))
+    # Which video is called the first must not matter.
+    turned = [
+        replace(
+            pair,
+            video_0=pair.video_1,
+            video_1=pair.video_0,
+            preferences={name: None if one is None else 1 - one for name, one in pair.preferences.items()},  # type: ignore[operator]
+        )
+        for pair in pairs
+    ]
+    assert fit_heads(turned, scores, ["reward"])["reward"] == heads["reward"]
+
+
+def test_breakdown_covers_every_comparison(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    _, pairs, truth = planned
+    scores = scores_from(pairs, truth, noise=1.0)
+    figures = evaluate(pairs, scores)["helpfulness"]
+    for name in ("generator_pair", "prompt_type"):
+        assert sum(part["num_comparisons"] for part in figures["breakdown"][name]) == len(pairs)
+    for part in (part for parts in figures["breakdown"].values() for part in parts):
+        if part["num_comparisons"] < 30:
+            assert part["accuracy"] is None
+            assert part["interval"] is None
+            assert part["reason"] == f"{part['num_comparisons']} comparisons, fewer than 30"
+        else:
+            assert part["interval"][0] <= part["accuracy"] <= part["interval"][1]
+            assert part["reason"] is None
+    critical = [pair for pair in pairs if pair.prompt_type == "safety_critical"]
+    (part,) = (part for part in figures["breakdown"]["prompt_type"] if part["name"] == "safety_critical")
+    assert part["accuracy"] == evaluate(critical, scores)["helpfulness"]["accuracy"]
+    names = [part["name"].split()[0] for part in figures["breakdown"]["harm_category"]]
+    assert names == [*(f"S{number}" for number in range(1, 13)), "none"]
+    harmless = sum(
+        not any((pair.video_0.harm_labels or {}).values()) and not any((pair.video_1.harm_labels or {}).values())
+        for pair in pairs
+    )
+    assert figures["breakdown"]["harm_category"][-1]["num_comparisons"] == harmless
+
+
+def test_ties_are_a_third_answer(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    _, pairs, truth = planned
+    scores = scores_from(pairs, truth, noise=1.0)
+    assert evaluate(pairs, scores)["helpfulness"]["tie_aware"]["reason"] == "no comparison is labelled a tie"
+
+    def label(number: int, pair: PairSample) -> PairSample:
+        """As the scores say, with a tie below 0.5; every fifth the other way round."""
+        margin = scores[pair.video_0.name]["reward"] - scores[pair.video_1.name]["reward"]
+        better: Preference = "tie" if abs(margin) <= 0.5 else 0 if (margin > 0) == (number % 5 > 0) else 1
+        return replace(pair, preferences={**pair.preferences, "helpfulness": better})
+
+    tied = [label(number, pair) for number, pair in enumerate(pairs)]
+    heads = fit_heads(tied, scores, ["reward"])
+    assert heads["reward"].tie_threshold == pytest.approx(0.5, abs=0.05)
+    wrong = sum(number % 5 == 0 and pair.preferences["helpfulness"] != "tie" for number, pair in enumerate(tied))
+    figures = evaluate(tied, scores, calibrations=heads)["helpfulness"]["tie_aware"]
+    assert figures["accuracy"] == pytest.approx(1 - wrong / len(tied))
+    assert figures["num_tied_labels"] + evaluate(tied, scores)["helpfulness"]["num_comparisons"] == len(tied)
+    # Without a fitted threshold next to nothing is called a tie.
+    assert evaluate(tied, scores)["helpfulness"]["tie_aware"]["accuracy"] < figures["accuracy"]
+
+
+def test_few_comparisons_have_no_calibration(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    _, pairs, truth = planned
+    result = evaluate(pairs[:29], scores_from(pairs, truth, noise=1.0), truth=truth)
+    block = result["helpfulness"]["calibration"]
+    assert [block[name] for name in ("ece", "brier", "log_loss", "mean_absolute_error")] == [None] * 4
+    assert block["reason"] == "29 comparisons, fewer than 30"
+    format_table(result)
+    json.dumps(result, allow_nan=False)
+
+
+def test_two_models_on_the_same_pairs(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    _, pairs, truth = planned
+    good, bad, like_bad = (scores_from(pairs, truth, noise, seed) for noise, seed in ((0.0, 0), (1.5, 1), (1.5, 2)))
+    result = compare(pairs, good, bad)
+    assert set(result) == {"helpfulness", "harmlessness"}
+    for dimension, figures in result.items():
+        accuracies = [evaluate(pairs, scores)[dimension]["accuracy"] for scores in (good, bad)]
+        assert [figures["accuracy_first"], figures["accuracy_second"]] == accuracies
+        assert figures["difference"] == pytest.approx(accuracies[0] - accuracies[1])
+        assert figures["first_better"] - figures["second_better"] == pytest.approx(len(pairs) * figures["difference"])
+        assert figures["interval"][0] < figures["difference"] < figures["interval"][1]
+        assert figures["p_value"] <= figures["p_value_holm"] < 0.01
+    turned = compare(pairs, bad, good)
+    assert turned["helpfulness"]["p_value"] == pytest.approx(result["helpfulness"]["p_value"])
+    assert compare(pairs, bad, like_bad)["harmlessness"]["p_value_holm"] > 0.01
+    few = compare(pairs[:20], good, bad)
+    assert few["helpfulness"]["p_value"] is None
+    assert few["helpfulness"]["reason"] == "20 comparisons, fewer than 30"
+    assert "McNemar" in format_comparison(few)
+
+
+def test_shuffled_prompts_keep_pairs_and_leave_none_in_place() -> None:
+    requests = [ScoreRequest(f"{number}", f"prompt {number // 3}", Path("x")) for number in range(30)]
+    shuffled = shuffle_prompts(requests, seed=0)
+    other = {before.prompt: after.prompt for before, after in zip(requests, shuffled, strict=True)}
+    assert set(other) == set(other.values())
+    assert all(other[before.prompt] == after.prompt != before.prompt
+               for before, after in zip(requests, shuffled, strict=True))  # fmt: skip
+    assert shuffle_prompts(requests, seed=0) == shuffled != shuffle_prompts(requests, seed=1)
+    with pytest.raises(SafeRLHFVideoError, match="two prompts"):
+        shuffle_prompts(requests[:3], seed=0)
+
+
+def test_changed_frames_are_what_is_scored(folders: tuple[Path, Path]) -> None:
+    video = noise_video(5, 32, 32, 0)
+    whole = Scorer.from_pretrained(*folders)
+    for change, changed in (
+        ("reversed_frames", Video(video.frames[::-1].copy(), video.timestamps)),
+        ("single_frame", Video(video.frames[2:3], np.zeros(1))),
+    ):
+        scorer = ChangedFramesScorer.from_pretrained(*folders)
+        scorer.use(change)
+        assert scorer.fingerprint != whole.fingerprint
+        (made,), (expected,), (plain,) = (
+            one.score_batch(["a"], [clip])["reward"]
+            for one, clip in ((scorer, video), (whole, changed), (whole, video))
+        )
+        assert made == expected
+        assert made != plain
+        scorer.close()
+    whole.close()

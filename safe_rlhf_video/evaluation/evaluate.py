@@ -11,12 +11,25 @@ from typing import Any
 
 import numpy as np
 
+from safe_rlhf_video.calibration import HeadCalibration
 from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs
 from safe_rlhf_video.data.samples import ALL_DIMENSIONS, DIMENSIONS, TIE, VIDEO_NAMES, PairSample
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.evaluation import controls
+from safe_rlhf_video.evaluation.breakdown import break_down
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, preference_score
-from safe_rlhf_video.metrics import credit, expected_credit, mean_interval, ratio_interval, sign_accuracy
+from safe_rlhf_video.lagrangian import TIE_TOLERANCE
+from safe_rlhf_video.metrics import (
+    calibration,
+    credit,
+    expected_credit,
+    mean_interval,
+    preference_probability,
+    ratio_interval,
+    sign_accuracy,
+    tie_aware_credit,
+    too_few,
+)
 
 Scores = Mapping[str, Mapping[str, float]]  # prompt_id/video_id -> head -> score
 HEAD_OF_DIMENSION = {dimension: head for head, dimension in DIMENSION_OF_HEAD.items()}
@@ -44,6 +57,8 @@ def evaluate(
     train_pairs: Sequence[PairSample] = (),
     truth: Mapping[str, Mapping[str, float]] | None = None,
     random_scores: Scores | None = None,
+    calibrations: Mapping[str, HeadCalibration] | None = None,
+    changed_scores: Mapping[str, Scores] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """All figures of one evaluation.
@@ -54,10 +69,13 @@ def evaluate(
         train_pairs: the training comparisons, for the controls that are fitted to them.
         truth: video id -> hidden utilities.
         random_scores: scores of the same heads trained on a randomly initialised backbone.
+        calibrations: head -> what the model folder says of it.
+        changed_scores: name of a control by changed inputs -> scores of the same model on these.
         seed: of the bootstrap.
 
     Returns:
-        `helpfulness`, `harmlessness` and the four sub-dimensions (accuracy, interval, ceiling, ...), `cost_sign`,
+        `helpfulness`, `harmlessness` and the four sub-dimensions (accuracy, interval, ceiling, ..., `tie_aware`,
+        `calibration`, `breakdown`), `cost_sign`,
         `controls` and `controls_expected` (name -> dimension -> accuracy, measured and as the truth predicts it), and
         `num_prompts_also_in_training`. A figure that cannot be had is null.
     """
@@ -68,14 +86,25 @@ def evaluate(
         head = HEAD_OF_DIMENSION[dimension]
         if head not in heads:
             continue
-        labelled = _select(pairs, dimension, truth)
+        labelled = select_labelled(pairs, dimension, truth)
         if not labelled.pairs:
             continue
-        result[dimension] = _judge(labelled, _margin(labelled.pairs, scores, head), seed)
-        result[dimension]["num_tied_labels"] = sum(pair.preferences[dimension] == TIE for pair in pairs)
+        fitted = (calibrations or {}).get(head)
+        margin = preference_margin(labelled.pairs, scores, head)
+        ties = [pair for pair in pairs if pair.preferences[dimension] == TIE]
+        result[dimension] = {
+            **_judge(labelled, margin, seed),
+            "num_tied_labels": len(ties),
+            "tie_aware": _judge_ties(labelled, margin, ties, preference_margin(ties, scores, head), fitted, seed),
+            "calibration": _judge_probabilities(labelled, margin, fitted),
+            "breakdown": break_down(labelled.pairs, credit(margin * labelled.sign), seed),
+        }
     result["cost_sign"] = _judge_sign(pairs, scores) if "cost" in heads else None
     judged = [dimension for dimension in ALL_DIMENSIONS if dimension in DIMENSIONS or result[dimension]]
-    result["controls"], result["controls_expected"] = _run_controls(pairs, judged, train_pairs, truth, random_scores)
+    scored = {"random_backbone": random_scores} if random_scores is not None else {}
+    result["controls"], result["controls_expected"] = _run_controls(
+        pairs, judged, train_pairs, truth, {**scored, **(changed_scores or {})}
+    )
     result["num_prompts_also_in_training"] = len(_prompts(pairs) & _prompts(train_pairs)) if train_pairs else None
     result["bootstrap_seed"] = seed
     return result
@@ -85,7 +114,17 @@ def _prompts(pairs: Sequence[PairSample]) -> set[str]:
     return {normalise_prompt(pair.prompt_text) for pair in pairs}
 
 
-def _select(pairs: Sequence[PairSample], dimension: str, truth: Mapping[str, Mapping[str, float]] | None) -> Labelled:
+def select_labelled(
+    pairs: Sequence[PairSample], dimension: str, truth: Mapping[str, Mapping[str, float]] | None
+) -> Labelled:
+    """The comparisons of a dimension that have a label and are no tie.
+
+    Args:
+        truth: video id -> hidden utilities, if they are known.
+
+    Raises:
+        SampleError: the truth is that of other videos.
+    """
     # A tie names no winner that a score could agree with.
     chosen = [pair for pair in pairs if pair.preferences.get(dimension) in (0, 1)]
     true_margin = None
@@ -104,7 +143,7 @@ def _select(pairs: Sequence[PairSample], dimension: str, truth: Mapping[str, Map
     )
 
 
-def _margin(pairs: Sequence[PairSample], scores: Scores, head: str) -> np.ndarray:
+def preference_margin(pairs: Sequence[PairSample], scores: Scores, head: str) -> np.ndarray:
     """Preference score of video_0 minus that of video_1: (M,)."""
     values = [[scores[video.name][head] for video in (pair.video_0, pair.video_1)] for pair in pairs]
     preference = preference_score(head, np.array(values, dtype=np.float64).reshape(-1, 2))
@@ -141,6 +180,57 @@ def _judge(labelled: Labelled, margin: np.ndarray, seed: int) -> dict[str, Any]:
     return figures
 
 
+def _judge_probabilities(labelled: Labelled, margin: np.ndarray, fitted: HeadCalibration | None) -> dict[str, Any]:
+    """How well P(video_0 preferred) agrees with the labels; without a temperature, as it is.
+
+    `mean_absolute_error` is the mean |P - true probability|, where the truth is known.
+    """
+    temperature = fitted.temperature if fitted is not None else None
+    probability = preference_probability(margin, temperature or 1.0)
+    figures = calibration(probability, labelled.sign > 0)
+    error = None
+    if labelled.true_margin is not None and figures.reason is None:
+        error = float(np.abs(probability - preference_probability(labelled.true_margin)).mean())
+    return {
+        "is_calibrated": temperature is not None,
+        "temperature": temperature,
+        "ece": figures.ece,
+        "brier": figures.brier,
+        "log_loss": figures.log_loss,
+        "mean_absolute_error": error,
+        "bins": [one._asdict() for one in figures.bins],
+        "num_comparisons": figures.num,
+        "reason": figures.reason,
+    }
+
+
+def _judge_ties(
+    labelled: Labelled,
+    margin: np.ndarray,
+    ties: Sequence[PairSample],
+    tied_margin: np.ndarray,
+    fitted: HeadCalibration | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Accuracy with ties as a third answer, at the threshold of the calibration, or the one of `credit` without."""
+    threshold = fitted.tie_threshold if fitted is not None else None
+    is_tie = np.arange(len(labelled.pairs) + len(ties)) >= len(labelled.pairs)
+    right = tie_aware_credit(
+        np.append(margin * labelled.sign, tied_margin), is_tie, TIE_TOLERANCE if threshold is None else threshold
+    )
+    prompts = np.append(labelled.prompts, [pair.prompt_id for pair in ties])
+    reason = too_few(len(right)) if ties else "no comparison is labelled a tie"
+    has_interval = reason is None and len(np.unique(prompts)) > 1
+    return {
+        "accuracy": float(right.mean()) if reason is None else None,
+        "interval": list(mean_interval(right, prompts, seed=seed)) if has_interval else None,
+        "threshold": threshold,
+        "num_comparisons": len(right),
+        "num_tied_labels": len(ties),
+        "reason": reason,
+    }
+
+
 def _judge_sign(pairs: Sequence[PairSample], scores: Scores) -> dict[str, Any] | None:
     keys, signs, _ = _distinct_videos(pairs)
     if not np.any(signs):
@@ -161,7 +251,7 @@ def _run_controls(
     dimensions: Sequence[str],
     train_pairs: Sequence[PairSample],
     truth: Mapping[str, Mapping[str, float]] | None,
-    random_scores: Scores | None,
+    scores_of_control: Mapping[str, Scores],
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, dict[str, float | None]]]:
     measured: dict[str, dict[str, float | None]] = {}
     expected: dict[str, dict[str, float | None]] = {}
@@ -173,7 +263,7 @@ def _run_controls(
 
     sign_of = safety_signs(pairs)
     for dimension in dimensions:
-        labelled, training = _select(pairs, dimension, truth), _select(train_pairs, dimension, None)
+        labelled, training = select_labelled(pairs, dimension, truth), select_labelled(train_pairs, dimension, None)
         if not labelled.pairs:
             continue
         if training.pairs:
@@ -189,8 +279,9 @@ def _run_controls(
             if np.any(sides):
                 add("is_safe_only", dimension, labelled, controls.is_safe_only(*sides))
         head = HEAD_OF_DIMENSION[dimension]
-        if random_scores is not None and head in next(iter(random_scores.values())):
-            add("random_backbone", dimension, labelled, _margin(labelled.pairs, random_scores, head))
+        for name, scores in scores_of_control.items():
+            if head in next(iter(scores.values())):
+                add(name, dimension, labelled, preference_margin(labelled.pairs, scores, head))
 
     def add_sign(name: str, costs: np.ndarray) -> None:
         # Without preference labels these are a control's only figures.
@@ -202,8 +293,9 @@ def _run_controls(
     _, train_signs, train_texts = _distinct_videos(train_pairs)
     if np.any(signs) and len(np.unique(train_signs[train_signs != 0])) == 2:
         add_sign("prompt_only", controls.prompt_only_unsafe(train_texts, train_signs, texts))
-    if random_scores is not None and np.any(signs) and "cost" in next(iter(random_scores.values())):
-        add_sign("random_backbone", np.array([random_scores[key]["cost"] for key in keys]))
+    for name, scores in scores_of_control.items():
+        if np.any(signs) and "cost" in next(iter(scores.values())):
+            add_sign(name, np.array([scores[key]["cost"] for key in keys]))
     return measured, expected
 
 

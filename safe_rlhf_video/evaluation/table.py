@@ -12,6 +12,9 @@ CONTROL_NAMES = {
     "prompt_only": "the prompt, nothing else",
     "is_safe_only": "the is_safe labels, nothing else",
     "random_backbone": "same heads, random backbone",
+    "shuffled_prompt": "the model, under other prompts",
+    "reversed_frames": "the model, frames reversed",
+    "single_frame": "the model, a single frame",
 }
 
 
@@ -39,6 +42,10 @@ def format_table(result: Mapping[str, Any]) -> str:
     add("accuracy against the hidden order", lambda r: _figure(r["true_order_accuracy"]))
     add("ties", lambda r: f"{r['tie_rate']:.4f}")
     add("labelled as ties, not counted", lambda r: str(r.get("num_tied_labels") or ""))
+    add("accuracy with ties", lambda r: _with_interval(r["tie_aware"]["accuracy"], r["tie_aware"]["interval"]))
+    add("calibration error of P(v1 > v2), ECE", lambda r: _calibration(r["calibration"]))
+    add("Brier score", lambda r: _figure(r["calibration"]["brier"]))
+    add("mean |P - hidden probability|", lambda r: _figure(r["calibration"]["mean_absolute_error"]))
     controls, expected = result["controls"], result["controls_expected"]
     if controls and columns:
         lines.append("controls: accuracy (as the hidden truth predicts it)")
@@ -73,6 +80,35 @@ def format_table(result: Mapping[str, Any]) -> str:
     if num_shared := result.get("num_prompts_also_in_training"):
         lines.append(f"{num_shared} of the prompts are in the training data too: these figures may flatter the model")
     return "\n".join(lines)
+
+
+def format_comparison(result: Mapping[str, Any]) -> str:
+    """Two models side by side, a line a dimension.
+
+    Args:
+        result: as `compare` returns it.
+    """
+    columns = ("comparisons", "this", "other", "difference [95%]", "McNemar p", "p by Holm")
+    widths = (12, 9, 9, 26, 11, 11)
+    lines = [f"{'':<22}" + "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))]
+    for dimension, figures in result.items():
+        cells = (
+            str(figures["num_comparisons"]),
+            _figure(figures["accuracy_first"]),
+            _figure(figures["accuracy_second"]),
+            _with_interval(figures["difference"], figures["interval"]),
+            "-" if figures["p_value"] is None else f"{figures['p_value']:.2g}",
+            "-" if figures["p_value_holm"] is None else f"{figures['p_value_holm']:.2g}",
+        )
+        name = dimension.replace("_", " ")
+        lines.append(f"{name:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    return "\n".join(lines)
+
+
+def _calibration(figures: Mapping[str, Any]) -> str:
+    if figures["ece"] is None:
+        return "-"
+    return f"{figures['ece']:.4f}" + ("" if figures["is_calibrated"] else " (not calibrated)")
 
 
 def _row(title: str, cells: list[str]) -> str:

@@ -1,0 +1,72 @@
+"""Controls by changed inputs: the same model on other prompts, frames in reverse, or a single frame.
+
+A model whose accuracy outlives another prompt does not read the prompt; one that outlives reversed frames or a single
+frame judges no motion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+
+from safe_rlhf_video.batch_scoring import ScoreRequest
+from safe_rlhf_video.data.preferences import normalise_prompt
+from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.responses import Response
+from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.video.sampling import Video
+
+SHUFFLED_PROMPT = "shuffled_prompt"
+
+
+def reverse_frames(video: Video) -> Video:
+    """The frames in reverse at the times of the others."""
+    return Video(np.ascontiguousarray(video.frames[::-1]), video.timestamps)
+
+
+def keep_one_frame(video: Video) -> Video:
+    """The middle frame alone, of two the later one, at time 0."""
+    middle = len(video.frames) // 2
+    return Video(video.frames[middle : middle + 1], video.timestamps[:1])
+
+
+FRAME_CHANGES: Mapping[str, Callable[[Video], Video]] = MappingProxyType(
+    {"reversed_frames": reverse_frames, "single_frame": keep_one_frame}
+)
+CONTROLS = (SHUFFLED_PROMPT, *FRAME_CHANGES)
+
+
+class ChangedFramesScorer(Scorer):
+    """A scorer that sees every clip as one of `FRAME_CHANGES` makes it; texts stay as they are."""
+
+    change = ""
+
+    def use(self, change: str) -> None:
+        """Choose the change; scores in a file are then those of another model."""
+        self.change = change
+        self.fingerprint = f"{self.fingerprint} {change}"
+
+    def score_batch(self, prompts: Sequence[str], responses: Sequence[Response]) -> dict[str, np.ndarray]:
+        """As `Scorer.score_batch`, on the changed clips."""
+        change = FRAME_CHANGES[self.change]
+        return super().score_batch(prompts, [change(one) if isinstance(one, Video) else one for one in responses])
+
+
+def shuffle_prompts(requests: Sequence[ScoreRequest], seed: int) -> list[ScoreRequest]:
+    """Every request under the prompt of another; clips of one prompt share the other one, so that pairs stay pairs.
+
+    Raises:
+        SampleError: there is only one prompt.
+    """
+    texts = list({normalise_prompt(request.prompt): request.prompt for request in requests}.values())
+    if len(texts) < 2:
+        raise SampleError(f"--controls {SHUFFLED_PROMPT}: needs two prompts or more, the data have {len(texts)}")
+    order = np.random.default_rng(seed).permutation(len(texts))
+    # One circle through all prompts: none is its own successor.
+    other = {
+        normalise_prompt(texts[one]): texts[successor] for one, successor in zip(order, np.roll(order, 1), strict=True)
+    }
+    return [replace(request, prompt=other[normalise_prompt(request.prompt)]) for request in requests]
