@@ -63,10 +63,9 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
     where = ", ".join(config.data.paths)
     records, labelled, clip_files = _load_records(config.data)
     fraction = config.data.calibration_fraction
-    pairs, videos = (
-        [one for one in samples if not is_for_calibration(one.prompt_text, fraction, config.seed)]
-        for samples in (records, labelled)
-    )
+    is_out = partial(is_for_calibration, fraction=fraction, seed=config.seed)
+    pairs = [pair for pair in records if not is_out(pair.prompt_text)]
+    videos = [video for video in labelled if not is_out(video.prompt_text)]
     num_held_out = len(records) - len(pairs) + len(labelled) - len(videos)
     if fraction and not (num_held_out and (pairs or videos)):
         raise SampleError(
