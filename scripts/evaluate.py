@@ -52,7 +52,7 @@ def main() -> None:
     )
     parser.add_argument("--backbone", help="the backbone's folder, if it lies elsewhere than in training")
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of shuffled prompts")
     arguments = parser.parse_args()
     result = evaluate_models(arguments)
     from safe_rlhf_video.evaluation.table import format_comparison, format_table
@@ -80,6 +80,16 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
             raise CheckpointError(
                 f"{folder}: stands on a pretrained backbone and is no control; give a folder trained with "
                 "--model.backbone.initialization random"
+            )
+    if arguments.compare:
+        heads, others = (
+            {head for folder in folders for heads in read_record(folder).heads_of_adapter.values() for head in heads}
+            for folders in (arguments.model, arguments.compare)
+        )
+        if not heads & others:
+            raise CheckpointError(
+                f"--compare: {arguments.compare[0]} has no head in common with {arguments.model[0]}; compare a reward "
+                "with a reward, or a cost with a cost"
             )
     clips = load_labelled_clips(
         arguments.data, arguments.config_filename, arguments.video_dir, arguments.frame_store, arguments.unreadable

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, launch, read_records
-from small_models import COST, REWARD, SAMPLING, noise_video, write_model
+from small_models import COST, REWARD, SAMPLING, noise_video, one_line, write_model
 
 from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
 from safe_rlhf_video.data.datasets import PairDataset
@@ -527,6 +527,19 @@ def test_two_models_on_the_same_pairs(planned: tuple[list[PairSample], list[Pair
     assert few["helpfulness"]["p_value"] is None
     assert few["helpfulness"]["reason"] == "20 comparisons, fewer than 30"
     assert "McNemar" in format_comparison(few)
+
+
+def test_models_without_a_common_head_are_not_compared(
+    world: Path, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    arguments = ["--model", folders[0], "--compare", folders[1], "--data", world / "config-test.json.gz", "--out"]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, arguments), str(tmp_path / "out")])
+    from evaluate import main
+
+    with one_line(CheckpointError, "no head in common"):
+        main()
+    assert not (tmp_path / "out").exists()
 
 
 def test_shuffled_prompts_keep_pairs_and_leave_none_in_place() -> None:
