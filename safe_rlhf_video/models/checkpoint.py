@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from safe_rlhf_video import calibration
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.models.backbones import Backbone, fill_backbone, identify_backbone, outline_backbone
@@ -373,12 +374,12 @@ def _files(
 def fingerprint_weights(folders: Sequence[str | Path]) -> str:
     """Identifies the trained weights and settings of some model folders, e.g. in a file of their scores.
 
-    What is written about them, a card say, does not count.
+    What is written about them, a card or a calibration say, does not count.
     """
     digest = hashlib.sha256()
     for folder in map(resolve_model_folder, folders):
         for path in sorted(folder.rglob("*")):
-            if path.suffix in (".json", ".safetensors") and path.is_file():
+            if path.suffix in (".json", ".safetensors") and path.is_file() and path != folder / calibration.FILE_NAME:
                 with open(path, "rb") as file:
                     content = hashlib.file_digest(file, "sha256").digest()
                 digest.update(path.relative_to(folder).as_posix().encode() + content)
