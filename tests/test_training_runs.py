@@ -182,7 +182,7 @@ def test_malformed_json(tmp_path: Path) -> None:
 
 def test_empty_training_set(tmp_path: Path, edited_world: Edit) -> None:
     path = write_training_config(tmp_path / "run.yaml", edited_world(list.clear))
-    assert "no comparison" in fail("scripts/train_reward.py", "--config", path)
+    assert "no record" in fail("scripts/train_reward.py", "--config", path)
 
 
 def test_no_label_for_the_head(tmp_path: Path, edited_world: Edit) -> None:

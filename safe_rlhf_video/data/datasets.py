@@ -415,7 +415,9 @@ def load_any(
     config_file, folder = _find(path, config_filename, video_dir)
     records = read_records(config_file)
     if not records:
-        raise SampleError(f"{config_file}: holds no record that tells what it is; use the load of one class")
+        raise SampleError(
+            f"{config_file}: holds no record that tells what it is; give a file with comparisons or videos"
+        )
     kind = _kind_of(records[0])
     if kind is None:
         raise SampleError(
