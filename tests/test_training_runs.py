@@ -6,10 +6,9 @@ import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import yaml
 from conftest import ROOT, Record, command, environment, launch, read_records, read_rows, write_training_config
 from safetensors.torch import load_file
 from tiny_backbones import SAMPLINGS, write_tiny_backbone
+from wandb_files import figures, read_history
 
 from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.metrics import credit
@@ -62,34 +62,10 @@ def test_run_folder(reward_run: Path) -> None:
     assert (best / "model.json").read_bytes() == (reward_run / "model" / "model.json").read_bytes()
 
 
-def wandb_records(path: Path) -> Iterator[bytes]:
-    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB) behind 7 bytes. wandb ships no reader."""
-    content, position, record = path.read_bytes(), 7, b""
-    while position + 7 <= len(content):
-        if (left := 32768 - position % 32768) < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        record += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            yield record
-            record = b""
-
-
 @pytest.mark.parametrize("head", ["reward", "cost"])
 def test_wandb_holds_the_rows_of_metrics_jsonl(head: str, request: pytest.FixtureRequest) -> None:
-    from wandb.proto import wandb_internal_pb2
-
     run = request.getfixturevalue(f"{head}_run")
-    (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
-    logged = []
-    for content in wandb_records(file):
-        record = wandb_internal_pb2.Record.FromString(content)
-        if record.WhichOneof("record_type") == "history":
-            items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-            assert items["_step"] == items["step"]
-            logged.append({name: value for name, value in items.items() if not name.startswith("_")})
+    logged = [figures(row) for row in read_history(run)]
     rows = read_rows(run)
     assert logged == rows
     assert len({row["step"] for row in rows}) == len(rows)

@@ -244,11 +244,14 @@ class TrackingConfig:
         wandb: "auto" is online with an API key and offline without one; there is never a prompt.
         project: The W&B project.
         log_every: Steps between two rows.
+        media: Whether W&B gets more than figures: at each validation histograms of scores and a few pairs with frames,
+            at the end the model folder.
     """
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "safe-rlhf-video"
     log_every: int = 10
+    media: bool = True
 
     def __post_init__(self) -> None:
         _require(self.log_every >= 1, "tracking.log_every", "1 or more", self.log_every)
@@ -303,7 +306,7 @@ class TrainConfig:
 # dropout's draws.
 OPERATIONAL_FIELDS = ("out", "data.path", "data.video_dir", "data.frame_store", "data.unreadable", "data.workers",
                       "data.timeout_s", "checkpoint.keep_last", "tracking.wandb", "tracking.project",
-                      "tracking.log_every", "dry_run", "optimization.micro_batch_tokens",
+                      "tracking.log_every", "tracking.media", "dry_run", "optimization.micro_batch_tokens",
                       "model.gradient_checkpointing", "engine.zero_stage", "engine.compile")  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from safe_rlhf_video.training.batches import Job, open_clips, prefetch, read_job
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
 from safe_rlhf_video.training.distributed import Ranks
+from safe_rlhf_video.training.media import MediaCollector, ValidationMedia
 from safe_rlhf_video.training.needs import Sizes, describe_needs, measure_groups
 from safe_rlhf_video.training.objectives import DIVERGED, Tally, compute_loss, name_some, summarize
 from safe_rlhf_video.training.plan import GroupSize, StepPlan
@@ -147,7 +148,8 @@ def _train(
             write_whole(run / "config.yaml", yaml.safe_dump(resolved_config(config, heads), sort_keys=False))
             if first_step:
                 publish_model(run, state.best_step)
-            tracker = Tracker(run, config.tracking, resolved_config(config, heads), first_step, state.wandb_id)
+            about = {"data_fingerprint": data.fingerprint, "ranks": ranks.world_size, "device": ranks.device.type}
+            tracker = Tracker(run, config.tracking, resolved_config(config, heads) | about, first_step, state.wandb_id)
             state = replace(state, wandb_id=tracker.wandb_id)
     for note in data.notes:
         say(f"data: {note}")
@@ -162,6 +164,9 @@ def _train(
         f"{ranks.device.type}"
     )
 
+    collector = None
+    if config.tracking.media and config.tracking.wandb != "disabled":
+        collector = MediaCollector(data.validation, heads)
     peak_rates = {part: engines.peak_rate(part, config.optimization) for part in model.trained()}
     steps_an_epoch = math.ceil(len(data.train) / config.optimization.prompts_per_step)
     save_every = config.checkpoint.every_steps or steps_an_epoch
@@ -197,6 +202,7 @@ def _train(
             metrics |= {
                 "train/epoch": done / steps_an_epoch,
                 "train/videos_per_second": sum(plan.num_videos for plan in log_plans) / (time.monotonic() - started),
+                "train/tokens_per_second": log_totals["tokens"] / (time.monotonic() - started),
                 **{f"train/learning_rate/{part}": peak * factor for part, peak in peak_rates.items()},
                 **{f"train/grad_norm/{part}": norm for part, norm in norms.items()},
             }
@@ -205,10 +211,11 @@ def _train(
             if progress.disable:
                 say(f"step {done}/{total_steps}: {describe(metrics, 'train/')}")
             eval_metrics: dict[str, float] = {}
+            media: ValidationMedia | None = None
             if is_save:
                 if data.validation:
-                    eval_metrics = validate(
-                        config, engine, backbone, data, sizes.validation, ranks, heads, f"step {done}"
+                    eval_metrics, media = validate(
+                        config, engine, backbone, data, sizes.validation, ranks, heads, f"step {done}", collector
                     )
                 state = with_validation(replace(state, step=done), eval_metrics.get("eval/loss"))
                 weights, moments = engines.gather_weights(engine), engines.gather_moments(engine)
@@ -217,7 +224,7 @@ def _train(
                     say(f"step {done}/{total_steps}, validation: {describe(eval_metrics, 'eval/')}{best}")
             with distributed.together(ranks), writing(run):
                 if tracker:
-                    tracker.log(done, metrics | eval_metrics)
+                    tracker.log(done, metrics | eval_metrics, media)
                     if is_save:
                         facts = replace(
                             record,
@@ -236,6 +243,8 @@ def _train(
                             partial(save_model, model, facts, weights=weights),
                             config.checkpoint.keep_last,
                         )
+                    if done == total_steps and config.tracking.media:
+                        tracker.log_model(run / "model", {"step": state.best_step, "data": data.fingerprint})
             weights, moments = {}, {}  # those of a language model fill the host
             started = time.monotonic()
     progress.close()
@@ -315,6 +324,7 @@ def take_step(
             loss, sums = compute_loss(scores, batch, job.plan, config.loss)
             # DeepSpeed averages over ranks; the parts of a planned loss must add up instead.
             engine.backward(loss * ranks.world_size)
+        sums["tokens"] = inputs["attention_mask"].sum()
         tally.add(scores, batch, loss, sums)
     with distributed.together(ranks):  # one rank's videos alone may have a score that is not finite
         tally.check_finite(when)
@@ -366,8 +376,9 @@ def validate(
     ranks: Ranks,
     heads: tuple[str, ...],
     when: str,
-) -> dict[str, float]:
-    """Loss and accuracy on the validation prompts, over all ranks.
+    collector: MediaCollector | None = None,
+) -> tuple[dict[str, float], ValidationMedia | None]:
+    """Loss and accuracy on the validation prompts, over all ranks; and on the first, what `collector` takes there.
 
     Raises:
         CheckpointError: a score or the loss is not finite; begins with `when`.
@@ -386,6 +397,9 @@ def validate(
                 scores = engine(inputs)
             loss, sums = compute_loss(scores, batch, job.plan, config.loss)
             tally.add(scores, batch, loss, sums)
+            if collector:
+                collector.add(batch, scores)
     with distributed.together(ranks):
         tally.check_finite(f"{when}, validation")
-    return summarize("eval", distributed.sum_over_ranks(tally.sums, ranks), [job.plan], heads)
+    metrics = summarize("eval", distributed.sum_over_ranks(tally.sums, ranks), [job.plan], heads)
+    return metrics, collector.gather(ranks) if collector else None

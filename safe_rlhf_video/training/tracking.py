@@ -1,4 +1,7 @@
-"""Metrics: one row a step to <run>/metrics.jsonl and, the same, to W&B. Only the first rank tracks."""
+"""Metrics: one row a step to <run>/metrics.jsonl and, the same, to W&B, which gets media and the model besides.
+
+Only the first rank tracks.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.training.config import TrackingConfig
+from safe_rlhf_video.training.media import ShownPair, ValidationMedia
+
+NUM_BINS = 32
 
 
 class Tracker:
@@ -36,14 +44,54 @@ class Tracker:
         self._file = path.open("a", encoding="utf-8")
         self._wandb = _start_wandb(run, config, run_config, wandb_id)
         self.wandb_id: str | None = self._wandb.id if self._wandb is not None else None
+        self._looks: dict[str, Any] = {}
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one row; a figure that is not finite becomes null in the file."""
+    def log(self, step: int, metrics: Mapping[str, float], media: ValidationMedia | None = None) -> None:
+        """Write one row; a figure that is not finite becomes null in the file, which gets no media."""
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
         if self._wandb is not None:
-            self._wandb.log({"step": step, **metrics}, step=step)
+            shown = self._show(media) if media is not None else {}
+            self._wandb.log({"step": step, **metrics, **shown}, step=step)
+
+    def log_model(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Hand a model folder to W&B, as an artifact that is named for the run; the folder must stay as it is.
+
+        Args:
+            facts: of the model, in plain values.
+        """
+        if self._wandb is None:
+            return
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{self._wandb.id}", type="model", metadata=dict(facts))
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            # Uploaded from where it lies: a copy of a language model would fill the home folder.
+            artifact.add_file(str(file), str(file.relative_to(folder)), policy="immutable")
+        self._wandb.log_artifact(artifact)
+
+    def _show(self, media: ValidationMedia) -> dict[str, Any]:
+        """Histograms of a head's scores on common bins, and a table of pairs."""
+        import wandb
+
+        shown: dict[str, Any] = {}
+        for head in dict.fromkeys(name.split("/")[0] for name in media.scores):
+            values = {name: part for name, part in media.scores.items() if name.split("/")[0] == head and len(part)}
+            if values:
+                edges = np.histogram_bin_edges(np.concatenate(list(values.values())), NUM_BINS)
+            for name, part in values.items():
+                shown[f"eval/scores/{name}"] = wandb.Histogram(np_histogram=np.histogram(part, edges))
+        for name, look in media.looks.items():
+            # JPEG: frames as PNG take ten times the room.
+            self._looks[name] = look if isinstance(look, str) else wandb.Image(look, file_type="jpg")
+        if media.pairs:
+            rows = [_row(pair, self._looks, media.scores_of) for pair in media.pairs]
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            shown["eval/pairs"] = wandb.Table(
+                columns=columns, data=[[row.get(name) for name in columns] for row in rows]
+            )
+        return shown
 
     def __enter__(self) -> Tracker:
         return self
@@ -54,6 +102,17 @@ class Tracker:
         self._file.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if kind is None else 1)
+
+
+def _row(pair: ShownPair, looks: Mapping[str, Any], scores_of: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """A pair as a row of W&B's table; texts stand in columns of their own, since a column has one type."""
+    row: dict[str, Any] = {"prompt": pair.prompt_text}
+    for side, name in enumerate(pair.names):
+        kind = "text" if isinstance(looks[name], str) else "video"
+        row |= {f"name_{side}": name, f"{kind}_{side}": looks[name]}
+    for head, score in scores_of[pair.names[0]].items():
+        row |= {f"{head}_0": score, f"{head}_1": scores_of[pair.names[1]][head]}
+    return row | {f"label {dimension}": label for dimension, label in pair.labels.items()}
 
 
 def _cut_rows_after(path: Path, step: int) -> None:
@@ -75,6 +134,8 @@ def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any
         return None
     import wandb
 
+    # Artifacts wait here for their upload; by default they would fill the home folder.
+    os.environ.setdefault("WANDB_DATA_DIR", str(run.resolve() / "wandb"))
     mode: str = config.wandb
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
