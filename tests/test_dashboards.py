@@ -11,6 +11,7 @@ import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from safe_rlhf_video.dashboards.spec import SECTIONS, select
 from safe_rlhf_video.dashboards.workspace import build_workspace
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS
-from safe_rlhf_video.training.tracking import NUM_BINS
+from safe_rlhf_video.training.config import TrackingConfig
+from safe_rlhf_video.training.media import ShownPair, ValidationMedia
+from safe_rlhf_video.training.tracking import NUM_BINS, Tracker
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +106,25 @@ def test_wandb_has_media_config_and_model(joint_run: Path) -> None:
     config = {update.key: json.loads(update.value_json) for update in run.config.update}
     assert config["heads"] == list(HEADS)
     assert config["data_fingerprint"] == json.loads(model.metadata)["data"]
+
+
+def test_texts_and_clips_stand_in_one_table(tmp_path: Path) -> None:
+    pairs = (ShownPair("one", ("a", "b"), {"helpfulness": "video_1"}), ShownPair("two", ("c", "d"), {}))
+    looks = {"a": np.zeros((8, 32, 3), np.uint8), "b": np.zeros((8, 32, 3), np.uint8), "c": "<i>yes", "d": "no"}
+    media = ValidationMedia({}, pairs, {name: {"reward": float(ord(name))} for name in "abcd"}, looks)
+    with Tracker(tmp_path, TrackingConfig(wandb="offline"), {}, 0, None) as tracker:
+        tracker.log(1, {"x": 1.0}, media)
+        tracker.log(2, {"x": 2.0}, replace(media, looks={}))
+    assert read_rows(tmp_path) == [{"step": 1, "x": 1.0}, {"step": 2, "x": 2.0}]
+    files = sorted(tmp_path.glob("wandb/offline-run-*/files/media/table/eval/*.table.json"))
+    assert len(files) == 2
+    for file in files:
+        table = json.loads(file.read_text())
+        rows = [dict(zip(table["columns"], values, strict=True)) for values in table["data"]]
+        assert [row["text_0"] for row in rows] == [None, "<i>yes"]
+        assert [row["video_1"] is None for row in rows] == [False, True]
+        assert [(row["reward_0"], row["reward_1"]) for row in rows] == [(97.0, 98.0), (99.0, 100.0)]
+        assert [row["label helpfulness"] for row in rows] == ["video_1", None]
 
 
 @pytest.mark.slow
