@@ -95,13 +95,14 @@ def score_pairs(pairs: list[Pair], arguments: argparse.Namespace) -> None:
     with Scorer.from_pretrained(*arguments.model, backbone=arguments.backbone) as scorer:
         scorer.require_both_heads()
         scores = score_to_file(scorer, list(requests.values()), clips_out, arguments.batch_size)
+        calibrations = scorer.calibration
 
     preferred = {"v1": 0, "v2": 0, "tie": 0}
     lines = []
     for pair in pairs:
         first, second = (scores[requests[pair.prompt, path].key] for path in pair.paths)
         both = {head: (score, second[head]) for head, score in first.items()}
-        judged = judge_pair(both, arguments.lagrange_multiplier, arguments.cost_limit)
+        judged = judge_pair(both, arguments.lagrange_multiplier, arguments.cost_limit, calibrations)
         preferred[judged.preferred] += 1
         row: dict[str, Any] = {"pair_id": pair.name, "prompt": pair.prompt}
         row |= {"v1": str(pair.paths[0]), "v2": str(pair.paths[1]), **judged.to_dict()}

@@ -26,15 +26,17 @@ from safe_rlhf_video.dashboards.server import build_server
 from safe_rlhf_video.dashboards.spec import SECTIONS, select
 from safe_rlhf_video.dashboards.workspace import build_workspace
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.training.config import TrackingConfig
 from safe_rlhf_video.training.media import ShownPair, ValidationMedia
 from safe_rlhf_video.training.tracking import NUM_BINS, Tracker
 
+HEADS = (*DIMENSION_OF_HEAD, "harm_any")
+
 
 @pytest.fixture(scope="session")
 def joint_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of all heads on two ranks."""
+    """A run of all kinds of heads on two ranks."""
     path = write_training_config(tmp_path_factory.mktemp("dashboards") / "joint.yaml", world, heads=list(HEADS))
     launch("scripts/train_reward.py", "--config", path, ranks=2)
     return path.with_suffix("")
@@ -49,7 +51,7 @@ def test_every_metric_of_the_spec_is_logged(joint_run: Path, cost_run: Path) -> 
     of_one_head = {name for row in read_history(cost_run) for name in row}
     parts = {name.removeprefix("train/grad_norm/") for name in logged if name.startswith("train/grad_norm/")}
     assert parts == {"adapter", *(f"head_{head}" for head in HEADS)}
-    stands_for = {"<head>": HEADS, "<part>": parts}
+    stands_for = {"<head>": DIMENSION_OF_HEAD, "<label>": ["harm_any"], "<part>": parts}
     for panel in (panel for section in SECTIONS for panel in section.panels):
         for metric in panel.metrics:
             placeholder = re.search(r"<\w+>", metric)
@@ -182,9 +184,9 @@ def test_a_page_draws_what_a_run_wrote(joint_run: Path) -> None:
         assert all(mark.label in said for mark in panel.references)
     losses = drawn["Comparison loss, validation"]
     assert "ln 2" in texts(losses)
-    assert len(losses.findall(".//ul/li")) == len(HEADS)
+    assert len(losses.findall(".//ul/li")) == len(DIMENSION_OF_HEAD)
     count = sum("eval/loss" in row for row in rows)
-    assert len(losses.findall(".//circle")) == count * len(HEADS)
+    assert len(losses.findall(".//circle")) == count * len(DIMENSION_OF_HEAD)
 
 
 def test_places_on_the_page_are_those_of_the_figures(tmp_path: Path) -> None:

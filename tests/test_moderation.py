@@ -129,7 +129,7 @@ def test_a_model_is_trained_on_labelled_videos(labelled: Path, tmp_path: Path) -
     )  # fmt: skip
     launch("scripts/train_moderation.py", "--config", path)
     rows = read_rows(tmp_path / "run")
-    assert rows[-1]["train/harm_loss"] < 0.3 < rows[0]["train/harm_loss"]
+    assert rows[-1]["train/harm_loss/harm_any"] < 0.3 < rows[0]["train/harm_loss/harm_any"]
     record = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
     assert record["heads_of_adapter"] == {"moderation": ["harm_any"]}
 

@@ -1,7 +1,8 @@
 """The dashboard as data: sections, panels, the metrics in each, units and reference lines. Whoever draws reads this.
 
-In a metric's name `<head>` stands for any head and `<part>` for any part of the model that is trained. A run of one
-head leaves the head out of a metric's name, so most panels name both forms.
+In a metric's name `<head>` stands for any head that learns from comparisons, `<label>` for one of a harm label and
+`<part>` for any part of the model that is trained. A run of one head leaves the head out of a metric's name, so most
+panels name both forms.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def _learning(prefix: str, when: str) -> tuple[Panel, ...]:
         Panel(f"Accuracy of the cost's sign, {when}", (f"{prefix}/sign_accuracy",), "share of videos", (CHANCE,)),
         Panel(f"Loss of the cost's sign, {when}", (f"{prefix}/sign_loss", f"{prefix}/sign_loss/cost"), "nats a video",
               (SIGN_NOT_KNOWN,)),
+        Panel(f"Loss of harm labels, {when}", (f"{prefix}/harm_loss/<label>",), "nats a video, weighted"),
     )  # fmt: skip
 
 
@@ -104,6 +106,8 @@ SECTIONS = (
         (
             Panel("Scores of chosen videos", ("eval/scores/<head>/chosen",), "score", kind="histogram"),
             Panel("Scores of rejected videos", ("eval/scores/<head>/rejected",), "score", kind="histogram"),
+            Panel("Logits where a harm label applies", ("eval/scores/<label>/applies",), "logit", kind="histogram"),
+            Panel("Logits where it does not", ("eval/scores/<label>/does_not",), "logit", kind="histogram"),
             Panel("Costs by safety", ("eval/scores/cost/safe", "eval/scores/cost/unsafe"), "cost", kind="histogram"),
         ),
     ),

@@ -233,6 +233,7 @@ def _train(
                                 "data": data.fingerprint,
                                 "metrics": eval_metrics,
                                 "seed": config.seed,
+                                "calibration_fraction": config.data.calibration_fraction,
                                 **({"harm_log_odds": dict(data.harm_log_odds)} if data.harm_log_odds else {}),
                             },
                         )

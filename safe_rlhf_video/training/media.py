@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.data.preferences import PromptGroup
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.training.distributed import Ranks
 
@@ -42,7 +42,8 @@ class ValidationMedia:
 
     Attributes:
         scores: `<head>/chosen` and `<head>/rejected` -> the scores on either side of the head's comparisons, a video
-            that stands in several counted as often; `cost/safe` and `cost/unsafe` -> the costs of videos.
+            that stands in several counted as often; `cost/safe` and `cost/unsafe` -> the costs of videos;
+            `<label>/applies` and `<label>/does_not` -> the logits of a harm label.
         pairs: the same at every validation.
         scores_of: name of a response of these pairs -> head -> score.
         looks: name of such a response -> frames side by side, uint8 (H, W, 3), or its text; only at the run's first
@@ -60,7 +61,7 @@ class MediaCollector:
 
     def __init__(self, groups: Sequence[PromptGroup], heads: Sequence[str]):
         """Choose pairs from the validation groups, the same on every rank."""
-        self._pairs = choose_pairs(groups, [DIMENSION_OF_HEAD[head] for head in heads])
+        self._pairs = choose_pairs(groups, [DIMENSION_OF_HEAD[head] for head in heads if head in DIMENSION_OF_HEAD])
         self._names = {name for pair in self._pairs for name in pair.names}
         self._unseen = set(self._names)
         self._looks: dict[str, np.ndarray | str] = {}
@@ -86,9 +87,13 @@ class MediaCollector:
             stacked = torch.stack([values.float() for values in on_device.values()]).cpu().numpy()
             values_of = dict(zip(on_device, stacked, strict=True))
             for head, values in values_of.items():
-                chosen, rejected = batch.comparisons[DIMENSION_OF_HEAD[head]].T
-                parts.setdefault(f"{head}/chosen", []).append(values[chosen])
-                parts.setdefault(f"{head}/rejected", []).append(values[rejected])
+                if head in DIMENSION_OF_HEAD:
+                    sides = dict(zip(("chosen", "rejected"), batch.comparisons[DIMENSION_OF_HEAD[head]].T, strict=True))
+                else:
+                    targets = batch.harm_targets[:, HARM_HEADS.index(head)]
+                    sides = {"applies": targets > 0, "does_not": targets < 0}
+                for side, rows in sides.items():
+                    parts.setdefault(f"{head}/{side}", []).append(values[rows])
             if "cost" in values_of:
                 parts.setdefault("cost/safe", []).append(values_of["cost"][batch.safety_sign > 0])
                 parts.setdefault("cost/unsafe", []).append(values_of["cost"][batch.safety_sign < 0])

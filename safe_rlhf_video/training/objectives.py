@@ -149,12 +149,13 @@ def summarize(
 
     Returns:
         `<prefix>/loss` and its parts (means over steps), `<prefix>/accuracy`, `/margin`, `/sign_accuracy`; with several
-        heads, the head's name is the last part of the metric's. Heads for moderation have their loss alone.
+        heads, the head's name is the last part of the metric's. Heads of harm labels have their loss
+        alone, always under their name.
     """
     parts = {name: value / len(plans) for name, value in totals.items() if name.split("/")[0] in LOSS_TERMS}
     metrics = {f"{prefix}/loss": sum(parts.values())}
     for head in heads:
-        suffix = f"/{head}" if len(heads) > 1 else ""
+        suffix = f"/{head}" if len(heads) > 1 or head in HARM_HEADS else ""
         for term in LOSS_TERMS:
             if f"{term}/{head}" in parts:
                 metrics[f"{prefix}/{term}_loss{suffix}"] = parts[f"{term}/{head}"]
