@@ -60,7 +60,7 @@ def held_out_pairs(
 
 
 def fit_heads(pairs: Sequence[PairSample], scores: Scores, heads: Sequence[str]) -> dict[str, HeadCalibration]:
-    """Fit a calibration of each head; the reference set are the distinct clips of the comparisons.
+    """Fit a calibration of each head that learns from comparisons; the reference set are their distinct clips.
 
     Args:
         scores: of every clip in them, by name.
@@ -68,6 +68,8 @@ def fit_heads(pairs: Sequence[PairSample], scores: Scores, heads: Sequence[str])
     names = dict.fromkeys(video.name for pair in pairs for video in (pair.video_0, pair.video_1))
     fitted = {}
     for head in heads:
+        if head not in DIMENSION_OF_HEAD:
+            continue
         dimension = DIMENSION_OF_HEAD[head]
         labelled = [pair for pair in pairs if pair.preferences.get(dimension) is not None]
         label = [pair.preferences[dimension] for pair in labelled]
