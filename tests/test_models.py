@@ -611,7 +611,7 @@ def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"../x": ["reward"]}), ("damaged", "'../x'")),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"/tmp/x": ["reward"]}), ("damaged", "'/tmp/x'")),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": ["../x"]}), ("damaged", "'../x'")),
-        (lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": "reward"}), ("damaged", "reward and cost")),
+        (lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": "reward"}), ("damaged", "no head 'r'")),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"a": ["cost"], "b": ["cost"]}), ("at most once",)),
     ],
 )

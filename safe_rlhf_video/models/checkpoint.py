@@ -438,8 +438,10 @@ def _check_heads(heads_of_adapter: Mapping[str, tuple[str, ...]]) -> None:
     if not heads_of_adapter or not all(heads_of_adapter.values()):
         raise ConfigError("heads_of_adapter names no head")
     names = [head for heads in heads_of_adapter.values() for head in heads]
-    if not set(names) <= set(HEADS) or len(set(names)) < len(names):
-        raise ConfigError(f"heads_of_adapter: expected {', '.join(HEADS)}, each at most once, got {names}")
+    if unknown := [name for name in names if name not in HEADS]:
+        raise ConfigError(f"heads_of_adapter: there is no head {unknown[0]!r}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"heads_of_adapter: expected each head at most once, got {names}")
 
 
 @contextmanager
