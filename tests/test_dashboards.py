@@ -7,6 +7,8 @@ import importlib.util
 import json
 import math
 import re
+import subprocess
+import sys
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import launch, read_rows, write_training_config
+from conftest import environment, launch, read_rows, write_training_config
 from wandb_files import figures, read_history, read_records
 
 from safe_rlhf_video.dashboards.page import make_body
@@ -127,6 +129,50 @@ def test_texts_and_clips_stand_in_one_table(tmp_path: Path) -> None:
         assert [row["video_1"] is None for row in rows] == [False, True]
         assert [(row["reward_0"], row["reward_1"]) for row in rows] == [(97.0, 98.0), (99.0, 100.0)]
         assert [row["label helpfulness"] for row in rows] == ["video_1", None]
+
+
+def test_a_killed_run_goes_on_with_its_wandb_run(tmp_path: Path) -> None:
+    """Also where the parent process, as a notebook may, has a W&B service running and hands it down."""
+    run_once = """
+import os, signal, sys
+from pathlib import Path
+from safe_rlhf_video.training.config import TrackingConfig
+from safe_rlhf_video.training.tracking import Tracker
+
+assert os.environ["WANDB_SERVICE"]
+step, wandb_id = int(sys.argv[1]), sys.argv[2] or None
+with Tracker(Path("run"), TrackingConfig(wandb="offline"), {"started_at": step}, step, wandb_id) as tracker:
+    print(tracker.wandb_id, flush=True)
+    tracker.log(step + 1, {"x": step + 1.0})
+    if step == 0:
+        tracker.log(step + 2, {"x": -1.0})
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    parent = """
+import subprocess, sys, time, wandb
+from pathlib import Path
+
+def start(*arguments):
+    return subprocess.run([sys.executable, "-c", sys.argv[1], *arguments], stdout=subprocess.PIPE, text=True)
+
+with wandb.init(mode="offline"):
+    Path("run").mkdir()
+    killed = start("0", "")
+    assert killed.returncode == -9
+    time.sleep(1.1)  # W&B names a run's folders by the second
+    resumed = start("1", killed.stdout.strip())
+    assert resumed.returncode == 0
+    assert resumed.stdout == killed.stdout
+"""
+    words = [sys.executable, "-c", parent, run_once]
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    resumed = [record.run for record in read_records(run) if record.WhichOneof("record_type") == "run"][-1]
+    assert resumed.resume
+    assert read_history(run)[-1] == read_rows(run)[-1] == {"step": 2, "x": 2.0}
 
 
 @pytest.mark.slow

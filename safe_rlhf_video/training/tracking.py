@@ -132,6 +132,9 @@ def _cut_rows_after(path: Path, step: int) -> None:
 def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any], wandb_id: str | None) -> Any:
     if config.wandb == "disabled":
         return None
+    # A parent process that uses W&B hands its service down. That one takes a killed run to be still going, and refuses
+    # to go on with it.
+    os.environ.pop("WANDB_SERVICE", None)
     import wandb
 
     # Artifacts wait here for their upload; by default they would fill the home folder.
