@@ -1,8 +1,8 @@
-"""What scores mean, fitted to comparisons that training never saw: calibration.json in a model folder.
+"""What scores mean, fitted to labels that training never saw: calibration.json in a model folder.
 
 A temperature a head makes P(v1 preferred) = sigmoid(difference / temperature) the frequency that people show, and the
-quantiles of a reference set say where a score stands among others. Everything here is a pure function of scores, but
-for the file.
+quantiles of a reference set say where a score stands among others. A harm label gets a probability and the threshold of
+its flag. Everything here is a pure function of scores, but for the file.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.heads import HEADS
-from safe_rlhf_video.metrics import fit_temperature, fit_tie_threshold
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS
+from safe_rlhf_video.metrics import MIN_COMPARISONS, fit_logistic, fit_temperature, fit_tie_threshold
+from safe_rlhf_video.moderation import Target, Threshold, choose_threshold
 
 FILE_NAME = "calibration.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NUM_QUANTILES = 101
 COMMAND = "scripts/calibrate.py"
 
@@ -67,6 +68,45 @@ class HeadCalibration:
     reference: Reference | None
 
 
+@dataclass(frozen=True)
+class LabelCalibration:
+    """What the logits of a harm label mean.
+
+    Attributes:
+        slope, intercept: P(applies) = sigmoid(slope logit + intercept); None where it could not be fitted.
+        target, threshold: where the flag begins, and what it is to hold; no threshold where there were too few clips.
+        reason: what is missing, and why; None if nothing is.
+        num_positive, num_negative: clips with the label and without it that it was fitted to.
+    """
+
+    slope: float | None
+    intercept: float | None
+    target: Target
+    threshold: Threshold | None
+    reason: str | None
+    num_positive: int
+    num_negative: int
+
+    def probability(self, logit: float) -> float | None:
+        """That the label applies, at a logit."""
+        if self.slope is None or self.intercept is None:
+            return None
+        return 0.5 * (1.0 + math.tanh(0.5 * (self.slope * logit + self.intercept)))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A model folder's calibration.
+
+    Attributes:
+        heads: of the heads that learn from comparisons.
+        labels: of the heads of harm labels.
+    """
+
+    heads: Mapping[str, HeadCalibration]
+    labels: Mapping[str, LabelCalibration]
+
+
 def calibrate_head(
     margin: ArrayLike, is_tie: ArrayLike, num_prompts: int, reference_scores: ArrayLike
 ) -> HeadCalibration:
@@ -90,6 +130,36 @@ def calibrate_head(
         tie_threshold=fit_tie_threshold(margins, tied),
         reference=describe_reference(reference_scores),
     )
+
+
+def calibrate_label(logits: ArrayLike, applies: ArrayLike, prompts: ArrayLike, target: Target) -> LabelCalibration:
+    """Fit all that is stored of a harm label.
+
+    Args:
+        logits, applies, prompts: (N,) of the clips whose label is known, as for `choose_threshold`.
+    """
+    values, is_positive = np.asarray(logits, dtype=np.float64), np.asarray(applies, dtype=bool)
+    num_positive = int(is_positive.sum())
+    num_negative = len(values) - num_positive
+    missing = []
+    threshold = choose_threshold(values, is_positive, prompts, target)
+    if threshold is None:
+        missing.append(
+            f"no threshold: {num_positive} clips with the label and {num_negative} without cannot promise a {target}"
+        )
+    slope = intercept = None
+    if min(num_positive, num_negative) < MIN_COMPARISONS:
+        missing.append(
+            f"no probability: {num_positive} clips with the label and {num_negative} without, fewer than "
+            f"{MIN_COMPARISONS}"
+        )
+    else:
+        slope, intercept = fit_logistic(values, is_positive)
+        if slope <= 0:
+            slope = intercept = None
+            missing.append("no probability: higher logits are not the likelier ones")
+    reason = "; ".join(missing) or None
+    return LabelCalibration(slope, intercept, target, threshold, reason, num_positive, num_negative)
 
 
 def describe_reference(scores: ArrayLike) -> Reference | None:
@@ -124,8 +194,8 @@ def percentile(score: float, reference: Reference) -> float:
     return float(below - 1 + (score - low) / (high - low)) * step
 
 
-def read_calibration(folder: Path) -> dict[str, HeadCalibration]:
-    """Read a model folder's calibration: head -> calibration; empty if there is none.
+def read_calibration(folder: Path) -> Calibration:
+    """Read a model folder's calibration; empty if there is none.
 
     Args:
         folder: that holds model.json.
@@ -135,22 +205,23 @@ def read_calibration(folder: Path) -> dict[str, HeadCalibration]:
     """
     path = folder / FILE_NAME
     if not path.exists():
-        return {}
+        return Calibration({}, {})
     try:
         fields = json.loads(path.read_bytes())
         found = fields["format_version"]
         if found != FORMAT_VERSION:
             raise CheckpointError(f"{path}: format version {found}, not {FORMAT_VERSION}; run {COMMAND} again")
         heads = {head: _read_head(head, values) for head, values in fields["heads"].items()}
+        labels = {head: _read_label(head, values) for head, values in fields["labels"].items()}
         weights = fields["weights"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error}); run {COMMAND} again") from error
     if weights != fingerprint_model(folder):
         raise CheckpointError(f"{path}: belongs to other weights than lie beside it; run {COMMAND} again")
-    return heads
+    return Calibration(heads, labels)
 
 
-def write_calibration(folder: Path, heads: Mapping[str, HeadCalibration], facts: Mapping[str, object]) -> Path:
+def write_calibration(folder: Path, fitted: Calibration, facts: Mapping[str, object]) -> Path:
     """Write or replace calibration.json in a model folder, as a whole.
 
     Args:
@@ -168,7 +239,7 @@ def write_calibration(folder: Path, heads: Mapping[str, HeadCalibration], facts:
         "format_version": FORMAT_VERSION,
         "weights": fingerprint_model(folder),
         "data": dict(facts),
-        "heads": {head: asdict(values) for head, values in heads.items()},
+        **asdict(fitted),
     }
     try:
         write_whole(path, json.dumps(fields, indent=2, allow_nan=False) + "\n")
@@ -199,8 +270,8 @@ def fingerprint_model(folder: Path) -> str:
 
 def _read_head(head: str, fields: Mapping[str, Any]) -> HeadCalibration:
     """Raises ValueError, KeyError or TypeError for what `write_calibration` would not have written."""
-    if head not in HEADS:
-        raise ValueError(f"{head!r} is no head")
+    if head not in DIMENSION_OF_HEAD:
+        raise ValueError(f"{head!r} is no head that learns from comparisons")
     reference = fields["reference"]
     if reference is not None:
         quantiles = tuple(_number("quantiles", value) for value in reference["quantiles"])
@@ -217,8 +288,9 @@ def _read_head(head: str, fields: Mapping[str, Any]) -> HeadCalibration:
         raise ValueError(f"temperature of {head}: expected a number, or null with a reason")
     if temperature is not None and _number("temperature", temperature) <= 0:
         raise ValueError(f"temperature of {head}: expected a positive number, got {temperature!r}")
-    losses = [fields[name] for name in ("log_loss_before", "log_loss", "tie_threshold")]
-    before, after, tie_threshold = (None if value is None else _number("log_loss", value) for value in losses)
+    before, after, tie_threshold = (
+        _optional(name, fields) for name in ("log_loss_before", "log_loss", "tie_threshold")
+    )
     return HeadCalibration(
         temperature=None if temperature is None else float(temperature),
         reason=reason,
@@ -229,6 +301,28 @@ def _read_head(head: str, fields: Mapping[str, Any]) -> HeadCalibration:
         tie_threshold=tie_threshold,
         reference=reference,
     )
+
+
+def _read_label(head: str, fields: Mapping[str, Any]) -> LabelCalibration:
+    """As `_read_head`."""
+    if head not in HARM_HEADS:
+        raise ValueError(f"{head!r} is no head of a harm label")
+    target, threshold = Target(**fields["target"]), fields["threshold"]
+    if target.kind not in get_args(get_type_hints(Target)["kind"]) or not 0 < _number("target", target.value) < 1:
+        raise ValueError(f"target of {head}: expected a rate or recall between 0 and 1")
+    if threshold is not None:
+        rates = (_optional(name, threshold) for name in ("false_positive_rate", "recall"))
+        threshold = Threshold(_number("logit", threshold["logit"]), *rates)
+    slope, intercept, reason = _optional("slope", fields), _optional("intercept", fields), fields["reason"]
+    is_whole = threshold is not None and slope is not None
+    if (slope is None) != (intercept is None) or not isinstance(reason, str | None) or is_whole != (reason is None):
+        raise ValueError(f"{head}: expected a probability and a threshold, or null with a reason")
+    counts = (_count(name, fields[name]) for name in ("num_positive", "num_negative"))
+    return LabelCalibration(slope, intercept, target, threshold, reason, *counts)
+
+
+def _optional(name: str, fields: Mapping[str, Any]) -> float | None:
+    return None if fields[name] is None else _number(name, fields[name])
 
 
 def _number(name: str, value: Any) -> float:

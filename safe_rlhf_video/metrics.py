@@ -332,6 +332,50 @@ def fit_temperature(margin: ArrayLike) -> Temperature:
     return Temperature(1.0 / high, before, log_loss(high), num, None)
 
 
+def fit_logistic(score: ArrayLike, outcome: ArrayLike) -> tuple[float, float]:
+    """Slope and intercept that make P = sigmoid(slope score + intercept) the probability of an outcome.
+
+    Maximum likelihood with the outcomes drawn in a little, to (N1 + 1) / (N1 + 2) and 1 / (N0 + 2), so that scores
+    which part the two perfectly still have a finite slope. Source: Platt 1999; Newton's method with halved steps, Lin,
+    Lin & Weng 2007 (Machine Learning 68, 267-276).
+
+    Args:
+        score: (N,).
+        outcome: (N,) 1 where it came true, else 0; both occur.
+
+    Raises:
+        ValueError: the outcomes are all alike, or the lengths differ.
+    """
+    scores, is_true = _scores_and_labels(score, outcome)
+    num_true = int(is_true.sum())
+    num_false = len(scores) - num_true
+    if not (num_true and num_false):
+        raise ValueError("a logistic fit needs both outcomes")
+    target = np.where(is_true, (num_true + 1.0) / (num_true + 2.0), 1.0 / (num_false + 2.0))
+    # Standard units, so that steps and their end mean the same for any scores.
+    centre, unit = float(scores.mean()), float(scores.std()) or 1.0
+    design = np.stack([(scores - centre) / unit, np.ones_like(scores)], axis=1)
+
+    def loss(weights: FloatArray) -> float:
+        logit = design @ weights
+        return float(np.mean(np.logaddexp(0.0, logit) - target * logit))
+
+    weights = np.array([0.0, math.log((num_true + 1.0) / (num_false + 1.0))])
+    for _ in range(100):
+        probability = 0.5 * (1.0 + np.tanh(0.5 * (design @ weights)))
+        gradient = design.T @ (probability - target) / len(scores)
+        curvature = (design.T * (probability * (1.0 - probability))) @ design / len(scores)
+        step = np.linalg.solve(curvature + 1e-12 * np.eye(2), gradient)
+        size = 1.0
+        while loss(weights - size * step) > loss(weights) and size > 1e-10:
+            size /= 2.0
+        weights = weights - size * step
+        if np.abs(size * step).max() < 1e-10:
+            break
+    slope = float(weights[0]) / unit
+    return slope, float(weights[1]) - slope * centre
+
+
 def tie_aware_credit(margin: ArrayLike, is_tie: ArrayLike, threshold: float) -> FloatArray:
     """Credit with ties as a third answer: a model calls a tie where ``|margin| <= threshold``.
 

@@ -1,4 +1,4 @@
-"""Which harms a video shows: probabilities, and flags by thresholds that were chosen on labelled videos.
+"""Which harms a video shows: where the flag of a label begins, chosen on labelled videos.
 
 Pure functions of numpy arrays; `Scorer.moderate` makes the logits, `scripts/calibrate.py` stores the thresholds.
 """
@@ -7,11 +7,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a threshold is to hold on new videos.
+
+    Attributes:
+        value: the most of the videos without the label that may be flagged, or the least of those with it that must be;
+            between 0 and 1.
+    """
+
+    kind: Literal["false_positive_rate", "recall"]
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.kind.replace('_', ' ')} {self.value:g}"
 
 
 @dataclass(frozen=True)
@@ -20,61 +39,85 @@ class Threshold:
 
     Attributes:
         logit: videos above it are flagged.
-        false_positive_rate, recall: on the videos that it was chosen on.
-        num_positive, num_negative: of them.
+        false_positive_rate, recall: on the videos that it was chosen on; None without a video of that class.
     """
 
     logit: float
-    false_positive_rate: float
-    recall: float
-    num_positive: int
-    num_negative: int
+    false_positive_rate: float | None
+    recall: float | None
 
 
 def choose_threshold(
-    logits: FloatArray,
-    applies: NDArray[np.bool_],
-    *,
-    false_positive_rate: float | None = None,
-    recall: float | None = None,
+    logits: FloatArray, applies: NDArray[np.bool_], prompts: ArrayLike, target: Target
 ) -> Threshold | None:
-    """The threshold that meets a target on labelled videos.
+    """The threshold that holds a target on new videos, with a confidence of 95%.
 
-    For a false-positive rate a, the lowest logit that flags at most the share a of the videos without the label: the
-    ceil((n + 1)(1 - a))-th smallest of their n logits, which keeps the expected rate on new videos at a or less (split
-    conformal prediction, arXiv 2107.07511). For a recall b, the highest that flags at least the share b of those with
-    it.
+    For a false-positive rate a it is an upper confidence limit of the (1 - a)-quantile of the logits of the n videos
+    without the label, their k-th smallest:
+
+        k / m = share,   k the least with P(Binomial(m, 1 - a) < k) >= 95%,   m = n / design effect
+
+    With m = n this is exact for independent videos (David & Nagaraja 2003, Order Statistics, 7.1). Videos of a prompt
+    are alike, and count for fewer: the design effect is how many times more the number above the quantile varies by
+    prompts than by videos (Kish 1965, Survey Sampling, 8.2). For a recall the same is done from below to the videos
+    with the label.
 
     Args:
         logits: (N,), finite.
         applies: (N,).
+        prompts: (N,) any labels; videos with the same one belong together.
 
     Returns:
-        None where there are too few videos of the class that the target is about: a rate of a needs 1/a - 1 of them.
+        None where there are too few videos of the class that the target is about: a rate of 5% needs 59 independent
+        ones without the label, a recall of 90% 29 with it.
 
     Raises:
-        ValueError: not exactly one target is given, or it is not between 0 and 1.
+        ValueError: the target is not between 0 and 1.
     """
-    targets = [target for target in (false_positive_rate, recall) if target is not None]
-    if len(targets) != 1 or not 0.0 < targets[0] < 1.0:
-        raise ValueError(f"give one target between 0 and 1, got {false_positive_rate} and {recall}")
-    positive, negative = np.sort(logits[applies]), np.sort(logits[~applies])
-    if false_positive_rate is not None:
-        rank = math.ceil((len(negative) + 1) * (1.0 - false_positive_rate) - 1e-9)
-        if rank > len(negative):
-            return None
-        logit = float(negative[rank - 1])
+    if not 0.0 < target.value < 1.0:
+        raise ValueError(f"a target lies between 0 and 1, got {target.value}")
+    names = np.asarray(prompts)
+    if target.kind == "false_positive_rate":
+        limit = _quantile_limit(logits[~applies], names[~applies], 1.0 - target.value)
+        logit = limit
     else:
-        assert recall is not None
-        missed = math.floor(len(positive) * (1.0 - recall) + 1e-9)
-        if not len(positive):
-            return None
+        limit = _quantile_limit(-logits[applies], names[applies], target.value)
         # Just below the lowest that must be flagged.
-        logit = float(np.nextafter(positive[missed], -np.inf))
+        logit = None if limit is None else float(np.nextafter(-limit, -np.inf))
+    if logit is None:
+        return None
     return Threshold(
         logit=logit,
-        false_positive_rate=float(np.mean(negative > logit)) if len(negative) else math.nan,
-        recall=float(np.mean(positive > logit)) if len(positive) else math.nan,
-        num_positive=len(positive),
-        num_negative=len(negative),
+        false_positive_rate=float(np.mean(logits[~applies] > logit)) if not applies.all() else None,
+        recall=float(np.mean(logits[applies] > logit)) if applies.any() else None,
     )
+
+
+def _quantile_limit(values: FloatArray, clusters: NDArray[np.generic], share: float) -> float | None:
+    """An upper confidence limit of the quantile below which `share` of all values lie; None with too few of them."""
+    num = len(values)
+    if _confident_rank(num, share) is None:
+        return None
+    ordered = np.sort(values)
+    is_above = values > ordered[math.ceil(share * num) - 1]
+    deviation = is_above - is_above.mean()
+    _, cluster = np.unique(clusters, return_inverse=True)
+    of_cluster = np.bincount(cluster, weights=deviation)
+    design_effect = 1.0
+    if is_above.any() and len(of_cluster) > 1:
+        by_prompts = of_cluster @ of_cluster * len(of_cluster) / (len(of_cluster) - 1)
+        by_videos = deviation @ deviation * num / (num - 1)
+        design_effect = max(1.0, by_prompts / by_videos)
+    num_independent = int(num / design_effect)
+    rank = _confident_rank(num_independent, share)
+    return None if rank is None else float(ordered[math.ceil(rank / num_independent * num) - 1])
+
+
+def _confident_rank(num: int, share: float) -> int | None:
+    """The least k with P(Binomial(num, share) < k) >= 95%; None if it is more than `num`."""
+    log_factorial = np.array([math.lgamma(k + 1) for k in range(num + 1)])
+    successes = np.arange(num + 1)
+    log_chance = log_factorial[-1] - log_factorial - log_factorial[::-1]
+    log_chance = log_chance + successes * math.log(share) + (num - successes) * math.log1p(-share)
+    rank = int(np.searchsorted(np.cumsum(np.exp(log_chance)), CONFIDENCE)) + 1
+    return rank if rank <= num else None

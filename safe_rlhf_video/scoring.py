@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 
 from safe_rlhf_video import calibration, lagrangian
-from safe_rlhf_video.calibration import HeadCalibration
+from safe_rlhf_video.calibration import Calibration, HeadCalibration, LabelCalibration
 from safe_rlhf_video.data.samples import HARM_LABELS
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.heads import HARM_HEADS, HEADS, SUB_HEADS
@@ -27,6 +27,7 @@ from safe_rlhf_video.models.checkpoint import (
     resolve_model_folder,
 )
 from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.moderation import Target
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Video, sample_video
@@ -82,15 +83,20 @@ class Moderation:
     """Which harms a video shows.
 
     Attributes:
-        probabilities: label -> that it applies: "any", and the keys of `HARM_LABELS` that the model has heads for. The
-            weights that rare labels had in training are taken out of them; they were not fitted to held-out labels.
-        flags: labels that rather apply than not, the most probable first.
+        probabilities: label -> that it applies: "any", and the keys of `HARM_LABELS` that the model has heads for.
+        flags: labels whose logit is above the threshold that `scripts/calibrate.py` chose, or without one, whose
+            probability is above one half; the most probable first.
         names: of these flags, as SafeSora publishes them, e.g. "S8 Violence, Injury, Gory Content".
+        calibrated: label -> whether its probability was fitted to held-out labels. Of the others the weights that rare
+            labels had in training are taken out, no more.
+        targets: label -> what its threshold holds on new clips; None without one.
     """
 
     probabilities: Mapping[str, float]
     flags: tuple[str, ...]
     names: tuple[str, ...]
+    calibrated: Mapping[str, bool]
+    targets: Mapping[str, Target | None]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -114,10 +120,8 @@ class Scorer:
     ) -> None:
         self.device = device
         self.records = [read_record(folder) for folder in model_dirs]
-        self.calibration: dict[str, HeadCalibration] = {}
         # Before the backbone is loaded: a stale calibration is told at once.
-        for folder in model_dirs if calibrated else ():
-            self.calibration |= calibration.read_calibration(resolve_model_folder(folder))
+        self.calibration = load_calibration(model_dirs if calibrated else ())
         self.model, self._backbone, self.record = load_models(model_dirs, device, backbone)
         self._workers = workers
         self._pool = DecodePool(self.record.sampling, num_workers=workers)
@@ -212,7 +216,7 @@ class Scorer:
             raise CheckpointError(
                 "no harm label has a head here; give a folder of scripts/train_moderation.py to Scorer.from_pretrained"
             )
-        return judge_harms(self.score(prompt, video, fps=fps), self.records)
+        return judge_harms(self.score(prompt, video, fps=fps), self.records, self.calibration.labels)
 
     def score_pair(
         self,
@@ -236,7 +240,7 @@ class Scorer:
         self.require_both_heads()
         scores = self._score_by_content(prompt, self.read([v1, v2], fps))
         pairs = {head: tuple(values.tolist()) for head, values in scores.items()}
-        return judge_pair(pairs, lagrange_multiplier, cost_limit, self.calibration)
+        return judge_pair(pairs, lagrange_multiplier, cost_limit, self.calibration.heads)
 
     def rank(
         self,
@@ -335,8 +339,8 @@ def judge_pair(
 
     Args:
         scores: head -> (v1, v2); a reward and a cost must be among them.
-        calibrations: head -> calibration, `Scorer.calibration`. Unless both the reward and the cost have a temperature,
-            neither probability is calibrated.
+        calibrations: head -> calibration, `Scorer.calibration.heads`. Unless both the reward and the cost have a
+            temperature, neither probability is calibrated.
     """
     of_head = calibrations or {}
     temperatures = {head: one.temperature for head, one in of_head.items() if one.temperature is not None}
@@ -370,28 +374,48 @@ def judge_pair(
     )
 
 
-def judge_harms(scores: Mapping[str, float], records: Sequence[ModelRecord]) -> Moderation:
-    """Probabilities of harm labels from their logits.
+def judge_harms(
+    scores: Mapping[str, float],
+    records: Sequence[ModelRecord],
+    calibrations: Mapping[str, LabelCalibration] | None = None,
+) -> Moderation:
+    """Probabilities of harm labels from their logits, and which are flagged.
+
+    Without a fitted probability
 
         p = sigmoid(logit - ln(w_1 / w_0))      w_c the weight that a video of class c had in training
 
-    Weighing a class multiplies its odds in what is learned; source: King & Zeng 2001 (prior correction).
+    since weighing a class multiplies its odds in what is learned; source: King & Zeng 2001 (prior correction).
 
     Args:
         scores: head -> score.
         records: of the model folders, which tell these weights.
+        calibrations: head -> calibration, `Scorer.calibration.labels`.
     """
     log_odds: dict[str, float] = {}
     for record in records:
         log_odds |= cast(dict[str, float], record.training.get("harm_log_odds", {}))
-    probabilities = {
-        head.removeprefix("harm_"): _probability(scores[head] - log_odds.get(head, 0.0))
-        for head in HARM_HEADS
-        if head in scores
-    }
-    flags = sorted((name for name, p in probabilities.items() if p > 0.5), key=lambda name: -probabilities[name])
+    probabilities: dict[str, float] = {}
+    calibrated: dict[str, bool] = {}
+    targets: dict[str, Target | None] = {}
+    flagged: list[str] = []
+    for head in HARM_HEADS:
+        if head not in scores:
+            continue
+        label, fitted = head.removeprefix("harm_"), (calibrations or {}).get(head)
+        probability = fitted.probability(scores[head]) if fitted else None
+        calibrated[label] = probability is not None
+        probabilities[label] = (
+            _probability(scores[head] - log_odds.get(head, 0.0)) if probability is None else probability
+        )
+        threshold = fitted.threshold if fitted else None
+        targets[label] = None if fitted is None or threshold is None else fitted.target
+        if probabilities[label] > 0.5 if threshold is None else scores[head] > threshold.logit:
+            flagged.append(label)
+    flags = tuple(sorted(flagged, key=lambda label: -probabilities[label]))
     labels = [HARM_LABELS[name] for name in flags if name in HARM_LABELS]
-    return Moderation(probabilities, tuple(flags), tuple(f"{label.code} {label.name}" for label in labels))
+    names = tuple(f"{label.code} {label.name}" for label in labels)
+    return Moderation(probabilities, flags, names, calibrated, targets)
 
 
 def score_pair(
@@ -417,6 +441,16 @@ def score_pair(
 @lru_cache(maxsize=2)
 def _load_scorer(folders: tuple[Path, ...], times: tuple[int, ...], **options: Any) -> Scorer:
     return Scorer.from_pretrained(*folders, **options)
+
+
+def load_calibration(folders: Iterable[str | Path]) -> Calibration:
+    """The calibrations of model folders as one."""
+    heads: dict[str, HeadCalibration] = {}
+    labels: dict[str, LabelCalibration] = {}
+    for folder in folders:
+        found = calibration.read_calibration(resolve_model_folder(folder))
+        heads, labels = {**heads, **found.heads}, {**labels, **found.labels}
+    return Calibration(heads, labels)
 
 
 def _resolve_device(name: str) -> torch.device:

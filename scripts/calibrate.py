@@ -1,11 +1,13 @@
-"""Fit what a trained model's scores mean, on comparisons that its training never read.
+"""Fit what a trained model's scores mean, on comparisons or labelled clips that its training never read.
 
     python scripts/calibrate.py --model REWARD_DIR COST_DIR --data CONFIG [--frame_store DIR]
+    python scripts/calibrate.py --model MODERATION_DIR --data CONFIG --targets false_positive_rate=0.05 crime:recall=0.9
 
 CONFIG is the file that the model was trained on with data.calibration_fraction; exactly the prompts that training held
 out are used. A model that was trained without it takes any file of other prompts, and --train_data to make sure. Each
 model folder gets a calibration.json: a temperature a head, which makes P(v1 preferred) the frequency that people show,
-and the quantiles of the clips' scores. Scorer.from_pretrained reads it.
+and the quantiles of the clips' scores; for a harm label, its probability and the threshold of its flag.
+Scorer.from_pretrained reads it.
 """
 
 import argparse
@@ -13,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 from safe_rlhf_video.cli import Parser, run_script
-from safe_rlhf_video.data.datasets import PairDataset
+from safe_rlhf_video.data.datasets import load_any
+from safe_rlhf_video.data.samples import PairSample, VideoSample
 from safe_rlhf_video.errors import CheckpointError, SampleError
 from safe_rlhf_video.video.frame_store import check_sampling
 
@@ -21,7 +24,7 @@ from safe_rlhf_video.video.frame_store import check_sampling
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help="model folders, each by itself")
-    parser.add_argument("--data", required=True, metavar="CONFIG", help="comparisons, in SafeSora's format")
+    parser.add_argument("--data", required=True, metavar="CONFIG", help="comparisons or clips, in SafeSora's format")
     parser.add_argument("--config_filename", default="config.json", help="the file's name, where --data is a folder")
     parser.add_argument(
         "--train_data",
@@ -38,35 +41,46 @@ def main() -> None:
         help="what becomes of comparisons with a clip in the frame store's quarantine",
     )
     parser.add_argument("--backbone", help="the backbone's folder, if it lies elsewhere than in training")
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        default=["false_positive_rate=0.05"],
+        metavar="[LABEL:]KIND=VALUE",
+        help="what the flags of harm labels are to hold: false_positive_rate=A or recall=B, for all labels or for one",
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
     calibrate_models(parser.parse_args())
 
 
 def calibrate_models(arguments: argparse.Namespace) -> None:
     from safe_rlhf_video.batch_scoring import score_to_file
-    from safe_rlhf_video.calibration import write_calibration
-    from safe_rlhf_video.evaluation.calibrate import fit_heads, held_out_pairs
+    from safe_rlhf_video.calibration import Calibration, write_calibration
+    from safe_rlhf_video.evaluation.calibrate import fit_heads, fit_labels, held_out, parse_targets
     from safe_rlhf_video.evaluation.clips import load_labelled_clips
     from safe_rlhf_video.models.checkpoint import read_record, resolve_model_folder
     from safe_rlhf_video.scoring import Scorer
 
+    targets = parse_targets(arguments.targets)
     for folder in arguments.model:
         if not Path(folder).exists():
             raise CheckpointError(f"{folder}: no such folder; download a model before it is calibrated")
     clips = load_labelled_clips(
         arguments.data, arguments.config_filename, arguments.video_dir, arguments.frame_store, arguments.unreadable
     )
-    train_pairs = None
+    train_prompts = None
     if arguments.train_data:
-        train_pairs = [pair for path in arguments.train_data for pair in PairDataset.load(path).pairs]
+        train_prompts = [video.prompt_text for path in arguments.train_data for video in load_any(path).videos]
     # All folders are checked before the first is scored.
-    pairs_of = {
-        folder: held_out_pairs(clips.pairs, arguments.data, folder, read_record(folder).training, train_pairs)
+    records = [*clips.pairs, *clips.videos]
+    samples_of = {
+        folder: held_out(records, arguments.data, folder, read_record(folder).training, train_prompts)
         for folder in arguments.model
     }
     for note in clips.notes:
         print(note)
-    for folder, pairs in pairs_of.items():
+    for folder, samples in samples_of.items():
+        pairs = [sample for sample in samples if isinstance(sample, PairSample)]
+        videos = [sample for sample in samples if isinstance(sample, VideoSample)]
         # Its present calibration may be stale, which is why it is made anew.
         with (
             Scorer.from_pretrained(folder, backbone=arguments.backbone, calibrated=False) as scorer,
@@ -75,8 +89,11 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
             if clips.store is not None:
                 check_sampling(clips.store.folder, clips.store.sampling, scorer.record.sampling)
             out = Path(scratch) / "scores.jsonl"
-            scores = score_to_file(scorer, clips.requests(pairs), out, arguments.batch_size, "calibrating", clips.store)
+            scores = score_to_file(
+                scorer, clips.requests(samples), out, arguments.batch_size, "calibrating", clips.store
+            )
             heads = fit_heads(pairs, scores, scorer.heads)
+            labels = fit_labels(pairs, videos, scores, scorer.heads, targets)
         for head, fitted in heads.items():
             if fitted.temperature is None:
                 print(f"{head}: no temperature: {fitted.reason}")
@@ -85,11 +102,21 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
                     f"{head}: temperature {fitted.temperature:.4f} from {fitted.num_comparisons} comparisons of "
                     f"{fitted.num_prompts} prompts, log loss {fitted.log_loss_before:.4f} -> {fitted.log_loss:.4f}"
                 )
-        if all(fitted.temperature is None for fitted in heads.values()):
-            reasons = "; ".join(f"{head}: {fitted.reason}" for head, fitted in heads.items())
+        for head, label in labels.items():
+            if label.threshold is not None:
+                print(
+                    f"{head}: flagged above {label.threshold.logit:.4f} for {label.target}, from {label.num_positive} "
+                    f"clips with the label and {label.num_negative} without"
+                )
+            if label.reason is not None:
+                print(f"{head}: {label.reason}")
+        missing = {head: fitted.reason for head, fitted in heads.items() if fitted.temperature is None}
+        missing |= {head: label.reason for head, label in labels.items() if label.threshold is None}
+        if len(missing) == len(heads) + len(labels):
+            reasons = "; ".join(f"{head}: {reason}" for head, reason in missing.items())
             raise SampleError(f"{arguments.data}: no head of {folder} can be calibrated on it ({reasons})")
-        facts = {"data": str(arguments.data), "num_prompts": len({pair.prompt_id for pair in pairs})}
-        print(f"wrote {write_calibration(resolve_model_folder(folder), heads, facts)}")
+        facts = {"data": str(arguments.data), "num_prompts": len({sample.prompt_id for sample in samples})}
+        print(f"wrote {write_calibration(resolve_model_folder(folder), Calibration(heads, labels), facts)}")
 
 
 if __name__ == "__main__":

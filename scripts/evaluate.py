@@ -1,4 +1,4 @@
-"""Evaluate a reward and a cost model on labelled comparisons: intervals, calibration, the label ceiling, controls.
+"""Evaluate models on labelled comparisons or clips: intervals, calibration, the label ceiling, controls, moderation.
 
     python scripts/evaluate.py --model REWARD_DIR COST_DIR --data CONFIG --out DIR [--train_data CONFIG]
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_video.cli import Parser, run_script
-from safe_rlhf_video.data.datasets import PairDataset
+from safe_rlhf_video.data.datasets import PairDataset, load_any
 from safe_rlhf_video.data.samples import DIMENSIONS
 from safe_rlhf_video.errors import CheckpointError, SampleError
 from safe_rlhf_video.files import write_whole
@@ -24,9 +24,11 @@ from safe_rlhf_video.video.frame_store import check_sampling
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", nargs="+", required=True, metavar="DIR", help="model folders: a reward, a cost or both"
+        "--model", nargs="+", required=True, metavar="DIR", help="model folders: reward, cost, moderation"
     )
-    parser.add_argument("--data", required=True, metavar="CONFIG", help="the test comparisons, in SafeSora's format")
+    parser.add_argument(
+        "--data", required=True, metavar="CONFIG", help="the test comparisons or clips, in SafeSora's format"
+    )
     parser.add_argument("--config_filename", default="config.json", help="the file's name, where --data is a folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--video_dir", help="where the clips lie, if not where the config says")
@@ -65,14 +67,14 @@ def main() -> None:
 
 def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
-    from safe_rlhf_video.calibration import HeadCalibration, read_calibration
     from safe_rlhf_video.evaluation.changed_inputs import SHUFFLED_PROMPT, ChangedFramesScorer, shuffle_prompts
     from safe_rlhf_video.evaluation.clips import load_labelled_clips
     from safe_rlhf_video.evaluation.compare import compare
     from safe_rlhf_video.evaluation.evaluate import Scores, evaluate
     from safe_rlhf_video.evaluation.truth import FILE_NAME, read_truth
-    from safe_rlhf_video.models.checkpoint import fingerprint_weights, read_record, resolve_model_folder
-    from safe_rlhf_video.scoring import Scorer
+    from safe_rlhf_video.heads import HARM_HEADS
+    from safe_rlhf_video.models.checkpoint import fingerprint_weights, read_record
+    from safe_rlhf_video.scoring import Scorer, judge_harms, load_calibration
 
     started = time.monotonic()
     for folder in arguments.random_backbone or ():
@@ -94,16 +96,18 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     clips = load_labelled_clips(
         arguments.data, arguments.config_filename, arguments.video_dir, arguments.frame_store, arguments.unreadable
     )
-    pairs, store = clips.pairs, clips.store
-    train_pairs = PairDataset.load(arguments.train_data).pairs if arguments.train_data else []
+    pairs, videos, store = clips.pairs, clips.videos, clips.store
+    training = load_any(arguments.train_data) if arguments.train_data else None
+    train_pairs = training.pairs if isinstance(training, PairDataset) else []
+    train_videos = training.videos if training is not None and not train_pairs else []
     truth_path = arguments.truth or clips.config_file.parent / FILE_NAME
     truth = read_truth(truth_path) if arguments.truth or truth_path.exists() else None
-    for name in DIMENSIONS:
+    for name in DIMENSIONS if pairs else ():
         if count := sum(pair.preferences[name] is None for pair in pairs):
             print(f"{count} of {len(pairs)} comparisons have no {name} label and do not count there")
     for note in clips.notes:
         print(note)
-    requests = clips.requests(pairs)
+    requests = clips.requests([*pairs, *videos])
     if set(arguments.controls) - {SHUFFLED_PROMPT} and not clips.files:
         raise SampleError(
             f"{arguments.data}: holds texts alone, which have no frames; of --controls only shuffled_prompt fits"
@@ -118,9 +122,7 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
                 check_sampling(store.folder, store.sampling, scorer.record.sampling)
             return score_to_file(scorer, requests, arguments.out / f"{name}.jsonl", arguments.batch_size, name, store)
 
-    calibrations: dict[str, HeadCalibration] = {}
-    for folder in arguments.model:
-        calibrations |= read_calibration(resolve_model_folder(folder))
+    fitted = load_calibration(arguments.model)
     scores = score(arguments.model, "scores", requests)
     changed_scores = {}
     for name in arguments.controls:
@@ -131,14 +133,21 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     random_scores = None
     if arguments.random_backbone:
         random_scores = score(arguments.random_backbone, "random_backbone_scores", requests)
+    records = [read_record(folder) for folder in arguments.model]
+    moderations = None
+    if any(head in HARM_HEADS for record in records for heads in record.heads_of_adapter.values() for head in heads):
+        moderations = {name: judge_harms(row, records, fitted.labels) for name, row in scores.items()}
     result = evaluate(
         pairs,
         scores,
+        videos=videos,
         train_pairs=train_pairs,
+        train_videos=train_videos,
         truth=truth,
         random_scores=random_scores,
-        calibrations=calibrations,
+        calibrations=fitted.heads,
         changed_scores=changed_scores,
+        moderations=moderations,
         seed=arguments.seed,
     )
     if arguments.compare:

@@ -95,7 +95,7 @@ def score_pairs(pairs: list[Pair], arguments: argparse.Namespace) -> None:
     with Scorer.from_pretrained(*arguments.model, backbone=arguments.backbone) as scorer:
         scorer.require_both_heads()
         scores = score_to_file(scorer, list(requests.values()), clips_out, arguments.batch_size)
-        calibrations = scorer.calibration
+        calibrations = scorer.calibration.heads
 
     preferred = {"v1": 0, "v2": 0, "tie": 0}
     lines = []

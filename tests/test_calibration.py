@@ -13,7 +13,9 @@ from conftest import ROOT, Record
 from small_models import COST, REWARD, noise_video, one_line, write_model
 
 from safe_rlhf_video.calibration import (
+    Calibration,
     calibrate_head,
+    calibrate_label,
     describe_reference,
     percentile,
     read_calibration,
@@ -23,8 +25,9 @@ from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
 from safe_rlhf_video.data.samples import VIDEO_NAMES
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
-from safe_rlhf_video.evaluation.calibrate import held_out_pairs
+from safe_rlhf_video.evaluation.calibrate import held_out
 from safe_rlhf_video.metrics import fit_temperature
+from safe_rlhf_video.moderation import Target
 from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
@@ -73,6 +76,11 @@ HEADS = {
 }
 
 
+LABEL = calibrate_label(
+    np.arange(200.0), np.arange(200) % 50 > 20, np.arange(200) // 2, Target("false_positive_rate", 0.1)
+)
+
+
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
     return write_model(tmp_path / "reward", REWARD), write_model(tmp_path / "cost", COST)
@@ -94,8 +102,10 @@ def test_calibration_of_a_head_and_its_file_by_hand(folders: tuple[Path, Path]) 
     assert few.temperature is None
     assert few.reference is None
     assert few.reason == "20 comparisons, fewer than 30"
-    heads = {"reward": one, "aesthetics": few}
-    assert read_calibration(folders[0]) == {}
+    assert LABEL.reason is None
+    nothing = calibrate_label([1.0], [True], ["p"], Target("recall", 0.9))
+    heads = Calibration({"reward": one, "aesthetics": few}, {"harm_any": LABEL, "harm_crime": nothing})
+    assert read_calibration(folders[0]) == Calibration({}, {})
     assert write_calibration(folders[0], heads, {"data": "x"}).name == "calibration.json"
     assert read_calibration(folders[0]) == heads
 
@@ -126,13 +136,13 @@ def test_scorer_reads_calibrations_and_mirrors_exactly(folders: tuple[Path, Path
     before = judge()
     assert not before.calibrated
     assert before.percentiles is None
-    write_calibration(folders[0], {"reward": HEADS["reward"]}, {})
+    write_calibration(folders[0], Calibration({"reward": HEADS["reward"]}, {}), {})
     half = judge()
     assert not half.calibrated
     assert (half.p_more_helpful, half.p_safer) == (before.p_more_helpful, before.p_safer)
     assert half.percentiles is not None
     assert set(half.percentiles) == {"reward"}
-    write_calibration(folders[1], {"cost": HEADS["cost"]}, {})
+    write_calibration(folders[1], Calibration({"cost": HEADS["cost"]}, {}), {})
     after = judge()
     assert after.calibrated
     assert (after.rewards, after.costs, after.preferred) == (before.rewards, before.costs, before.preferred)
@@ -164,7 +174,7 @@ def test_head_without_a_temperature_is_not_calibrated() -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda fields: fields.update(format_version=2),
+        lambda fields: fields.update(format_version=1),
         lambda fields: fields.update(weights="0" * 32),
         lambda fields: fields.pop("heads"),
         lambda fields: fields["heads"].update(charm=fields["heads"]["reward"]),
@@ -175,13 +185,20 @@ def test_head_without_a_temperature_is_not_calibrated() -> None:
         lambda fields: fields["heads"]["reward"].update(num_comparisons=-1),
         lambda fields: fields["heads"]["reward"]["reference"]["quantiles"].reverse(),
         lambda fields: fields["heads"]["reward"]["reference"]["quantiles"].pop(),
+        lambda fields: fields.pop("labels"),
+        lambda fields: fields["labels"].update(reward=fields["labels"]["harm_any"]),
+        lambda fields: fields["labels"]["harm_any"]["target"].update(kind="precision"),
+        lambda fields: fields["labels"]["harm_any"]["target"].update(value=1.0),
+        lambda fields: fields["labels"]["harm_any"]["threshold"].update(logit="0"),
+        lambda fields: fields["labels"]["harm_any"].update(threshold=None),
+        lambda fields: fields["labels"]["harm_any"].update(slope=None),
         None,
     ],
 )
 def test_stale_or_damaged_calibration_says_to_calibrate_again(
     folders: tuple[Path, Path], damage: Callable[[dict[str, Any]], Any] | None
 ) -> None:
-    path = write_calibration(folders[0], {"reward": HEADS["reward"]}, {})
+    path = write_calibration(folders[0], Calibration({"reward": HEADS["reward"]}, {"harm_any": LABEL}), {})
     if damage is None:
         path.write_bytes(path.read_bytes()[:-40])
     else:
@@ -193,7 +210,7 @@ def test_stale_or_damaged_calibration_says_to_calibrate_again(
 
 
 def test_weights_trained_anew_make_a_calibration_stale(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    write_calibration(folders[0], {"reward": HEADS["reward"]}, {})
+    write_calibration(folders[0], Calibration({"reward": HEADS["reward"]}, {}), {})
     other = write_model(tmp_path / "other", REWARD, seed=5)
     (folders[0] / "heads.safetensors").write_bytes((other / "heads.safetensors").read_bytes())
     with one_line(CheckpointError, "other weights", "run scripts/calibrate.py again"):
@@ -203,20 +220,21 @@ def test_weights_trained_anew_make_a_calibration_stale(folders: tuple[Path, Path
 def test_only_prompts_that_training_left_alone_are_used(world: Path) -> None:
     train, test = (PairDataset.load(world / f"config-{split}.json.gz").pairs for split in ("train", "test"))
     facts = {"calibration_fraction": 0.3, "seed": 0}
-    kept = held_out_pairs(train, "train", "m", facts)
+    kept = held_out(train, "train", "m", facts)
     used = load(world, validation_fraction=0.3, calibration_fraction=0.3)
     assert {normalise_prompt(pair.prompt_text) for pair in kept} == {
         normalise_prompt(pair.prompt_text) for pair in train
     } - prompts(used.train) - prompts(used.validation)
     with one_line(SampleError, "data.calibration_fraction", "give the file that it was trained on"):
-        held_out_pairs([pair for pair in train if pair not in kept], "train", "m", facts)
+        held_out([pair for pair in train if pair not in kept], "train", "m", facts)
     # Models that were trained without such a split.
     for without in ({"seed": 0}, {"seed": 0, "calibration_fraction": 0.0}):
-        assert held_out_pairs(test, "test", "m", without, train) == test
+        texts = [pair.prompt_text for pair in train]
+        assert held_out(test, "test", "m", without, texts) == test
         with one_line(SampleError, "--train_data"):
-            held_out_pairs(test, "test", "m", without)
+            held_out(test, "test", "m", without)
         with one_line(SampleError, "1 of its prompts were trained on", train[0].prompt_text[:20]):
-            held_out_pairs([*test, train[0]], "test", "m", without, train)
+            held_out([*test, train[0]], "test", "m", without, texts)
 
 
 def test_calibrate_command(
@@ -261,7 +279,7 @@ def test_calibrate_command(
     (folders[0] / "calibration.json").write_text("stale")
     main()
     for folder, head, dimension in zip(folders, ("reward", "cost"), expected, strict=True):
-        fitted = read_calibration(folder)[head]
+        fitted = read_calibration(folder).heads[head]
         assert fitted.temperature == pytest.approx(fit_temperature(expected[dimension]).temperature, rel=1e-3)
         assert fitted.num_comparisons == len(expected[dimension])
         assert fitted.reference is not None

@@ -17,6 +17,7 @@ from safe_rlhf_video.metrics import (
     calibration,
     credit,
     expected_credit,
+    fit_logistic,
     fit_temperature,
     fit_tie_threshold,
     holm,
@@ -185,6 +186,24 @@ def test_temperature_is_the_minimum_and_knows_no_sides():
     two_thirds = fit_temperature([2.0] * 40 + [-2.0] * 20)
     assert two_thirds.temperature == pytest.approx(2.0 / math.log(2), rel=1e-12)
     assert fit_temperature([2e-8] * 40 + [-2e-8] * 20).temperature == pytest.approx(2e-8 / math.log(2), rel=1e-9)
+
+
+def test_logistic_fit_is_the_minimum_of_its_loss():
+    random = np.random.default_rng(0)
+    score = 1e3 + 50.0 * random.normal(size=4000)
+    outcome = random.random(4000) < 1 / (1 + np.exp(-(0.04 * score - 42.0)))
+    slope, intercept = fit_logistic(score, outcome)
+    assert slope == pytest.approx(0.04, rel=0.1)
+    target = np.where(outcome, (outcome.sum() + 1) / (outcome.sum() + 2), 1 / ((~outcome).sum() + 2))
+    residual = 1 / (1 + np.exp(-(slope * score + intercept))) - target
+    assert residual.sum() == pytest.approx(0.0, abs=1e-6)
+    assert (residual * (score - 1e3)).sum() == pytest.approx(0.0, abs=1e-4)
+    # Scores that part the outcomes still have a finite slope, and scores of one value a slope of 0.
+    assert 0 < fit_logistic([-1.0, -2.0, 1.0, 2.0], [0, 0, 1, 1])[0] < 10
+    slope, intercept = fit_logistic([3.0] * 4, [0, 0, 0, 1])
+    assert slope * 3.0 + intercept == pytest.approx(math.log(2 / 4), abs=0.1)
+    with pytest.raises(ValueError, match="both outcomes"):
+        fit_logistic([1.0, 2.0], [1, 1])
 
 
 @pytest.mark.parametrize(

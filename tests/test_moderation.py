@@ -16,15 +16,19 @@ import torch
 from conftest import Record, launch, read_records, read_rows, write_training_config
 from small_models import build_score_model, noise_video, one_line, whole_weights, write_model
 
+from safe_rlhf_video.calibration import LabelCalibration, calibrate_label, read_calibration
 from safe_rlhf_video.cli import parse_config
-from safe_rlhf_video.data.preferences import build_groups, harm_signs
+from safe_rlhf_video.data.datasets import VideoDataset
+from safe_rlhf_video.data.preferences import build_groups, harm_signs, is_for_calibration
 from safe_rlhf_video.data.samples import HARM_LABELS, parse_video
-from safe_rlhf_video.errors import CheckpointError, SampleError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
+from safe_rlhf_video.evaluation.calibrate import parse_targets
+from safe_rlhf_video.evaluation.moderation import compare_with_cost, judge_labels
 from safe_rlhf_video.heads import HARM_HEADS
 from safe_rlhf_video.losses import harm_label_loss
 from safe_rlhf_video.models.checkpoint import save_model
-from safe_rlhf_video.moderation import choose_threshold
-from safe_rlhf_video.scoring import Scorer, judge_harms
+from safe_rlhf_video.moderation import Target, Threshold, choose_threshold
+from safe_rlhf_video.scoring import Moderation, Scorer, judge_harms
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import harm_weights, load_data, weigh_harms
 
@@ -90,25 +94,55 @@ def test_rare_classes_are_raised_and_the_mean_weight_is_one() -> None:
     assert sum(abs(weights[:2])) == pytest.approx(sum(abs(weights[2:])))  # at 1, both classes count alike
 
 
-def test_thresholds_meet_their_targets_on_new_videos() -> None:
-    """By simulation: a conformal threshold's rate, over many draws of what it is chosen on, is at most its target."""
+@pytest.mark.parametrize("alike", [0.0, 0.6, 0.9])
+def test_thresholds_hold_their_targets_on_new_videos(alike: float) -> None:
+    """By simulation: of many draws of what a threshold is chosen on, nearly all hold the target on all videos."""
     rng = np.random.default_rng(0)
-    rates = []
-    for _ in range(400):
-        logits, applies = rng.normal(size=150), np.arange(150) < 30
-        chosen = choose_threshold(logits + applies, applies, false_positive_rate=0.1)
-        assert chosen is not None
-        rates.append(1.0 - 0.5 * (1.0 + math.erf(chosen.logit / math.sqrt(2.0))))
-        assert chosen.false_positive_rate <= 0.1
-    assert 0.085 < np.mean(rates) <= 0.1
-    for recall in (0.5, 0.9, 0.97):
-        chosen = choose_threshold(logits, applies, recall=recall)
-        assert chosen is not None
-        assert chosen.recall >= recall
-        higher = np.sort(logits[applies & (logits > chosen.logit)])[0]
-        assert np.mean(logits[applies] > higher) < recall
-    assert choose_threshold(logits[:40], applies[:40], false_positive_rate=0.05) is None  # ten cannot say 5%
-    assert choose_threshold(logits, np.zeros(150, bool), recall=0.9) is None
+    prompts, applies = np.arange(600) // 4, np.arange(600) < 300
+    held: dict[str, list[bool]] = {"false_positive_rate": [], "recall": []}
+    for _ in range(300):
+        shared = rng.normal(size=150)[prompts]
+        logits = math.sqrt(alike) * shared + math.sqrt(1.0 - alike) * rng.normal(size=600) + 1.5 * applies
+        for target in (Target("false_positive_rate", 0.1), Target("recall", 0.9)):
+            chosen = choose_threshold(logits, applies, prompts, target)
+            assert chosen is not None
+            assert chosen.false_positive_rate == np.mean(logits[~applies] > chosen.logit)
+            assert chosen.recall == np.mean(logits[applies] > chosen.logit)
+            if target.kind == "recall":
+                held["recall"].append(0.5 * math.erfc((chosen.logit - 1.5) / math.sqrt(2.0)) >= 0.9)
+            else:
+                held["false_positive_rate"].append(0.5 * math.erfc(chosen.logit / math.sqrt(2.0)) <= 0.1)
+    for of_target in held.values():
+        assert 0.925 < np.mean(of_target) < 1.0  # 95%, less two standard errors of 300 draws
+
+
+def test_too_few_videos_promise_nothing() -> None:
+    logits, prompts = np.arange(80.0), np.arange(80)
+    for num, chosen in ((58, False), (59, True)):
+        target = Target("false_positive_rate", 0.05)
+        assert (choose_threshold(logits[:num], np.zeros(num, bool), prompts[:num], target) is not None) == chosen
+    for num, chosen in ((28, False), (29, True)):
+        found = choose_threshold(logits[:num], np.ones(num, bool), prompts[:num], Target("recall", 0.9))
+        assert (found is not None) == chosen
+    assert found is not None
+    assert (found.recall, found.false_positive_rate) == (1.0, None)
+    fitted = calibrate_label(logits[:40], logits[:40] < 20, prompts[:40], Target("recall", 0.99))
+    assert fitted.reason is not None
+    assert "no threshold: 20 clips with the label and 20 without" in fitted.reason
+    assert "no probability" in fitted.reason
+
+
+def test_targets_are_parsed_or_named() -> None:
+    targets = parse_targets(["false_positive_rate=0.05", "crime:recall=0.9"])
+    assert set(targets) == set(HARM_HEADS)
+    assert targets["harm_crime"] == Target("recall", 0.9)
+    assert targets["harm_any"] == Target("false_positive_rate", 0.05)
+    for words, message in (
+        (["recall=1.5"], "recall=1.5"), (["precision=0.5"], "precision=0.5"), (["recall"], "number between 0 and 1"),
+        (["recall=0.5", "cruelty:recall=0.5"], "cruelty"), (["crime:recall=0.5"], "any has none"),
+    ):  # fmt: skip
+        with one_line(ConfigError, "--targets", message):
+            parse_targets(words)
 
 
 @pytest.fixture
@@ -121,17 +155,97 @@ def labelled(edited_world: Callable[[Callable[[list[Record]], Any]], Path]) -> P
     return folder
 
 
-def test_a_model_is_trained_on_labelled_videos(labelled: Path, tmp_path: Path) -> None:
+def test_a_model_is_trained_calibrated_and_evaluated_on_labelled_videos(
+    labelled: Path, world: Path, tmp_path: Path
+) -> None:
     path = write_training_config(
-        tmp_path / "run.yaml", labelled, heads=["harm_any"], data={"validation_fraction": 0.0},
-        optimization={"epochs": 12, "learning_rate": 5e-3, "head_learning_rate": 1e-2},
+        tmp_path / "run.yaml", labelled, heads=["harm_any"],
+        data={"validation_fraction": 0.0, "calibration_fraction": 0.4},
+        optimization={"epochs": 16, "learning_rate": 5e-3, "head_learning_rate": 1e-2},
         checkpoint={"every_steps": 1000}, tracking={"log_every": 8, "wandb": "disabled"},
     )  # fmt: skip
     launch("scripts/train_moderation.py", "--config", path)
     rows = read_rows(tmp_path / "run")
     assert rows[-1]["train/harm_loss/harm_any"] < 0.3 < rows[0]["train/harm_loss/harm_any"]
-    record = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
-    assert record["heads_of_adapter"] == {"moderation": ["harm_any"]}
+    model, data = tmp_path / "run" / "model", labelled / "config-train.json.gz"
+    assert json.loads((model / "model.json").read_text())["heads_of_adapter"] == {"moderation": ["harm_any"]}
+
+    source = ("--model", model, "--data", data, "--video_dir", world / "videos")
+    done = launch("scripts/calibrate.py", *source, "--targets", "false_positive_rate=0.5")
+    assert "harm_any: flagged above" in done.stdout
+    clips = VideoDataset.load(data, video_dir=world / "videos")
+    apart = [video for video in clips.videos if is_for_calibration(video.prompt_text, 0.4, seed=0)]
+    fitted = read_calibration(model).labels["harm_any"]
+    assert (fitted.num_positive, fitted.num_negative) == (
+        sum(video.is_safe is False for video in apart), sum(video.is_safe is True for video in apart)
+    )  # fmt: skip
+    launch("scripts/evaluate.py", *source, "--out", tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    figures = result["moderation"]["labels"]["any"]
+    assert result["helpfulness"] is result["cost_sign"] is None
+    assert figures["target"] == {"false_positive_rate": 0.5}
+    with Scorer.from_pretrained(model, device="cpu") as scorer:
+        flags = [
+            scorer.moderate(video.prompt_text, file).flags
+            for video, file in zip(clips.videos, clips.video_files(clips.videos), strict=True)
+        ]
+    assert figures["num_flagged"] == flags.count(("any",)) > 0
+    hits = sum(bool(flag) and video.is_safe is False for flag, video in zip(flags, clips.videos, strict=True))
+    assert figures["recall"] == hits / figures["num_positive"]
+    assert figures["precision"] == hits / figures["num_flagged"]
+
+
+def test_figures_of_labels_by_plain_loops() -> None:
+    rng = np.random.default_rng(0)
+    keys = [(f"p{number // 3}", f"v{number}") for number in range(120)]
+    names = ["/".join(key) for key in keys]
+    crime, child = HARM_HEADS.index("harm_crime"), HARM_HEADS.index("harm_child_abuse")
+    signs = {key: np.zeros(13) for key in keys}
+    for number, key in enumerate(keys):
+        signs[key][crime] = 0 if number % 5 == 4 else 1 if number % 4 == 0 else -1
+        signs[key][child] = -1
+    logits = {name: {"harm_crime": rng.normal(), "harm_child_abuse": 0.0} for name in names}
+    target = Target("recall", 0.9)
+    judged = {
+        name: Moderation({}, ("crime",) if row["harm_crime"] > -1 else (), (), {"crime": True, "child_abuse": False},
+                         {"crime": target, "child_abuse": None})
+        for name, row in logits.items()
+    }  # fmt: skip
+    result = judge_labels(signs, logits, judged)
+    one, other = result["labels"]["crime"], result["labels"]["child_abuse"]
+    known = [number for number in range(120) if number % 5 != 4]
+    positive, flagged = {n for n in known if n % 4 == 0}, {n for n in known if judged[names[n]].flags}
+    assert (one["num_positive"], one["num_negative"]) == (len(positive), len(known) - len(positive))
+    assert one["recall"] == len(positive & flagged) / len(positive)
+    assert one["precision"] == len(positive & flagged) / len(flagged)
+    assert one["false_positive_rate"] == pytest.approx(len(flagged - positive) / (len(known) - len(positive)))
+    assert one["recall_interval"][0] < one["recall"] < one["recall_interval"][1]
+    assert one["holds_target"] == (one["recall_interval"][1] >= 0.9)
+    assert (one["calibrated"], other["calibrated"]) == (True, False)
+    pairs = [(logits[names[p]]["harm_crime"], logits[names[n]]["harm_crime"]) for p in positive for n in known
+             if n not in positive]  # fmt: skip
+    assert one["auroc"] == pytest.approx(np.mean([p > n for p, n in pairs]))
+    # Nobody has the label: no figure of finding it, and a reason.
+    assert (other["auroc"], other["recall"], other["f1"], other["reason"]) == (
+        None,
+        None,
+        None,
+        "no clip has the label",
+    )
+    assert (other["false_positive_rate"], other["holds_target"]) == (0.0, None)
+    assert (result["macro"]["auroc"], result["macro"]["num_labels_auroc"]) == (one["auroc"], 1)
+
+
+def test_cost_sign_and_any_harm_are_counted_against_each_other() -> None:
+    safety = {("p", str(number)): sign for number, sign in enumerate((1, -1, 0, 1, -1, -1))}
+    costs = dict(zip([f"p/{n}" for n in range(6)], (-1.0, 1.0, 2.0, 0.5, -0.5, -2.0), strict=True))
+    judged = {f"p/{n}": Moderation({}, ("any",) if n in (1, 4) else ("crime",), (), {}, {}) for n in range(6)}
+    result = compare_with_cost(safety, costs, judged)
+    assert result["both"] == {"num": 1, "num_unsafe": 1, "num_safe": 0}
+    assert result["cost_only"] == {"num": 2, "num_unsafe": 0, "num_safe": 1}
+    assert result["any_only"] == {"num": 1, "num_unsafe": 1, "num_safe": 0}
+    assert result["neither"] == {"num": 2, "num_unsafe": 1, "num_safe": 1}
+    assert result["examples"] == {"cost_only": ["p/2", "p/3"], "any_only": ["p/4"]}
 
 
 def test_moderation_takes_the_weights_of_training_out(tmp_path: Path) -> None:
@@ -152,6 +266,15 @@ def test_moderation_takes_the_weights_of_training_out(tmp_path: Path) -> None:
     judged = judge_harms(scores, [record])
     assert judged.flags == ("any", "crime")
     assert judged.names == ("S4 Crime",)
+    assert not any(judged.calibrated.values())
+    # What was fitted to held-out clips goes before both the prior correction and one half.
+    target = Target("recall", 0.9)
+    fitted = LabelCalibration(2.0, -5.0, target, Threshold(1.3, 0.1, 0.95), None, 30, 30)
+    judged = judge_harms(scores, [record], {"harm_violence": fitted})
+    assert judged.probabilities["violence"] == pytest.approx(1.0 / (1.0 + math.exp(2.2)))
+    assert judged.flags == ("any", "crime", "violence")
+    assert judged.calibrated == {"any": False, "violence": True, "crime": False}
+    assert judged.targets["violence"] == target
     json.dumps(judged.to_dict())
     reward = Scorer.from_pretrained(write_model(tmp_path / "reward"), device="cpu")
     with one_line(CheckpointError, "no harm label", "train_moderation.py"):

@@ -1,4 +1,4 @@
-"""Which comparisons a model may be calibrated on, and what is fitted to them."""
+"""Which comparisons and clips a model may be calibrated on, and what is fitted to them."""
 
 from __future__ import annotations
 
@@ -8,55 +8,58 @@ from typing import Any
 
 import numpy as np
 
-from safe_rlhf_video.calibration import HeadCalibration, calibrate_head
-from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
-from safe_rlhf_video.data.samples import TIE, PairSample
-from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.calibration import HeadCalibration, LabelCalibration, calibrate_head, calibrate_label
+from safe_rlhf_video.data.preferences import harm_signs, is_for_calibration, normalise_prompt
+from safe_rlhf_video.data.samples import HARM_LABELS, TIE, PairSample, VideoSample
+from safe_rlhf_video.errors import ConfigError, SampleError
 from safe_rlhf_video.evaluation.evaluate import Scores, preference_margin
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS
+from safe_rlhf_video.moderation import Target
+
+Sample = PairSample | VideoSample
 
 
-def held_out_pairs(
-    pairs: Sequence[PairSample],
+def held_out(
+    samples: Sequence[Sample],
     data: str,
     folder: str | Path,
     training: Mapping[str, Any],
-    train_pairs: Sequence[PairSample] | None = None,
-) -> list[PairSample]:
-    """The comparisons whose prompts a model's training did not read, neither to learn nor to choose a checkpoint.
+    train_prompts: Sequence[str] | None = None,
+) -> list[Sample]:
+    """The comparisons or clips whose prompts a model's training did not read, neither to learn nor to choose.
 
     Args:
-        pairs, data: those of a file, and its name.
+        samples, data: those of a file, and its name.
         folder, training: the model folder and its training facts. With a `calibration_fraction` above 0 these say which
             prompts were held out, and exactly those are taken.
-        train_pairs: for a model that was trained without one, all that its training was given; `pairs` must share no
-            prompt with them.
+        train_prompts: for a model that was trained without one, the texts of all prompts that its training was given;
+            `samples` must share none with them.
 
     Raises:
         SampleError: it cannot be told, a prompt was trained on, or nothing is left.
     """
     fraction, seed = training.get("calibration_fraction", 0), training.get("seed")
     if isinstance(fraction, float) and fraction > 0 and isinstance(seed, int):
-        kept = [pair for pair in pairs if is_for_calibration(pair.prompt_text, fraction, seed)]
+        kept = [sample for sample in samples if is_for_calibration(sample.prompt_text, fraction, seed)]
         if not kept:
             raise SampleError(
                 f"{data}: has none of the prompts that the training of {folder} held out (data.calibration_fraction "
                 f"{fraction:g}); give the file that it was trained on"
             )
         return kept
-    if train_pairs is None:
+    if train_prompts is None:
         raise SampleError(
             f"{folder}: was trained without data.calibration_fraction, so nothing says that it has not seen the "
-            f"prompts of {data}; name the comparisons that it was trained on with --train_data"
+            f"prompts of {data}; name all that it was trained on with --train_data"
         )
-    seen = {normalise_prompt(pair.prompt_text) for pair in train_pairs}
-    shared = {text: None for pair in pairs if (text := normalise_prompt(pair.prompt_text)) in seen}
+    seen = {normalise_prompt(text) for text in train_prompts}
+    shared = {text: None for sample in samples if (text := normalise_prompt(sample.prompt_text)) in seen}
     if shared:
         raise SampleError(
             f"{data}: {len(shared)} of its prompts were trained on, the first is {next(iter(shared))[:60]!r}; give "
-            "comparisons for other prompts"
+            "other prompts"
         )
-    return list(pairs)
+    return list(samples)
 
 
 def fit_heads(pairs: Sequence[PairSample], scores: Scores, heads: Sequence[str]) -> dict[str, HeadCalibration]:
@@ -80,5 +83,65 @@ def fit_heads(pairs: Sequence[PairSample], scores: Scores, heads: Sequence[str])
             is_tie,
             len({pair.prompt_id for pair, tied in zip(labelled, is_tie, strict=True) if not tied}),
             [scores[name][head] for name in names],
+        )
+    return fitted
+
+
+def parse_targets(words: Sequence[str]) -> dict[str, Target]:
+    """What each harm label's threshold is to hold: head -> target.
+
+    Args:
+        words: "KIND=VALUE" for all labels and "LABEL:KIND=VALUE" for one; the last of a label counts.
+
+    Raises:
+        ConfigError: a word is something else, or a label has no target.
+    """
+    found: dict[str, Target] = {}
+    for word in words:
+        label, _, rest = word.rpartition(":")
+        kind, _, number = rest.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = 0.0
+        if kind not in ("false_positive_rate", "recall") or not 0.0 < value < 1.0:
+            raise ConfigError(
+                f"--targets: expected false_positive_rate=A or recall=B with a number between 0 and 1, got {word!r}"
+            )
+        if label and f"harm_{label}" not in HARM_HEADS:
+            raise ConfigError(f"--targets: {label!r} is no harm label; give any, {', '.join(HARM_LABELS)}")
+        target = Target(kind, value)  # type: ignore[arg-type]
+        found |= {f"harm_{label}": target} if label else dict.fromkeys(HARM_HEADS, target)
+    if missing := [head for head in HARM_HEADS if head not in found]:
+        raise ConfigError(f"--targets: {missing[0].removeprefix('harm_')} has none; begin with one for all labels")
+    return found
+
+
+def fit_labels(
+    pairs: Sequence[PairSample],
+    videos: Sequence[VideoSample],
+    scores: Scores,
+    heads: Sequence[str],
+    targets: Mapping[str, Target],
+) -> dict[str, LabelCalibration]:
+    """Fit a calibration of each head of a harm label, to the clips whose label is known.
+
+    Args:
+        pairs, videos: records that speak of the clips.
+        scores: of every one of these, by name.
+        targets: head -> what its threshold is to hold.
+    """
+    sign_of = harm_signs(pairs, videos)
+    keys, signs = list(sign_of), np.stack(list(sign_of.values()))
+    fitted = {}
+    for column, head in enumerate(HARM_HEADS):
+        if head not in heads:
+            continue
+        rows = np.flatnonzero(signs[:, column])
+        fitted[head] = calibrate_label(
+            np.array([scores[f"{keys[row][0]}/{keys[row][1]}"][head] for row in rows]),
+            signs[rows, column] > 0,
+            np.array([keys[row][0] for row in rows]),
+            targets[head],
         )
     return fitted

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from safe_rlhf_video.calibration import HeadCalibration
-from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, DIMENSIONS, TIE, VIDEO_NAMES, PairSample
+from safe_rlhf_video.data.preferences import harm_signs, normalise_prompt, safety_signs
+from safe_rlhf_video.data.samples import ALL_DIMENSIONS, DIMENSIONS, TIE, VIDEO_NAMES, PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.evaluation import controls
 from safe_rlhf_video.evaluation.breakdown import break_down
+from safe_rlhf_video.evaluation.moderation import compare_with_cost, judge_labels
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, preference_score
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.metrics import (
@@ -30,6 +31,7 @@ from safe_rlhf_video.metrics import (
     tie_aware_credit,
     too_few,
 )
+from safe_rlhf_video.scoring import Moderation
 
 Scores = Mapping[str, Mapping[str, float]]  # prompt_id/video_id -> head -> score
 HEAD_OF_DIMENSION = {dimension: head for head, dimension in DIMENSION_OF_HEAD.items()}
@@ -54,11 +56,14 @@ def evaluate(
     pairs: Sequence[PairSample],
     scores: Scores,
     *,
+    videos: Sequence[VideoSample] = (),
     train_pairs: Sequence[PairSample] = (),
+    train_videos: Sequence[VideoSample] = (),
     truth: Mapping[str, Mapping[str, float]] | None = None,
     random_scores: Scores | None = None,
     calibrations: Mapping[str, HeadCalibration] | None = None,
     changed_scores: Mapping[str, Scores] | None = None,
+    moderations: Mapping[str, Moderation] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """All figures of one evaluation.
@@ -66,16 +71,18 @@ def evaluate(
     Args:
         pairs: the test comparisons.
         scores: of every video in them, by name; a head that is missing leaves its dimension out.
-        train_pairs: the training comparisons, for the controls that are fitted to them.
+        videos: further labelled clips, or those of a file without comparisons.
+        train_pairs, train_videos: what training was given, for the controls that are fitted to it.
         truth: video id -> hidden utilities.
         random_scores: scores of the same heads trained on a randomly initialised backbone.
         calibrations: head -> what the model folder says of it.
         changed_scores: name of a control by changed inputs -> scores of the same model on these.
+        moderations: name -> what the model says of a clip's harms, if it has heads for them.
         seed: of the bootstrap.
 
     Returns:
         `helpfulness`, `harmlessness` and the four sub-dimensions (accuracy, interval, ceiling, ..., `tie_aware`,
-        `calibration`, `breakdown`), `cost_sign`,
+        `calibration`, `breakdown`), `cost_sign`, `moderation` (of `judge_labels`, and `cost_sign_against_any`),
         `controls` and `controls_expected` (name -> dimension -> accuracy, measured and as the truth predicts it), and
         `num_prompts_also_in_training`. A figure that cannot be had is null.
     """
@@ -99,19 +106,23 @@ def evaluate(
             "calibration": _judge_probabilities(labelled, margin, fitted),
             "breakdown": break_down(labelled.pairs, credit(margin * labelled.sign), seed),
         }
-    result["cost_sign"] = _judge_sign(pairs, scores) if "cost" in heads else None
+    clips, train_clips = _distinct_clips(pairs, videos), _distinct_clips(train_pairs, train_videos)
+    result["cost_sign"] = _judge_sign(clips, scores) if "cost" in heads else None
+    result["moderation"] = None
+    if moderations:
+        result["moderation"] = judge_labels(harm_signs(pairs, videos), scores, moderations, seed)
+        if {"cost", "harm_any"} <= heads:
+            costs = {name: row["cost"] for name, row in scores.items()}
+            result["moderation"]["cost_sign_against_any"] = compare_with_cost(clips.sign_of, costs, moderations)
     judged = [dimension for dimension in ALL_DIMENSIONS if dimension in DIMENSIONS or result[dimension]]
     scored = {"random_backbone": random_scores} if random_scores is not None else {}
     result["controls"], result["controls_expected"] = _run_controls(
-        pairs, judged, train_pairs, truth, {**scored, **(changed_scores or {})}
+        pairs, judged, train_pairs, clips, train_clips, truth, {**scored, **(changed_scores or {})}
     )
-    result["num_prompts_also_in_training"] = len(_prompts(pairs) & _prompts(train_pairs)) if train_pairs else None
+    shared = clips.prompts & train_clips.prompts
+    result["num_prompts_also_in_training"] = len(shared) if train_clips.prompts else None
     result["bootstrap_seed"] = seed
     return result
-
-
-def _prompts(pairs: Sequence[PairSample]) -> set[str]:
-    return {normalise_prompt(pair.prompt_text) for pair in pairs}
 
 
 def select_labelled(
@@ -231,25 +242,51 @@ def _judge_ties(
     }
 
 
-def _judge_sign(pairs: Sequence[PairSample], scores: Scores) -> dict[str, Any] | None:
-    keys, signs, _ = _distinct_videos(pairs)
-    if not np.any(signs):
+def _judge_sign(clips: DistinctClips, scores: Scores) -> dict[str, Any] | None:
+    if not np.any(clips.signs):
         return None
-    return sign_accuracy(np.array([scores[key]["cost"] for key in keys]), signs)._asdict()
+    return sign_accuracy(np.array([scores[name]["cost"] for name in clips.names]), clips.signs)._asdict()
 
 
-def _distinct_videos(pairs: Sequence[PairSample]) -> tuple[list[str], np.ndarray, list[str]]:
-    """Keys, safety signs (+1 safe, -1 unsafe, 0 unknown) and prompt texts of the distinct videos."""
-    text_of = {pair.prompt_id: pair.prompt_text for pair in pairs}
-    sign_of = safety_signs(pairs)
-    keys = [f"{prompt_id}/{video_id}" for prompt_id, video_id in sign_of]
-    return keys, np.array(list(sign_of.values())), [text_of[prompt_id] for prompt_id, _ in sign_of]
+@dataclass(frozen=True)
+class DistinctClips:
+    """The distinct clips of a file.
+
+    Attributes:
+        sign_of: (prompt_id, video_id) -> +1 safe, -1 unsafe, 0 unknown.
+        signs: (N,) the same.
+        names: (N,) prompt_id/video_id.
+        texts: (N,) of their prompts.
+    """
+
+    sign_of: Mapping[tuple[str, str], int]
+    signs: np.ndarray
+    names: list[str]
+    texts: list[str]
+
+    @property
+    def prompts(self) -> set[str]:
+        return {normalise_prompt(text) for text in self.texts}
+
+
+def _distinct_clips(pairs: Sequence[PairSample], videos: Sequence[VideoSample]) -> DistinctClips:
+    samples: list[PairSample | VideoSample] = [*pairs, *videos]
+    text_of = {sample.prompt_id: sample.prompt_text for sample in samples}
+    sign_of = safety_signs(pairs, videos)
+    return DistinctClips(
+        sign_of,
+        np.array(list(sign_of.values())),
+        [f"{prompt_id}/{video_id}" for prompt_id, video_id in sign_of],
+        [text_of[prompt_id] for prompt_id, _ in sign_of],
+    )
 
 
 def _run_controls(
     pairs: Sequence[PairSample],
     dimensions: Sequence[str],
     train_pairs: Sequence[PairSample],
+    clips: DistinctClips,
+    train_clips: DistinctClips,
     truth: Mapping[str, Mapping[str, float]] | None,
     scores_of_control: Mapping[str, Scores],
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, dict[str, float | None]]]:
@@ -261,7 +298,6 @@ def _run_controls(
         by_truth = None if labelled.true_margin is None else expected_credit(margin, labelled.true_margin).mean()
         expected.setdefault(name, {})[dimension] = None if by_truth is None else float(by_truth)
 
-    sign_of = safety_signs(pairs)
     for dimension in dimensions:
         labelled, training = select_labelled(pairs, dimension, truth), select_labelled(train_pairs, dimension, None)
         if not labelled.pairs:
@@ -273,7 +309,7 @@ def _run_controls(
         add("prompt_only", dimension, labelled, controls.prompt_only([pair.prompt_text for pair in labelled.pairs]))
         if dimension == "harmlessness":
             sides = [
-                np.array([sign_of[pair.prompt_id, getattr(pair, side).video_id] for pair in labelled.pairs])
+                np.array([clips.sign_of[pair.prompt_id, getattr(pair, side).video_id] for pair in labelled.pairs])
                 for side in VIDEO_NAMES
             ]
             if np.any(sides):
@@ -285,17 +321,16 @@ def _run_controls(
 
     def add_sign(name: str, costs: np.ndarray) -> None:
         # Without preference labels these are a control's only figures.
-        measured.setdefault(name, {})["cost_sign"] = sign_accuracy(costs, signs).balanced_accuracy
+        measured.setdefault(name, {})["cost_sign"] = sign_accuracy(costs, clips.signs).balanced_accuracy
         expected.setdefault(name, {})
 
     # Controls of the cost's sign: balanced accuracy, where a constant answer gives one half.
-    keys, signs, texts = _distinct_videos(pairs)
-    _, train_signs, train_texts = _distinct_videos(train_pairs)
-    if np.any(signs) and len(np.unique(train_signs[train_signs != 0])) == 2:
-        add_sign("prompt_only", controls.prompt_only_unsafe(train_texts, train_signs, texts))
+    if np.any(clips.signs) and {1, -1} <= set(train_clips.signs.tolist()):
+        fitted = controls.prompt_only_unsafe(train_clips.texts, train_clips.signs, clips.texts)
+        add_sign("prompt_only", fitted)
     for name, scores in scores_of_control.items():
-        if np.any(signs) and "cost" in next(iter(scores.values())):
-            add_sign(name, np.array([scores[key]["cost"] for key in keys]))
+        if np.any(clips.signs) and "cost" in next(iter(scores.values())):
+            add_sign(name, np.array([scores[key]["cost"] for key in clips.names]))
     return measured, expected
 
 

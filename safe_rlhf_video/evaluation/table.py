@@ -19,7 +19,7 @@ CONTROL_NAMES = {
 
 
 def format_table(result: Mapping[str, Any]) -> str:
-    """Accuracy, ceiling and controls of both dimensions, side by side; below, the sub-dimensions, a line each.
+    """Accuracy, ceiling and controls of both dimensions, side by side; below, sub-dimensions and labels, a line each.
 
     Args:
         result: as `evaluate` returns it.
@@ -77,9 +77,47 @@ def format_table(result: Mapping[str, Any]) -> str:
                   if "cost_sign" in figures]  # fmt: skip
         if others:
             lines.append(f"  balanced, controls: {'; '.join(others)}")
+    if result.get("moderation"):
+        lines += _moderation(result["moderation"])
     if num_shared := result.get("num_prompts_also_in_training"):
         lines.append(f"{num_shared} of the prompts are in the training data too: these figures may flatter the model")
     return "\n".join(lines)
+
+
+def _moderation(figures: Mapping[str, Any]) -> list[str]:
+    """A line a harm label, and where the cost's sign says something else than the flag of any harm."""
+    labels = figures["labels"]
+    columns = ["with / without", "AUROC", "AP", "precision", "recall", "F1", "false positives [95%]", "target"]
+    lines = [_label_row("harm labels", columns)]
+    for label, one in labels.items():
+        target = "; ".join(f"{kind.replace('_', ' ')} {value:g}" for kind, value in (one["target"] or {}).items())
+        missed = " missed" if one["holds_target"] is False else ""
+        cells = [f"{one['num_positive']} / {one['num_negative']}"]
+        cells += [
+            "-" if one[name] is None else f"{one[name]:.3f}"
+            for name in ("auroc", "average_precision", "precision", "recall", "f1")
+        ]
+        cells += [_with_interval(one["false_positive_rate"], one["false_positive_interval"]), target + missed or "-"]
+        lines.append(_label_row(label.replace("_", " "), cells))
+    lines += [
+        f"  {label.replace('_', ' ')}: {one['reason']}" for label, one in labels.items() if one["reason"] is not None
+    ]
+    macro = figures["macro"]
+    if macro["auroc"] is not None:
+        lines.append(
+            f"means over labels: AUROC {macro['auroc']:.4f} of {macro['num_labels_auroc']}, average precision "
+            f"{macro['average_precision']:.4f} of {macro['num_labels_average_precision']}"
+        )
+    if without := sum(one["target"] is None for one in labels.values()):
+        lines.append(f"{without} labels without a calibrated threshold, flagged above a probability of one half")
+    if cells_of := figures.get("cost_sign_against_any"):
+        texts = (
+            f"{name.replace('_', ' ')} {cell['num']} ({cell['num_unsafe']} unsafe, {cell['num_safe']} safe)"
+            for name, cell in cells_of.items()
+            if name != "examples"
+        )
+        lines.append(f"called harmful by the cost's sign and by the flag of any harm: {', '.join(texts)}")
+    return lines
 
 
 def format_comparison(result: Mapping[str, Any]) -> str:
@@ -117,6 +155,11 @@ def _row(title: str, cells: list[str]) -> str:
 
 def _sub_row(title: str, cells: list[str]) -> str:
     widths = (12, 24, 9, 24, 11)
+    return f"{title:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _label_row(title: str, cells: list[str]) -> str:
+    widths = (15, 8, 8, 11, 8, 8, 25, 27)
     return f"{title:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 

@@ -1,0 +1,148 @@
+"""How well harm labels are told, each label by itself, and where the cost's sign says something else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from safe_rlhf_video.heads import HARM_HEADS
+from safe_rlhf_video.metrics import MIN_COMPARISONS, average_precision, mean_interval, precision_recall_f1, roc_auc
+from safe_rlhf_video.moderation import Target
+from safe_rlhf_video.scoring import Moderation
+
+Figures = dict[str, Any]
+NUM_EXAMPLES = 20
+
+
+def judge_labels(
+    signs: Mapping[tuple[str, str], np.ndarray],
+    logits: Mapping[str, Mapping[str, float]],
+    judged: Mapping[str, Moderation],
+    seed: int = 0,
+) -> Figures:
+    """Figures of every harm label that has a head.
+
+    Args:
+        signs: (prompt_id, video_id) -> (13,), as `harm_signs`.
+        logits: prompt_id/video_id -> head -> score.
+        judged: prompt_id/video_id -> what is said of the clip.
+        seed: of the bootstrap of prompts.
+
+    Returns:
+        `labels`: label -> auroc, average_precision, precision, recall, f1, false_positive_rate with the interval of
+        the last two (95%, by prompts), `target` and `holds_target` (None without a threshold), `calibrated`,
+        `prevalence` and counts. A figure that cannot be had is None, with the reason. `macro`: means over the labels
+        that have the figure, any harm apart, and over how many.
+    """
+    keys = list(signs)
+    names = [f"{prompt_id}/{video_id}" for prompt_id, video_id in keys]
+    known = np.stack([signs[key] for key in keys])
+    prompts = np.array([prompt_id for prompt_id, _ in keys])
+    heads = logits[names[0]].keys()
+    labels = {}
+    for column, head in enumerate(HARM_HEADS):
+        if head not in heads:
+            continue
+        label, rows = head.removeprefix("harm_"), np.flatnonzero(known[:, column])
+        labels[label] = _judge_label(
+            np.array([logits[names[row]][head] for row in rows]),
+            np.array([label in judged[names[row]].flags for row in rows], dtype=bool),
+            known[rows, column] > 0,
+            prompts[rows],
+            seed,
+        )
+        one = judged[names[0]]
+        labels[label] |= _hold_against(one.targets[label], labels[label]) | {"calibrated": one.calibrated[label]}
+    return {"labels": labels, "macro": _macro({label: one for label, one in labels.items() if label != "any"})}
+
+
+def compare_with_cost(
+    safety: Mapping[tuple[str, str], int],
+    costs: Mapping[str, float],
+    judged: Mapping[str, Moderation],
+) -> Figures:
+    """Where the cost's sign and the flag of any harm agree: counts of clips.
+
+    Args:
+        safety: (prompt_id, video_id) -> +1 safe, -1 unsafe, 0 unknown.
+        costs: prompt_id/video_id -> cost.
+        judged: as for `judge_labels`.
+
+    Returns:
+        `both`, `cost_only`, `any_only`, `neither`: who calls it harmful -> `num`, and of these by label `num_unsafe`
+        and `num_safe`; and `examples`, some names where the two differ.
+    """
+    cells: dict[str, Figures] = {
+        name: {"num": 0, "num_unsafe": 0, "num_safe": 0} for name in ("both", "cost_only", "any_only", "neither")
+    }
+    examples: dict[str, list[str]] = {"cost_only": [], "any_only": []}
+    for (prompt_id, video_id), sign in safety.items():
+        name = f"{prompt_id}/{video_id}"
+        by_cost, by_any = costs[name] > 0, "any" in judged[name].flags
+        cell = ("both" if by_any else "cost_only") if by_cost else ("any_only" if by_any else "neither")
+        cells[cell]["num"] += 1
+        cells[cell]["num_unsafe"] += sign < 0
+        cells[cell]["num_safe"] += sign > 0
+        if cell in examples and len(examples[cell]) < NUM_EXAMPLES:
+            examples[cell].append(name)
+    return {**cells, "examples": examples}
+
+
+def _judge_label(
+    logits: np.ndarray, flagged: np.ndarray, applies: np.ndarray, prompts: np.ndarray, seed: int
+) -> Figures:
+    num_positive, num_negative = int(applies.sum()), int((~applies).sum())
+    figures: Figures = dict.fromkeys(
+        ("auroc", "average_precision", "precision", "recall", "f1", "recall_interval", "false_positive_rate",
+         "false_positive_interval")
+    )  # fmt: skip
+    figures |= {
+        "prevalence": num_positive / len(applies) if len(applies) else None,
+        "num_positive": num_positive,
+        "num_negative": num_negative,
+        "num_flagged": int(flagged.sum()),
+        "num_prompts": len(np.unique(prompts)),
+        "reason": None,
+    }
+    if len(applies) < MIN_COMPARISONS:
+        return figures | {"reason": f"{len(applies)} clips whose label is known, fewer than {MIN_COMPARISONS}"}
+    if not num_positive:
+        figures["reason"] = "no clip has the label"
+    if not num_negative:
+        figures["reason"] = "every clip has the label"
+    both = precision_recall_f1(flagged, applies)
+    figures |= {
+        "auroc": roc_auc(logits, applies),
+        "average_precision": average_precision(logits, applies),
+        "precision": both.precision,
+        "recall": both.recall,
+        "f1": both.f1,
+    }
+    if num_negative:
+        figures["false_positive_rate"] = float(flagged[~applies].mean())
+    for name, rows in (("recall_interval", applies), ("false_positive_interval", ~applies)):
+        if len(np.unique(prompts[rows])) > 1:
+            figures[name] = list(mean_interval(flagged[rows].astype(float), prompts[rows], seed=seed))
+    return figures
+
+
+def _hold_against(target: Target | None, figures: Figures) -> Figures:
+    """A target holds unless the whole interval lies on its wrong side."""
+    if target is None:
+        return {"target": None, "holds_target": None}
+    interval = figures["recall_interval" if target.kind == "recall" else "false_positive_interval"]
+    holds = None
+    if interval is not None:
+        holds = interval[1] >= target.value if target.kind == "recall" else interval[0] <= target.value
+    return {"target": {target.kind: target.value}, "holds_target": holds}
+
+
+def _macro(labels: Mapping[str, Figures]) -> Figures:
+    figures: Figures = {}
+    for name in ("auroc", "average_precision", "f1"):
+        values = [one[name] for one in labels.values() if one[name] is not None]
+        figures[name] = float(np.mean(values)) if values else None
+        figures[f"num_labels_{name}"] = len(values)
+    return figures
