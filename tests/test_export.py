@@ -27,6 +27,7 @@ from stub_hub import COMMIT, StubHub
 from tiny_backbones import SAMPLINGS, write_tiny_backbone
 
 from safe_rlhf_video import Scorer, TextResponse, score_pair
+from safe_rlhf_video.calibration import Calibration, calibrate_head, read_calibration, write_calibration
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.heads import SUB_HEADS
 from safe_rlhf_video.models import export
@@ -89,6 +90,16 @@ def test_a_copy_scores_to_the_bit(setting: str, tmp_path: Path) -> None:
     assert files_of(tmp_path / "out") == files_of(folder) - {"heads.pt"} | {"README.md"}
     np.testing.assert_array_equal(scores_of(tmp_path / "out"), scores_of(folder))
     assert front_matter(tmp_path / "out").keys() == {"library_name", "pipeline_tag", "tags"}
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_calibration_is_handed_on(merge: bool, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    fitted = Calibration({"reward": calibrate_head(np.tile([2.0, 2.0, -1.0], 20), np.zeros(60), 9, [0.0, 1.0])}, {})
+    write_calibration(folder, fitted, {"data": "/home/somebody/comparisons.json"})
+    export_model(folder, tmp_path / "out", merge=merge)
+    assert read_calibration(tmp_path / "out") == fitted
+    assert "somebody" not in (tmp_path / "out" / "calibration.json").read_text()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

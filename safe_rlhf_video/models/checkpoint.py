@@ -372,18 +372,9 @@ def _files(
 
 
 def fingerprint_weights(folders: Sequence[str | Path]) -> str:
-    """Identifies the trained weights and settings of some model folders, e.g. in a file of their scores.
-
-    What is written about them, a card or a calibration say, does not count.
-    """
-    digest = hashlib.sha256()
-    for folder in map(resolve_model_folder, folders):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".json", ".safetensors") and path.is_file() and path != folder / calibration.FILE_NAME:
-                with open(path, "rb") as file:
-                    content = hashlib.file_digest(file, "sha256").digest()
-                digest.update(path.relative_to(folder).as_posix().encode() + content)
-    return digest.hexdigest()[:32]
+    """Identifies what decides the scores of some model folders, e.g. in a file of them."""
+    parts = [calibration.fingerprint_model(resolve_model_folder(folder)) for folder in folders]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
 
 
 def _check_fingerprint(backbone: Backbone, expected: str, folder: str | Path) -> None:

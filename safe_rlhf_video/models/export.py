@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safe_rlhf_video import calibration
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.models.backbones import Backbone, copy_settings, fingerprint_checkpoint
 from safe_rlhf_video.models.card import MergeCheck, build_card, read_evaluation
@@ -84,6 +85,9 @@ def export_model(
             written, check = _write_merged(folder, record, partial, dtype, backbone)
         else:
             written, check = _write_copy(folder, record, partial), None
+        # The scores are the same; only what says whose calibration it is has to be written anew.
+        if (folder / calibration.FILE_NAME).exists():
+            calibration.write_calibration(partial, calibration.read_calibration(folder), {})
         template = _read_json(partial / "model.json")["template"]
         card = build_card(written, out.name, template, has_local_backbone(written), figures, check)
         with naming(partial / "README.md"):
