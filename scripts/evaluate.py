@@ -67,6 +67,7 @@ def main() -> None:
 
 def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
+    from safe_rlhf_video.evaluation.breakdown import unseen_generators
     from safe_rlhf_video.evaluation.changed_inputs import SHUFFLED_PROMPT, ChangedFramesScorer, shuffle_prompts
     from safe_rlhf_video.evaluation.clips import load_labelled_clips
     from safe_rlhf_video.evaluation.compare import compare
@@ -123,6 +124,13 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
             return score_to_file(scorer, requests, arguments.out / f"{name}.jsonl", arguments.batch_size, name, store)
 
     fitted = load_calibration(arguments.model)
+    records = [read_record(folder) for folder in arguments.model]
+    unseen_of_head = {
+        head: unseen_generators(record.training)
+        for record in records
+        for heads in record.heads_of_adapter.values()
+        for head in heads
+    }
     scores = score(arguments.model, "scores", requests)
     changed_scores = {}
     for name in arguments.controls:
@@ -133,7 +141,6 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     random_scores = None
     if arguments.random_backbone:
         random_scores = score(arguments.random_backbone, "random_backbone_scores", requests)
-    records = [read_record(folder) for folder in arguments.model]
     moderations = None
     if any(head in HARM_HEADS for record in records for heads in record.heads_of_adapter.values() for head in heads):
         moderations = {name: judge_harms(row, records, fitted.labels) for name, row in scores.items()}
@@ -148,6 +155,7 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
         calibrations=fitted.heads,
         changed_scores=changed_scores,
         moderations=moderations,
+        unseen_generators=unseen_of_head,
         seed=arguments.seed,
     )
     if arguments.compare:

@@ -1,14 +1,14 @@
-"""Where a model is right and where it is not: accuracy by generators, prompt type and harm category."""
+"""Where a model is right and where it is not: by generators, seen in training or not, prompt type and harm category."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from safe_rlhf_video.data.samples import HARM_LABELS, PairSample
-from safe_rlhf_video.metrics import mean_interval, too_few
+from safe_rlhf_video.data.samples import HARM_LABELS, PairSample, VideoSample
+from safe_rlhf_video.metrics import MIN_COMPARISONS, mean_interval, sign_accuracy, too_few
 
 NO_HARM = "none"
 UNKNOWN = "unknown"
@@ -43,6 +43,70 @@ def break_down(pairs: Sequence[PairSample], right: np.ndarray, seed: int) -> dic
         "prompt_type": parts(lambda pair: (pair.prompt_type or UNKNOWN,)),
         "harm_category": parts(_harm_categories, [_harm_name(key) for key in HARM_LABELS]) if has_harm_labels else [],
     }
+
+
+def unseen_generators(training: Mapping[str, Any]) -> tuple[str, ...]:
+    """Generators that a model's training facts say were left out of it (`data.leave_out_generators`)."""
+    names = training.get("leave_out_generators")
+    return tuple(sorted(name for name in names if isinstance(name, str))) if isinstance(names, list) else ()
+
+
+def num_unseen(sample: PairSample | VideoSample, generators: Collection[str]) -> int:
+    """How many of the videos one of the generators made."""
+    videos = (sample.video_0, sample.video_1) if isinstance(sample, PairSample) else (sample,)
+    return sum(video.generated_from in generators for video in videos)
+
+
+def judge_unseen(
+    pairs: Sequence[PairSample], right: np.ndarray, generators: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """Accuracy on comparisons with videos of generators that training did not see, and on those without.
+
+    Args:
+        pairs: M comparisons.
+        right: (M,) credit of each.
+
+    Returns:
+        `generators`, and the parts `any` (one of the videos, or both), `both` and `none`, as in `break_down`.
+    """
+    count = np.array([num_unseen(pair, generators) for pair in pairs])
+    prompts = np.array([pair.prompt_id for pair in pairs])
+    rows = {"any": count > 0, "both": count == 2, "none": count == 0}
+    parts = {name: _judge_part(name, right[chosen], prompts[chosen], seed) for name, chosen in rows.items()}
+    return {"generators": list(generators), **parts}
+
+
+def judge_unseen_signs(
+    costs: np.ndarray, signs: np.ndarray, made_by: Sequence[str | None], prompts: np.ndarray, generators: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The cost's sign on videos of generators that training did not see, and on the others.
+
+    Args:
+        costs, signs: (N,) costs and safety signs, 0 where unknown.
+        made_by: N generators.
+        prompts: (N,) prompt ids.
+
+    Returns:
+        `generators`, and for `unseen` and `seen` the figures of `sign_accuracy`, an `interval` of the accuracy and a
+        `reason` where these are null.
+    """
+    is_unseen = np.array([name in generators for name in made_by])
+    right = np.where(costs == 0, 0.5, (costs > 0) == (signs < 0))
+    result: dict[str, Any] = {"generators": list(generators)}
+    for name, chosen in (("unseen", is_unseen), ("seen", ~is_unseen)):
+        known = chosen & (signs != 0)
+        num, num_prompts = int(known.sum()), len(np.unique(prompts[known]))
+        is_known = num >= MIN_COMPARISONS
+        has_interval = is_known and num_prompts > 1
+        result[name] = {
+            **sign_accuracy(costs[known], signs[known])._asdict(),
+            **({} if is_known else {"accuracy": None, "balanced_accuracy": None}),
+            "interval": list(mean_interval(right[known], prompts[known], seed=seed)) if has_interval else None,
+            "num_prompts": num_prompts,
+            "reason": None if is_known else f"{num} videos with a label, fewer than {MIN_COMPARISONS}",
+        }
+    return result
 
 
 def _judge_part(name: str, right: np.ndarray, prompts: np.ndarray, seed: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from safe_rlhf_video.calibration import HeadCalibration, LabelCalibration, calib
 from safe_rlhf_video.data.preferences import harm_signs, is_for_calibration, normalise_prompt
 from safe_rlhf_video.data.samples import HARM_LABELS, TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import ConfigError, SampleError
+from safe_rlhf_video.evaluation.breakdown import num_unseen, unseen_generators
 from safe_rlhf_video.evaluation.evaluate import Scores, preference_margin
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS
 from safe_rlhf_video.moderation import Target
@@ -28,6 +29,8 @@ def held_out(
 ) -> list[Sample]:
     """The comparisons or clips whose prompts a model's training did not read, neither to learn nor to choose.
 
+    Those with a clip of a generator that was left out of the training are no part of them.
+
     Args:
         samples, data: those of a file, and its name.
         folder, training: the model folder and its training facts. With a `calibration_fraction` above 0 these say which
@@ -38,6 +41,13 @@ def held_out(
     Raises:
         SampleError: it cannot be told, a prompt was trained on, or nothing is left.
     """
+    if unseen := unseen_generators(training):
+        samples = [sample for sample in samples if not num_unseen(sample, unseen)]
+        if not samples:
+            raise SampleError(
+                f"{data}: every record has a clip of {', '.join(unseen)}, which the training of {folder} left out; "
+                "give clips of other generators"
+            )
     fraction, seed = training.get("calibration_fraction", 0), training.get("seed")
     if isinstance(fraction, float) and fraction > 0 and isinstance(seed, int):
         kept = [sample for sample in samples if is_for_calibration(sample.prompt_text, fraction, seed)]

@@ -16,7 +16,7 @@ from safe_rlhf_video.data.preferences import harm_signs, normalise_prompt, safet
 from safe_rlhf_video.data.samples import ALL_DIMENSIONS, DIMENSIONS, TIE, VIDEO_NAMES, PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.evaluation import controls
-from safe_rlhf_video.evaluation.breakdown import break_down
+from safe_rlhf_video.evaluation.breakdown import break_down, judge_unseen, judge_unseen_signs
 from safe_rlhf_video.evaluation.moderation import compare_with_cost, judge_labels
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, preference_score
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
@@ -64,6 +64,7 @@ def evaluate(
     calibrations: Mapping[str, HeadCalibration] | None = None,
     changed_scores: Mapping[str, Scores] | None = None,
     moderations: Mapping[str, Moderation] | None = None,
+    unseen_generators: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """All figures of one evaluation.
@@ -78,11 +79,13 @@ def evaluate(
         calibrations: head -> what the model folder says of it.
         changed_scores: name of a control by changed inputs -> scores of the same model on these.
         moderations: name -> what the model says of a clip's harms, if it has heads for them.
+        unseen_generators: head -> generators that were left out of its training; heads without any are not named.
         seed: of the bootstrap.
 
     Returns:
         `helpfulness`, `harmlessness` and the four sub-dimensions (accuracy, interval, ceiling, ..., `tie_aware`,
-        `calibration`, `breakdown`), `cost_sign`, `moderation` (of `judge_labels`, and `cost_sign_against_any`),
+        `calibration`, `breakdown`), `cost_sign` (all with `unseen_generators`, where their head has some), `moderation`
+        (of `judge_labels`, and `cost_sign_against_any`),
         `controls` and `controls_expected` (name -> dimension -> accuracy, measured and as the truth predicts it), and
         `num_prompts_also_in_training`. A figure that cannot be had is null.
     """
@@ -106,8 +109,13 @@ def evaluate(
             "calibration": _judge_probabilities(labelled, margin, fitted),
             "breakdown": break_down(labelled.pairs, credit(margin * labelled.sign), seed),
         }
+        if unseen := (unseen_generators or {}).get(head):
+            right = credit(margin * labelled.sign)
+            result[dimension]["unseen_generators"] = judge_unseen(labelled.pairs, right, unseen, seed)
     clips, train_clips = _distinct_clips(pairs, videos), _distinct_clips(train_pairs, train_videos)
-    result["cost_sign"] = _judge_sign(clips, scores) if "cost" in heads else None
+    result["cost_sign"] = (
+        _judge_sign(clips, scores, (unseen_generators or {}).get("cost", ()), seed) if "cost" in heads else None
+    )
     result["moderation"] = None
     if moderations:
         result["moderation"] = judge_labels(harm_signs(pairs, videos), scores, moderations, seed)
@@ -242,10 +250,15 @@ def _judge_ties(
     }
 
 
-def _judge_sign(clips: DistinctClips, scores: Scores) -> dict[str, Any] | None:
+def _judge_sign(clips: DistinctClips, scores: Scores, unseen: Sequence[str], seed: int) -> dict[str, Any] | None:
     if not np.any(clips.signs):
         return None
-    return sign_accuracy(np.array([scores[name]["cost"] for name in clips.names]), clips.signs)._asdict()
+    costs = np.array([scores[name]["cost"] for name in clips.names])
+    figures = sign_accuracy(costs, clips.signs)._asdict()
+    if unseen:
+        prompts = np.array([prompt_id for prompt_id, _ in clips.sign_of])
+        figures["unseen_generators"] = judge_unseen_signs(costs, clips.signs, clips.made_by, prompts, unseen, seed)
+    return figures
 
 
 @dataclass(frozen=True)
@@ -257,12 +270,14 @@ class DistinctClips:
         signs: (N,) the same.
         names: (N,) prompt_id/video_id.
         texts: (N,) of their prompts.
+        made_by: (N,) the generator's name, where it is known.
     """
 
     sign_of: Mapping[tuple[str, str], int]
     signs: np.ndarray
     names: list[str]
     texts: list[str]
+    made_by: list[str | None]
 
     @property
     def prompts(self) -> set[str]:
@@ -270,14 +285,16 @@ class DistinctClips:
 
 
 def _distinct_clips(pairs: Sequence[PairSample], videos: Sequence[VideoSample]) -> DistinctClips:
-    samples: list[PairSample | VideoSample] = [*pairs, *videos]
-    text_of = {sample.prompt_id: sample.prompt_text for sample in samples}
+    every = [video for pair in pairs for video in (pair.video_0, pair.video_1)] + list(videos)
+    video_of = {(video.prompt_id, video.video_id): video for video in every}
     sign_of = safety_signs(pairs, videos)
+    distinct = [video_of[key] for key in sign_of]
     return DistinctClips(
         sign_of,
         np.array(list(sign_of.values())),
-        [f"{prompt_id}/{video_id}" for prompt_id, video_id in sign_of],
-        [text_of[prompt_id] for prompt_id, _ in sign_of],
+        [video.name for video in distinct],
+        [video.prompt_text for video in distinct],
+        [video.generated_from for video in distinct],
     )
 
 

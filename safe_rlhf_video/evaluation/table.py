@@ -77,6 +77,7 @@ def format_table(result: Mapping[str, Any]) -> str:
                   if "cost_sign" in figures]  # fmt: skip
         if others:
             lines.append(f"  balanced, controls: {'; '.join(others)}")
+    lines += _format_unseen(result)
     if result.get("moderation"):
         lines += _moderation(result["moderation"])
     if num_shared := result.get("num_prompts_also_in_training"):
@@ -118,6 +119,38 @@ def _moderation(figures: Mapping[str, Any]) -> list[str]:
         )
         lines.append(f"called harmful by the cost's sign and by the flag of any harm: {', '.join(texts)}")
     return lines
+
+
+def _format_unseen(result: Mapping[str, Any]) -> list[str]:
+    """Accuracy with and without generators that training did not see, a line a dimension; nothing without the fact."""
+    judged = {name: found for name in (*DIMENSIONS, *SUB_DIMENSIONS)
+              if (found := (result.get(name) or {}).get("unseen_generators"))}  # fmt: skip
+    lines = []
+    for left_out in sorted({tuple(found["generators"]) for found in judged.values()}):
+        names = ", ".join(left_out)
+        lines.append(f"clips of generators that training left out ({names}): accuracy [95% interval] of comparisons")
+        lines.append(_unseen_row("", ["with one or two", "of two", "with none"]))
+        for name, found in judged.items():
+            if tuple(found["generators"]) == left_out:
+                cells = [_part(found[part]) for part in ("any", "both", "none")]
+                lines.append(_unseen_row(f"  {name.replace('_', ' ')}", cells))
+    sign = (result.get("cost_sign") or {}).get("unseen_generators")
+    if sign:
+        cells = [_part(sign[part], sign[part]["num_safe"] + sign[part]["num_unsafe"]) for part in ("unseen", "seen")]
+        lines.append(_unseen_row("  cost sign, by clip", [cells[0], "", cells[1]]))
+    return lines
+
+
+def _part(figures: Mapping[str, Any], num: int | None = None) -> str:
+    """`num` of a part, if not its comparisons, and its accuracy."""
+    num = figures["num_comparisons"] if num is None else num
+    if figures["accuracy"] is None:
+        return f"{num}: -"
+    return f"{num}: {_with_interval(figures['accuracy'], figures['interval'])}"
+
+
+def _unseen_row(title: str, cells: list[str]) -> str:
+    return f"{title:<26}" + "".join(f"{cell:>30}" for cell in cells)
 
 
 def format_comparison(result: Mapping[str, Any]) -> str:

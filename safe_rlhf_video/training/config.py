@@ -31,6 +31,8 @@ class DataConfig:
             before it starts, "drop" leaves them out and says how many.
         validation_fraction: The share of prompts held out to choose the checkpoint; 0 keeps the last one.
         calibration_fraction: The share of prompts that the run does not use at all, for scripts/calibrate.py.
+        leave_out_generators: Text-to-video models (`generated_from`) whose clips the run never sees: comparisons with
+            one are used neither to train, nor to validate, nor to calibrate.
         workers: Decoding processes for each rank.
         timeout_s: Seconds that one clip may take to decode.
     """
@@ -42,6 +44,7 @@ class DataConfig:
     unreadable: Literal["refuse", "drop"] = "refuse"
     validation_fraction: float = 0.1
     calibration_fraction: float = 0.0
+    leave_out_generators: list[str] = field(default_factory=list)
     workers: int = 2
     timeout_s: float = 60.0
 
@@ -56,6 +59,13 @@ class DataConfig:
             "data.calibration_fraction",
             "0 or more, and with data.validation_fraction less than 1",
             self.calibration_fraction,
+        )
+        generators = self.leave_out_generators
+        _require(
+            all(generators) and len(set(generators)) == len(generators),
+            "data.leave_out_generators",
+            "names, each once",
+            generators,
         )
         _require(self.workers >= 1, "data.workers", "1 or more", self.workers)
         _require(0 < self.timeout_s < math.inf, "data.timeout_s", "more than 0", self.timeout_s)

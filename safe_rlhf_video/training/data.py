@@ -52,16 +52,17 @@ class TrainingData:
 
 
 def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
-    """Read the records, leave out the calibration prompts, keep what the heads can learn from, split off validation.
+    """Read the records, leave out generators and calibration prompts, keep what heads learn from, split off validation.
 
     Raises:
-        SampleError: a wrong record, or no label for one of the heads.
+        SampleError: a wrong record, an unknown generator, or no label for one of the heads.
         VideoDecodeError: clips are missing or in quarantine; whether the others can be read turns out when it is their
             turn.
         ConfigError: the frame store holds clips of another sampling.
     """
     where = ", ".join(config.data.paths)
     records, labelled, clip_files = _load_records(config.data)
+    records, labelled, notes_of_generators = _without_generators(records, labelled, config.data, where)
     fraction = config.data.calibration_fraction
     is_out = partial(is_for_calibration, fraction=fraction, seed=config.seed)
     pairs = [pair for pair in records if not is_out(pair.prompt_text)]
@@ -95,7 +96,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
                 f"a {head} model on"
             )
     _check_harm_classes(useful, harm_heads, where)
-    notes = _describe_labels(groups, unused, len(pairs), dimensions, with_ties)
+    notes = _describe_labels(groups, unused, len(pairs), dimensions, with_ties) + notes_of_generators
     if num_held_out:
         notes.append(f"{num_held_out} further records are held out for calibration")
     kept_prompts = {group.prompt_id for group in useful}
@@ -232,6 +233,34 @@ def _load_records(config: DataConfig) -> tuple[list[PairSample], list[VideoSampl
                 )
         clip_files = files | clip_files
     return pairs, labelled, clip_files
+
+
+def _without_generators(
+    pairs: list[PairSample], labelled: list[VideoSample], config: DataConfig, where: str
+) -> tuple[list[PairSample], list[VideoSample], list[str]]:
+    """The records without a clip of `leave_out_generators`, and a line that counts the others."""
+    unwanted = set(config.leave_out_generators)
+    if not unwanted:
+        return pairs, labelled, []
+    videos = [*labelled, *(video for pair in pairs for video in (pair.video_0, pair.video_1))]
+    known = sorted({video.generated_from for video in videos if video.generated_from})
+    if unknown := sorted(unwanted - set(known)):
+        raise SampleError(
+            f"data.leave_out_generators: {unknown[0]!r} made no clip of {where}; known are "
+            f"{', '.join(known) or 'none, generated_from is given nowhere'}"
+        )
+    # By name: another record of the same clip may not say what made it.
+    names = {video.name for video in videos if video.generated_from in unwanted}
+    kept = [pair for pair in pairs if pair.video_0.name not in names and pair.video_1.name not in names]
+    kept_labelled = [video for video in labelled if video.name not in names]
+    made_by = ", ".join(sorted(unwanted))
+    if not kept and not kept_labelled:
+        raise SampleError(
+            f"data.leave_out_generators: every record of {where} has a clip of {made_by}; name fewer, or add data"
+        )
+    counts = ((len(pairs), len(kept), "comparisons"), (len(labelled), len(kept_labelled), "labelled videos"))
+    lost = " and ".join(f"{before - after} of {before} {what}" for before, after, what in counts if before)
+    return kept, kept_labelled, [f"{lost} have a clip of {made_by} and are left out (data.leave_out_generators)"]
 
 
 def _is_same_clip(one: Path | str, other: Path | str) -> bool:

@@ -234,6 +234,7 @@ def _train(
                                 "metrics": eval_metrics,
                                 "seed": config.seed,
                                 "calibration_fraction": config.data.calibration_fraction,
+                                **({"leave_out_generators": out} if (out := config.data.leave_out_generators) else {}),
                                 **({"harm_log_odds": dict(data.harm_log_odds)} if data.harm_log_odds else {}),
                             },
                         )
