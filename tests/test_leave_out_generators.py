@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Record, launch, write_training_config
+from conftest import ROOT, Record, launch, write_training_config
 from small_models import one_line
 
 from safe_rlhf_video.data.datasets import PairDataset
@@ -167,6 +167,54 @@ def test_few_comparisons_of_unseen_generators_have_no_figure(judged: tuple[list[
     assert "fewer than 30" in part["reason"]
     json.dumps(result, allow_nan=False)
     assert "12: -" in format_table(result)
+
+
+def test_models_are_compared_on_the_same_comparisons(
+    judged: tuple[list[PairSample], Scores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, scores = judged
+    rng = np.random.default_rng(1)
+    noisy = {name: {head: value + 2.0 * rng.normal() for head, value in row.items()} for name, row in scores.items()}
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from leave_one_generator_out import format_markdown, judge
+
+    generators_left_out = ("cumulus", "ember")
+    figures = judge(pairs, {"all": scores, "cumulus": noisy, "ember": scores}, generators_left_out, 0)
+    assert list(figures) == ["helpfulness", "harmlessness", "cost_sign"]
+    assert list(figures["helpfulness"]) == ["cumulus", "ember", "pooled"]
+    rows: dict[str, list[tuple[int, int]]] = {"unseen": [], "seen": []}
+    for pair in pairs:
+        sides = (pair.video_0, pair.video_1)
+        preferred = pair.preferences["harmlessness"]
+        assert preferred is not None
+        chosen, rejected = sides[preferred].name, sides[1 - preferred].name
+        mine, others = (int(table[chosen]["cost"] < table[rejected]["cost"]) for table in (noisy, scores))
+        rows["unseen" if "cumulus" in generators(pair) else "seen"].append((mine, others))
+    for part, right in rows.items():
+        found = figures["harmlessness"]["cumulus"][part]
+        mean = np.mean(right, axis=0)
+        assert found["num"] == len(right)
+        assert (found["accuracy"], found["accuracy_of_all"]) == pytest.approx(tuple(mean))
+        assert found["difference"] == pytest.approx(mean[0] - mean[1])
+        assert found["interval"][0] < found["difference"] < found["interval"][1]
+        same = figures["harmlessness"]["ember"][part]
+        assert (same["difference"], same["interval"]) == (0.0, [0.0, 0.0])
+        pooled = figures["harmlessness"]["pooled"][part]
+        assert pooled["num"] == found["num"] + same["num"]
+        assert pooled["difference"] * pooled["num"] == pytest.approx(found["difference"] * found["num"])
+    videos = {video.name: video for pair in pairs for video in (pair.video_0, pair.video_1)}
+    of_it = [name for name, video in videos.items() if video.generated_from == "cumulus"]
+    sign = figures["cost_sign"]["cumulus"]["unseen"]
+    assert sign["num"] == len(of_it)
+    assert sign["accuracy"] == pytest.approx(
+        np.mean([(noisy[name]["cost"] > 0) != videos[name].is_safe for name in of_it])
+    )
+    table = list(
+        format_markdown({"num_training_comparisons": {"all": 9, "cumulus": 5, "ember": 4}, "figures": figures})
+    )
+    assert len(table) == 2 + 9
+    few = judge(pairs[:20], {"all": scores, "ember": scores}, ["ember"], 0)
+    assert few["helpfulness"]["ember"]["unseen"]["accuracy"] is None
 
 
 @pytest.mark.slow

@@ -85,9 +85,9 @@ def evaluate(
     Returns:
         `helpfulness`, `harmlessness` and the four sub-dimensions (accuracy, interval, ceiling, ..., `tie_aware`,
         `calibration`, `breakdown`), `cost_sign` (all with `unseen_generators`, where their head has some), `moderation`
-        (of `judge_labels`, and `cost_sign_against_any`),
-        `controls` and `controls_expected` (name -> dimension -> accuracy, measured and as the truth predicts it), and
-        `num_prompts_also_in_training`. A figure that cannot be had is null.
+        (of `judge_labels`, and `cost_sign_against_any`), `controls` and `controls_expected` (name -> dimension ->
+        accuracy, measured and as the truth predicts it), `controls_standard_error` (of measured less expected, by
+        prompts) and `num_prompts_also_in_training`. A figure that cannot be had is null.
     """
     heads = next(iter(scores.values())).keys()
     result: dict[str, Any] = {}
@@ -124,9 +124,9 @@ def evaluate(
             result["moderation"]["cost_sign_against_any"] = compare_with_cost(clips.sign_of, costs, moderations)
     judged = [dimension for dimension in ALL_DIMENSIONS if dimension in DIMENSIONS or result[dimension]]
     scored = {"random_backbone": random_scores} if random_scores is not None else {}
-    result["controls"], result["controls_expected"] = _run_controls(
-        pairs, judged, train_pairs, clips, train_clips, truth, {**scored, **(changed_scores or {})}
-    )
+    names = ("controls", "controls_expected", "controls_standard_error")
+    found = _run_controls(pairs, judged, train_pairs, clips, train_clips, truth, {**scored, **(changed_scores or {})})
+    result |= dict(zip(names, found, strict=True))
     shared = clips.prompts & train_clips.prompts
     result["num_prompts_also_in_training"] = len(shared) if train_clips.prompts else None
     result["bootstrap_seed"] = seed
@@ -306,14 +306,21 @@ def _run_controls(
     train_clips: DistinctClips,
     truth: Mapping[str, Mapping[str, float]] | None,
     scores_of_control: Mapping[str, Scores],
-) -> tuple[dict[str, dict[str, float | None]], dict[str, dict[str, float | None]]]:
+) -> tuple[dict[str, dict[str, float | None]], ...]:
     measured: dict[str, dict[str, float | None]] = {}
     expected: dict[str, dict[str, float | None]] = {}
+    standard_error: dict[str, dict[str, float | None]] = {}
 
     def add(name: str, dimension: str, labelled: Labelled, margin: np.ndarray) -> None:
-        measured.setdefault(name, {})[dimension] = float(credit(margin * labelled.sign).mean())
-        by_truth = None if labelled.true_margin is None else expected_credit(margin, labelled.true_margin).mean()
-        expected.setdefault(name, {})[dimension] = None if by_truth is None else float(by_truth)
+        right = credit(margin * labelled.sign)
+        by_truth = error = None
+        if labelled.true_margin is not None:
+            expectation = expected_credit(margin, labelled.true_margin)
+            by_truth = float(expectation.mean())
+            error = _standard_error(right - expectation, labelled.prompts)
+        measured.setdefault(name, {})[dimension] = float(right.mean())
+        expected.setdefault(name, {})[dimension] = by_truth
+        standard_error.setdefault(name, {})[dimension] = error
 
     for dimension in dimensions:
         labelled, training = select_labelled(pairs, dimension, truth), select_labelled(train_pairs, dimension, None)
@@ -340,6 +347,7 @@ def _run_controls(
         # Without preference labels these are a control's only figures.
         measured.setdefault(name, {})["cost_sign"] = sign_accuracy(costs, clips.signs).balanced_accuracy
         expected.setdefault(name, {})
+        standard_error.setdefault(name, {})
 
     # Controls of the cost's sign: balanced accuracy, where a constant answer gives one half.
     if np.any(clips.signs) and {1, -1} <= set(train_clips.signs.tolist()):
@@ -348,7 +356,19 @@ def _run_controls(
     for name, scores in scores_of_control.items():
         if np.any(clips.signs) and "cost" in next(iter(scores.values())):
             add_sign(name, np.array([scores[key]["cost"] for key in clips.names]))
-    return measured, expected
+    return measured, expected, standard_error
+
+
+def _standard_error(values: np.ndarray, prompts: np.ndarray) -> float | None:
+    """Of the mean of (M,) values, those of a prompt taken together; None with one prompt alone.
+
+    sqrt(K / (K - 1) sum_k s_k^2) / M, where s_k sums the values of prompt k of K, less their mean (Liang & Zeger 1986).
+    """
+    _, index = np.unique(prompts, return_inverse=True)
+    sums = np.bincount(index, weights=values - values.mean())
+    if len(sums) < 2:
+        return None
+    return float(np.sqrt(len(sums) / (len(sums) - 1) * np.square(sums).sum()) / len(values))
 
 
 def _generators(pairs: Sequence[PairSample]) -> list[tuple[str, str]]:
