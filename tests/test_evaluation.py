@@ -153,8 +153,16 @@ def test_what_cannot_be_had_is_null(planned: tuple[list[PairSample], list[PairSa
     assert result["cost_sign"] is None
     assert result["helpfulness"]["ceiling"] is None
     assert set(result["controls"]) == {"prompt_only", "is_safe_only"}
-    one = evaluate(pairs[:1], rewards)
-    assert one["helpfulness"]["interval"] is None
+    # The cost's sign with one class, and with too few clips.
+    scores = scores_from(pairs, truth, noise=1.0)
+    safe = [pair for pair in pairs if pair.video_0.is_safe and pair.video_1.is_safe]
+    alike = evaluate(safe, scores)["cost_sign"]
+    assert alike["balanced_accuracy"] is None
+    assert alike["accuracy"] > 0.5
+    assert alike["reason"] == "every clip is labelled safe"
+    few = evaluate(pairs[:5], scores)["cost_sign"]
+    assert few["accuracy"] is few["balanced_accuracy"] is None
+    assert "fewer than 30" in few["reason"]
     json.dumps(result, allow_nan=False)
     format_table(result)
 
@@ -201,7 +209,7 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
     ]
     # A folder and the file's name in it do as well as the file.
     arguments = ("scripts/evaluate.py", "--model", reward, cost, "--out", tmp_path / "out", "--data", world,
-                 "--config_filename", "config-test.json.gz", "--train_data", world / "config-train.json.gz",
+                 "--config_filename", "config-train.json.gz", "--train_data", world / "config-train.json.gz",
                  "--controls", "shuffled_prompt", "reversed_frames", "single_frame", "--compare", *random,
                  "--random_backbone")  # fmt: skip
     before = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
@@ -212,7 +220,7 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
         assert {"accuracy", "interval", "ceiling", "true_order_accuracy", "num_comparisons", "tie_rate"} <= set(
             result[dimension]
         )
-        assert result[dimension]["num_comparisons"] == 20
+        assert result[dimension]["num_comparisons"] == 60
         assert result[dimension]["ceiling"] is not None
         assert result["controls"]["random_backbone"][dimension] is not None
     assert {"accuracy", "balanced_accuracy"} <= set(result["cost_sign"])
@@ -498,13 +506,22 @@ def test_ties_are_a_third_answer(planned: tuple[list[PairSample], list[PairSampl
     assert evaluate(tied, scores)["helpfulness"]["tie_aware"]["accuracy"] < figures["accuracy"]
 
 
-def test_few_comparisons_have_no_calibration(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
-    _, pairs, truth = planned
-    result = evaluate(pairs[:29], scores_from(pairs, truth, noise=1.0), truth=truth)
-    block = result["helpfulness"]["calibration"]
-    assert [block[name] for name in ("ece", "brier", "log_loss", "mean_absolute_error")] == [None] * 4
-    assert block["reason"] == "29 comparisons, fewer than 30"
-    format_table(result)
+def test_few_comparisons_have_no_figure(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
+    train, pairs, truth = planned
+    scores = scores_from(pairs, truth, noise=1.0)
+    few = pairs[:29]
+    result = evaluate(few, scores, train_pairs=train, truth=truth, changed_scores={"single_frame": scores})
+    block = result["helpfulness"]
+    for figures, names in (
+        (block, ("accuracy", "interval", "ceiling", "fraction_of_ceiling", "tie_rate", "mean_margin")),
+        (block["calibration"], ("ece", "brier", "log_loss", "mean_absolute_error")),
+    ):
+        assert [figures[name] for name in names] == [None] * len(names)
+        assert figures["reason"] == "29 comparisons, fewer than 30"
+    assert all(figures.get("helpfulness") is None for figures in result["controls"].values())
+    compared = compare(few, scores, scores)["helpfulness"]
+    assert compared["accuracy_first"] is compared["difference"] is None
+    assert "helpfulness: no figures of 29 comparisons, fewer than 30" in format_table(result)
     json.dumps(result, allow_nan=False)
 
 

@@ -14,7 +14,7 @@ from safe_rlhf_video.data.preferences import is_for_calibration
 from safe_rlhf_video.data.samples import VIDEO_NAMES, PairSample, parse_pair
 from safe_rlhf_video.data.synthetic import plan_split
 from safe_rlhf_video.errors import ConfigError, SampleError
-from safe_rlhf_video.evaluation.calibrate import held_out_pairs
+from safe_rlhf_video.evaluation.calibrate import held_out
 from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.table import format_table
 from safe_rlhf_video.metrics import mean_interval
@@ -51,12 +51,12 @@ def test_no_clip_of_a_generator_left_out_is_read(world: Path) -> None:
     assert none.fingerprint != load(world, "ember").fingerprint
     # What a calibration may use is without them too.
     facts = {"calibration_fraction": 0.4, "seed": 0, "leave_out_generators": ["aurora", "ember"]}
-    assert held_out_pairs(pairs, "train", "m", facts) == [
+    assert held_out(pairs, "train", "m", facts) == [
         pair for pair in kept if is_for_calibration(pair.prompt_text, 0.4, seed=0)
     ]
-    assert held_out_pairs(pairs, "train", "m", {**facts, "calibration_fraction": 0.0}, []) == kept
-    with one_line(SampleError, "every comparison has a clip of aurora, ember"):
-        held_out_pairs([pair for pair in pairs if pair not in kept], "train", "m", facts)
+    assert held_out(pairs, "train", "m", {**facts, "calibration_fraction": 0.0}, []) == kept
+    with one_line(SampleError, "every record has a clip of aurora, ember"):
+        held_out([pair for pair in pairs if pair not in kept], "train", "m", facts)
 
 
 def test_a_clip_is_left_out_wherever_it_stands(

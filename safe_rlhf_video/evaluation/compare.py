@@ -36,11 +36,12 @@ def compare(pairs: Sequence[PairSample], first: Scores, second: Scores, seed: in
             credit(preference_margin(labelled.pairs, scores, head) * labelled.sign) for scores in (first, second)
         )
         test = mcnemar(one, other)
-        has_interval = test.reason is None and len(np.unique(labelled.prompts)) > 1
+        is_known = test.reason is None
+        has_interval = is_known and len(np.unique(labelled.prompts)) > 1
         result[dimension] = {
-            "accuracy_first": float(one.mean()),
-            "accuracy_second": float(other.mean()),
-            "difference": float(one.mean() - other.mean()),
+            "accuracy_first": float(one.mean()) if is_known else None,
+            "accuracy_second": float(other.mean()) if is_known else None,
+            "difference": float(one.mean() - other.mean()) if is_known else None,
             "interval": list(mean_interval(one - other, labelled.prompts, seed=seed)) if has_interval else None,
             "first_better": test.first_better,
             "second_better": test.second_better,

@@ -21,6 +21,7 @@ from safe_rlhf_video.evaluation.moderation import compare_with_cost, judge_label
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, preference_score
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.metrics import (
+    MIN_COMPARISONS,
     calibration,
     credit,
     expected_credit,
@@ -170,20 +171,25 @@ def preference_margin(pairs: Sequence[PairSample], scores: Scores, head: str) ->
 
 
 def _judge(labelled: Labelled, margin: np.ndarray, seed: int) -> dict[str, Any]:
+    num_prompts = len(np.unique(labelled.prompts))
+    figures: dict[str, Any] = dict.fromkeys(
+        ("accuracy", "interval", "ceiling", "fraction_of_ceiling", "fraction_of_ceiling_interval",
+         "true_order_accuracy", "num_true_ties", "tie_rate", "mean_margin")
+    )  # fmt: skip
+    figures |= {
+        "num_comparisons": len(labelled.pairs),
+        "num_prompts": num_prompts,
+        "reason": too_few(len(labelled.pairs)),
+    }
+    if figures["reason"] is not None:
+        return figures
     right = credit(margin * labelled.sign)
-    has_interval = len(np.unique(labelled.prompts)) > 1
-    figures: dict[str, Any] = {
+    has_interval = num_prompts > 1
+    figures |= {
         "accuracy": float(right.mean()),
         "interval": list(mean_interval(right, labelled.prompts, seed=seed)) if has_interval else None,
-        "ceiling": None,
-        "fraction_of_ceiling": None,
-        "fraction_of_ceiling_interval": None,
-        "true_order_accuracy": None,
-        "num_true_ties": None,
         "tie_rate": float(np.mean(right == 0.5)),
         "mean_margin": float(np.mean(margin * labelled.sign)),
-        "num_comparisons": len(labelled.pairs),
-        "num_prompts": len(np.unique(labelled.prompts)),
     }
     if labelled.true_margin is not None:
         best = credit(labelled.true_margin * labelled.sign)
@@ -254,7 +260,13 @@ def _judge_sign(clips: DistinctClips, scores: Scores, unseen: Sequence[str], see
     if not np.any(clips.signs):
         return None
     costs = np.array([scores[name]["cost"] for name in clips.names])
-    figures = sign_accuracy(costs, clips.signs)._asdict()
+    figures: dict[str, Any] = {**sign_accuracy(costs, clips.signs)._asdict(), "reason": None}
+    num = figures["num_safe"] + figures["num_unsafe"]
+    if num < MIN_COMPARISONS:
+        figures |= {"accuracy": None, "balanced_accuracy": None}
+        figures["reason"] = f"{num} clips with an is_safe label, fewer than {MIN_COMPARISONS}"
+    elif not (figures["num_safe"] and figures["num_unsafe"]):
+        figures["reason"] = f"every clip is labelled {'safe' if figures['num_safe'] else 'unsafe'}"
     if unseen:
         prompts = np.array([prompt_id for prompt_id, _ in clips.sign_of])
         figures["unseen_generators"] = judge_unseen_signs(costs, clips.signs, clips.made_by, prompts, unseen, seed)
@@ -313,12 +325,13 @@ def _run_controls(
 
     def add(name: str, dimension: str, labelled: Labelled, margin: np.ndarray) -> None:
         right = credit(margin * labelled.sign)
+        is_known = too_few(len(right)) is None
         by_truth = error = None
-        if labelled.true_margin is not None:
+        if labelled.true_margin is not None and is_known:
             expectation = expected_credit(margin, labelled.true_margin)
             by_truth = float(expectation.mean())
             error = _standard_error(right - expectation, labelled.prompts)
-        measured.setdefault(name, {})[dimension] = float(right.mean())
+        measured.setdefault(name, {})[dimension] = float(right.mean()) if is_known else None
         expected.setdefault(name, {})[dimension] = by_truth
         standard_error.setdefault(name, {})[dimension] = error
 
@@ -345,7 +358,9 @@ def _run_controls(
 
     def add_sign(name: str, costs: np.ndarray) -> None:
         # Without preference labels these are a control's only figures.
-        measured.setdefault(name, {})["cost_sign"] = sign_accuracy(costs, clips.signs).balanced_accuracy
+        is_known = np.count_nonzero(clips.signs) >= MIN_COMPARISONS
+        balanced = sign_accuracy(costs, clips.signs).balanced_accuracy if is_known else None
+        measured.setdefault(name, {})["cost_sign"] = balanced
         expected.setdefault(name, {})
         standard_error.setdefault(name, {})
 

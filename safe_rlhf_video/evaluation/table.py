@@ -40,12 +40,15 @@ def format_table(result: Mapping[str, Any]) -> str:
         lambda r: _with_interval(r["fraction_of_ceiling"], r["fraction_of_ceiling_interval"]),
     )
     add("accuracy against the hidden order", lambda r: _figure(r["true_order_accuracy"]))
-    add("ties", lambda r: f"{r['tie_rate']:.4f}")
+    add("ties", lambda r: _figure(r["tie_rate"]))
     add("labelled as ties, not counted", lambda r: str(r.get("num_tied_labels") or ""))
     add("accuracy with ties", lambda r: _with_interval(r["tie_aware"]["accuracy"], r["tie_aware"]["interval"]))
     add("calibration error of P(v1 > v2), ECE", lambda r: _calibration(r["calibration"]))
     add("Brier score", lambda r: _figure(r["calibration"]["brier"]))
     add("mean |P - hidden probability|", lambda r: _figure(r["calibration"]["mean_absolute_error"]))
+    lines += [
+        f"{dimension}: no figures of {reason}" for dimension in columns if (reason := result[dimension].get("reason"))
+    ]
     controls, expected = result["controls"], result["controls_expected"]
     if controls and columns:
         lines.append("controls: accuracy (as the hidden truth predicts it)")
@@ -71,7 +74,8 @@ def format_table(result: Mapping[str, Any]) -> str:
     if sign:
         lines.append(
             f"cost sign on {sign['num_safe']} safe and {sign['num_unsafe']} unsafe clips: accuracy "
-            f"{_figure(sign['accuracy'])}, balanced {_figure(sign['balanced_accuracy'])}"
+            f"{_figure(sign['accuracy']) or '-'}, balanced {_figure(sign['balanced_accuracy']) or '-'}"
+            + (f" ({sign['reason']})" if sign.get("reason") else "")
         )
         others = [f"{CONTROL_NAMES[name]} {_figure(figures['cost_sign'])}" for name, figures in controls.items()
                   if "cost_sign" in figures]  # fmt: skip
