@@ -1,39 +1,31 @@
-"""Bars, ranges and tables in HTML and CSS; everything that is shown goes through `escape`."""
+"""Bars and ranges in HTML and CSS; everything that is shown goes through `escape`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape as _escape
+
+from safe_rlhf_video.charts.document import escape
 
 STYLE = """
-:root { --ink: #1c2126; --dim: #5b6670; --line: #dfe3e7; --paper: #fff; --ok: #23753b; --look: #915f00;
-  --problem: #b3261e; --one: #2f6fb3; --two: #d98b2b; --three: #8c6bb1; --none: #c9cfd5; }
+:root { --ok: #23753b; --look: #915f00; --problem: #b3261e; --one: #2f6fb3; --two: #d98b2b; --three: #8c6bb1;
+  --none: #c9cfd5; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ec; --dim: #a3adb6; --line: #363d44; --paper: #16191c; --ok: #6fca88; --look: #e5b55c;
-    --problem: #ff8a80; --one: #6aa5e3; --two: #e3a55a; --three: #b79ad9; --none: #545d66; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 60rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
-  background: var(--paper); overflow-wrap: anywhere; }
+  :root { --ok: #6fca88; --look: #e5b55c; --problem: #ff8a80; --one: #6aa5e3; --two: #e3a55a; --three: #b79ad9;
+    --none: #545d66; } }
+body { max-width: 60rem; line-height: 1.5; }
 h1 { font-size: 1.6rem; margin: .5rem 0; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .3rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.3rem 0 .3rem; }
 p { margin: .3rem 0 .7rem; max-width: 44rem; }
-a { color: var(--one); }
-.dim { color: var(--dim); font-size: .9rem; }
+.dim { font-size: .9rem; }
 .findings { list-style: none; padding: 0; margin: .8rem 0; }
 .findings li { display: grid; grid-template-columns: 6.2rem 1fr; gap: .6rem; padding: .45rem 0;
   border-bottom: 1px solid var(--line); }
-.mark { font-weight: 600; white-space: nowrap; }
-.mark::before { content: "\\25cf\\00a0"; }
+span.mark { font-weight: 600; white-space: nowrap; }
+span.mark::before { content: "\\25cf\\00a0"; }
 .ok { color: var(--ok); }
 .look { color: var(--look); }
 .problem { color: var(--problem); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; margin: .3rem 0; }
-th, td { text-align: right; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line);
-  overflow-wrap: normal; }
-th:first-child, td:first-child { text-align: left; min-width: 8rem; }
-th { color: var(--dim); font-weight: 500; }
 .row { display: grid; grid-template-columns: 13rem 1fr 11.5rem; gap: .8rem; align-items: center; margin: .2rem 0;
   font-size: .9rem; }
 .value { color: var(--dim); font-variant-numeric: tabular-nums; }
@@ -55,17 +47,10 @@ p.legend { max-width: none; }
 .legend .band { opacity: .45; }
 .legend .dash { width: 0; border-left: 1px dashed var(--dim); }
 @media (max-width: 40rem) {
-  body { padding: .7rem; }
   .row { grid-template-columns: minmax(45%, 1fr) auto; row-gap: .1rem; margin: .5rem 0; }
   .value { text-align: right; }
   .row .track, .row .ends { grid-column: 1 / -1; grid-row: 2; }
   .row.ticks { margin-top: -.4rem; }
-  .wide tr { display: block; padding: .4rem 0; border-bottom: 1px solid var(--line); }
-  .wide tr:first-child { display: none; }
-  .wide td { display: flex; justify-content: space-between; border: 0; padding: .05rem 0; }
-  .wide td:first-child { font-weight: 600; }
-  .wide td:not(:first-child)::before { content: attr(data-name); color: var(--dim); }
-  .wide table { width: 100%; }
   .findings li { grid-template-columns: 1fr; gap: 0; } }
 """
 
@@ -75,13 +60,6 @@ RANGES_LEGEND = (
     '<p class="legend dim">Brackets are 95% intervals by resampled prompts. In the plots:<b></b>the figure'
     '<i class="one band"></i>its 95% interval<i class="dash"></i>one half</p>'
 )
-# Columns that a narrow page has room for; it shows the rows of a wider table one below the other.
-_NARROW = 4
-
-
-def escape(value: object) -> str:
-    """Text of a data file, made harmless."""
-    return _escape(str(value))
 
 
 def bars(values: Mapping[str, float], texts: Mapping[str, str] | None = None) -> str:
@@ -128,22 +106,6 @@ def ranges(rows: Iterable[tuple[str, float | None, Sequence[float] | None, str]]
         drawn.append(_row(name, marks, text, "track scale"))
     ticks = '<span class="ends"><span>0%</span><span>50%</span><span>100%</span></span>'
     return "".join(drawn) + f'<div class="row ticks"><span></span>{ticks}<span></span></div>'
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table that scrolls by itself, or is stacked, where the page is narrow; None is a dash."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td data-name="{escape(name)}">{"–" if cell is None else escape(cell)}</td>'
-            for name, cell in zip(header, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    kind = "scroll wide" if len(header) > _NARROW else "scroll"
-    return f'<div class="{kind}"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _row(name: str, track: str, text: str, kind: str = "track") -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safe_rlhf_video.audit.charts import MAX_BARS, RANGES_LEGEND, STYLE, bars, escape, ranges, stacked, table
+from safe_rlhf_video.audit.charts import MAX_BARS, RANGES_LEGEND, STYLE, bars, ranges, stacked
 from safe_rlhf_video.audit.wording import count, interval, percent, verb, words
+from safe_rlhf_video.charts.document import escape, make_document, table
 
 _TITLES = {
     "overlap": "Shared prompts",
@@ -47,17 +48,14 @@ def make_page(result: Figures) -> str:
         f'<h2 id="{name}">{_TITLES[name].format(unit=unit)}</h2>{content}' for name, content in shown.items()
     )
     counts = result["counts"]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Audit</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><h1>Audit of {escape(', '.join(result['names']))}</h1>"
+    about = (
         f'<p class="dim">{count(counts["pairs"], "comparison")}, {count(counts["videos"], unit)}, '
         f"{count(counts['prompts'], 'prompt')} in "
         f"{escape(', '.join(result['splits'][name]['config'] for name in result['names']))}; what stands in several "
         "files counts once. docs/audit.md explains every figure, audit.json has them all.</p>"
-        f"{_show_findings(result['findings'], shown)}"
-        f"{RANGES_LEGEND}{body}</body></html>\n"
     )
+    content = about + _show_findings(result["findings"], shown) + RANGES_LEGEND + body
+    return make_document(f"Audit of {', '.join(result['names'])}", content, STYLE)
 
 
 def _show_findings(findings: Sequence[Figures], sections: Mapping[str, str]) -> str:
