@@ -48,7 +48,7 @@ class Plane:
     y: Axis
     width: float = 480
     height: float = 300
-    left: float = 66
+    left: float = 78
     right: float = 12
     top: float = 12
     bottom: float = 50
@@ -73,24 +73,28 @@ class Plane:
             )
         for tick in self.x.ticks:
             text = escape(self.x.write(tick))
-            parts.append(f'<text x="{self.x_of(tick):.1f}" y="{bottom + 17}" text-anchor="middle">{text}</text>')
+            parts.append(f'<text x="{self.x_of(tick):.1f}" y="{bottom + 19}" text-anchor="middle">{text}</text>')
         middle = (self.top + bottom) / 2
         parts.append(
-            f'<text class="title" x="{(self.left + right) / 2}" y="{self.height - 9}" text-anchor="middle">'
+            f'<text class="title" x="{(self.left + right) / 2}" y="{self.height - 8}" text-anchor="middle">'
             f"{escape(self.x.title)}</text>"
             f'<text class="title" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
             f"{escape(self.y.title)}</text>"
         )
         return "".join(parts)
 
-    def level(self, value: float, label: str) -> str:
-        """A line across at a figure of y that means something, its label above it, or below where that has no room."""
+    def level(self, value: float, label: str, label_first: bool = False) -> str:
+        """A line across at a figure of y that means something, its label above it, or below where that has no room.
+
+        Args:
+            label_first: the label stands at the line's start instead of its end.
+        """
         y = self.y_of(value)
         text_y = y - 5 if y > self.top + 20 else y + 15
+        x, anchor = (self.left + 4, "start") if label_first else (self.width - self.right - 3, "end")
         return (
             f'<line class="reference" x1="{self.left}" x2="{self.width - self.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="mark" x="{self.width - self.right - 3}" y="{text_y:.1f}" text-anchor="end">{escape(label)}'
-            "</text>"
+            f'<text class="mark" x="{x}" y="{text_y:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
         )
 
     def upright(self, value: float, label: str) -> str:
@@ -124,11 +128,16 @@ def fit_axis(values: Sequence[float], title: str, log_scale: bool = False) -> Ax
     return Axis(low, high, round_ticks(low, high, 5), title)
 
 
+def round_step(span: float, about: int) -> float:
+    """1, 2 or 5 times a power of ten that divides a span into at most `about` steps, and few less."""
+    raw = span / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= raw * 0.999)
+
+
 def round_ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers between two bounds."""
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    size = next(step * power for step in (1, 2, 5, 10) if step * power >= raw * 0.999)
+    size = round_step(high - low, about)
     first = math.ceil(low / size - 1e-9)
     ticks = [round(place * size, 12) if size > 1e-9 else place * size for place in range(first, first + 12)]
     return [tick for tick in ticks if tick <= high + size * 1e-9]

@@ -56,7 +56,6 @@ th { color: var(--dim); font-weight: 500; }
   .wide td:not(:first-child)::before { content: attr(data-name); color: var(--dim); }
   .wide table { width: 100%; } }
 """
-# Columns that a narrow page has room for; it shows the rows of a wider table one below the other.
 _NARROW = 4
 
 
@@ -105,8 +104,12 @@ def line_key(colour: int, dash: str = "") -> str:
     )
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table that scrolls by itself, or is stacked, where the page is narrow; None is a dash."""
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], columns: int = _NARROW) -> str:
+    """A table of which None is a dash.
+
+    Args:
+        columns: that a narrow page has room for; a table of more shows its rows one below the other there.
+    """
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(
         "<tr>"
@@ -117,5 +120,5 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         + "</tr>"
         for row in rows
     )
-    kind = "scroll wide" if len(header) > _NARROW else "scroll"
+    kind = "scroll wide" if len(header) > columns else "scroll"
     return f'<div class="{kind}"><table><tr>{head}</tr>{body}</table></div>'

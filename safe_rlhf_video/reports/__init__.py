@@ -1,0 +1,1 @@
+"""What an evaluation says, as one page to look at: `page.make_report`."""
