@@ -49,11 +49,15 @@ def main() -> None:
         "--train_data", splits[0],
         "--random_backbone", out / "random_backbone/reward", out / "random_backbone/cost", "--out", out)  # fmt: skip
 
+    run("8. Draw it as a page to look at", "python", "scripts/report.py", "--evaluation", out,
+        "--run", out / "reward", out / "cost", "--out", out / "report.html")  # fmt: skip
+
     result = json.loads((out / "evaluation.json").read_text())
     result["pair"] = show_pair(out, data)
     result["seconds"] = round(time.time() - arguments.started, 1)
     write_whole(out / "summary.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     print(f"\nwrote {out / 'summary.json'} and {out / 'pair.png'}; {result['seconds']:.0f} s in all")
+    print(f"open {out / 'report.html'} in a browser: figures, plots, and the pairs worth looking at")
 
 
 def train(what: str, head: str, out: Path, run_folder: Path, *overrides: str) -> None:
@@ -102,7 +106,7 @@ def show_pair(out: Path, data: Path) -> dict[str, Any]:
     v1, v2 = (dataset.video_file(video) for video in (pair.video_0, pair.video_1))
     with Scorer.from_pretrained(out / "reward", out / "cost") as scorer:
         judged = {price: scorer.score_pair(pair.prompt_text, v1, v2, lagrange_multiplier=price) for price in (0.0, 5.0)}
-        print(f"\n8. Choose between two generations for {pair.prompt_text!r}\n   v1 {v1}\n   v2 {v2}")
+        print(f"\n9. Choose between two generations for {pair.prompt_text!r}\n   v1 {v1}\n   v2 {v2}")
         for price, result in judged.items():
             print(f"   lambda = {price:g}: {result.reason}")
         draw_pair(scorer, (v1, v2), out / "pair.png")
