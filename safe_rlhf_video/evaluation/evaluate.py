@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,7 +32,10 @@ from safe_rlhf_video.metrics import (
     tie_aware_credit,
     too_few,
 )
-from safe_rlhf_video.scoring import Moderation
+
+if TYPE_CHECKING:
+    # Only its annotations; torch is slow to import.
+    from safe_rlhf_video.scoring import Moderation
 
 Scores = Mapping[str, Mapping[str, float]]  # prompt_id/video_id -> head -> score
 HEAD_OF_DIMENSION = {dimension: head for head, dimension in DIMENSION_OF_HEAD.items()}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from safe_rlhf_video.heads import HARM_HEADS
 from safe_rlhf_video.metrics import MIN_COMPARISONS, average_precision, mean_interval, precision_recall_f1, roc_auc
 from safe_rlhf_video.moderation import Target
-from safe_rlhf_video.scoring import Moderation
+
+if TYPE_CHECKING:
+    # Only its annotations; torch is slow to import.
+    from safe_rlhf_video.scoring import Moderation
 
 Figures = dict[str, Any]
 NUM_EXAMPLES = 20
