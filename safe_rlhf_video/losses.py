@@ -136,6 +136,42 @@ def harm_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return -targets.abs() * F.logsigmoid(targets.sign() * known_logits)
 
 
+def severity_loss(scores: Tensor, thresholds: Tensor, targets: Tensor) -> Tensor:
+    """Negative log likelihood of a severity by the proportional-odds model, each video with a weight of its class.
+
+        P(level >= k) = sigmoid(score - threshold_k),   k = 1 to K - 1
+        loss_n = -sum_k targets_nk log P(level_n = k)
+        loss_n = 0, with zero gradient                  where all targets_nk = 0
+
+    Source: McCullagh 1980, Regression Models for Ordinal Data, with the sign of the score turned so that more is more
+    severe. The chance of a level between two thresholds is a difference of sigmoids, and its logarithm
+
+        log(sigmoid(a) - sigmoid(b)) = log sigmoid(a) + log sigmoid(-b) + log(1 - exp(b - a)),   a > b
+
+    is exact also where both round to 0 or 1.
+
+    Args:
+        scores: (N,).
+        thresholds: (K - 1,), rising.
+        targets: (N, K) the weight of the video's class in the column of its level, 0 in the others; all 0 where the
+            level is unknown.
+
+    Returns:
+        (N,) losses in nats.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    _check_same_shape("targets", targets, "scores by level", scores[:, None].expand(-1, len(thresholds) + 1))
+    targets = targets.to(scores.dtype)
+    # As in `safety_sign_loss`: a score without a label must not reach the gradient, not even as 0 * inf.
+    known_scores = torch.where((targets != 0).any(dim=1), scores, 0.0)
+    at_least = known_scores[:, None] - thresholds  # size = (N, K - 1)
+    log_gaps = torch.log(-torch.expm1(-thresholds.diff()))
+    above, below = F.pad(F.logsigmoid(at_least), (1, 0)), F.pad(F.logsigmoid(-at_least), (0, 1))
+    return -(targets * (above + below + F.pad(log_gaps, (1, 1)))).sum(dim=1)
+
+
 def score_regularization(scores: Tensor) -> Tensor:
     """Square of each score, which keeps the scores from drifting where the other terms do not fix their level.
 

@@ -1,6 +1,8 @@
-"""Train a moderation model: whether a generation is harmful, and in which of SafeSora's 12 ways.
+"""Train a moderation model: whether a generation is harmful, and in which of SafeSora's 12 ways; or a text, in which of
+PKU-SafeRLHF's 19, and how severely.
 
 deepspeed scripts/train_moderation.py --config configs/moderation.yaml [--section.field value ...]
+deepspeed scripts/train_moderation.py --config configs/text_moderation.yaml [--section.field value ...]
 """
 
 import sys

@@ -21,8 +21,10 @@ from safetensors.torch import save_file
 from safe_rlhf_video.data.batch import collate
 from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.data.samples import DIMENSIONS, VideoSample
+from safe_rlhf_video.heads import NUM_LABEL_COLUMNS, SEVERITIES, SEVERITY, label_columns
 from safe_rlhf_video.models.config import LoraConfig, ModelConfig
 from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.models.score_model import THRESHOLDS
 from safe_rlhf_video.responses import Response, TextResponse
 
 from safe_rlhf_video.training import distributed, engine as engines  # isort: skip
@@ -34,7 +36,7 @@ from safe_rlhf_video.training.objectives import compute_loss
 from safe_rlhf_video.training.plan import plan_step
 from safe_rlhf_video.video.sampling import Sampling, Video
 
-HEADS = ("reward", "cost", "harm_crime")
+HEADS = ("reward", "cost", "harm_crime", SEVERITY)
 # The smallest budget that any two groups exceed: every micro-batch holds one group.
 ONE_GROUP = 1
 # What a case trains.
@@ -143,8 +145,9 @@ def engine_gradient(
 def true_gradient(config: TrainConfig, ranks: distributed.Ranks, groups: list[PromptGroup]) -> dict[str, torch.Tensor]:
     backbone, model, _ = build_probed_model(config, ranks)
     batch = collate(groups, [read_fake_response(sample) for group in groups for sample in group.videos])
-    scores = model(build_inputs(backbone, batch.prompts, batch.responses, ranks.device))
-    loss, _ = compute_loss(scores, batch, plan_step(range(len(groups)), groups), config.loss)
+    scores = model(build_inputs(backbone, batch.prompts, batch.responses, ranks.device), with_thresholds=True)
+    thresholds = scores.pop(THRESHOLDS)
+    loss, _ = compute_loss(scores, batch, plan_step(range(len(groups)), groups), config.loss, thresholds)
     loss.backward()
     return {name: parameter.grad for name, parameter in engines.trainable(model).items() if parameter.grad is not None}
 
@@ -176,7 +179,10 @@ def build_groups(mixed: bool) -> list[PromptGroup]:
         sign = generator.integers(-1, 2, videos)
         text = f"a prompt {'of more words ' * number}"
         ties = {name: np.array([[1, 0], [0, 1]] if mixed else [], np.int64).reshape(-1, 2) for name in rows}
-        harms = generator.choice([-0.7, 0.0, 1.9], (videos, 13)).astype(np.float32)
+        harms = generator.choice([-0.7, 0.0, 1.9], (videos, NUM_LABEL_COLUMNS)).astype(np.float32)
+        # One level a response, or none.
+        levels = np.eye(len(SEVERITIES) + 1, len(SEVERITIES))[generator.integers(len(SEVERITIES) + 1, size=videos)]
+        harms[:, label_columns(SEVERITY)] = 1.3 * levels
         groups.append(PromptGroup(f"p{number}", text, samples, rows, ties, sign, harms))
     return groups
 

@@ -27,19 +27,27 @@ from safe_rlhf_video.dashboards.runs import RunMetrics, open_runs
 from safe_rlhf_video.dashboards.server import build_server
 from safe_rlhf_video.dashboards.spec import SECTIONS, select
 from safe_rlhf_video.dashboards.workspace import build_workspace
+from safe_rlhf_video.data.config_files import write_records
+from safe_rlhf_video.data.saferlhf import convert_rows
+from safe_rlhf_video.data.synthetic_text import plan_rows
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.training.config import TrackingConfig
 from safe_rlhf_video.training.media import ShownPair, ValidationMedia
 from safe_rlhf_video.training.tracking import NUM_BINS, Tracker
 
-HEADS = (*DIMENSION_OF_HEAD, "harm_any")
+HEADS = (*DIMENSION_OF_HEAD, "harm_any", "severity")
 
 
 @pytest.fixture(scope="session")
 def joint_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of all kinds of heads on two ranks."""
-    path = write_training_config(tmp_path_factory.mktemp("dashboards") / "joint.yaml", world, heads=list(HEADS))
+    """A run of all kinds of heads on two ranks, on clips and on texts."""
+    folder = tmp_path_factory.mktemp("dashboards")
+    rows = ((f"row {number}", row) for number, (row, _) in enumerate(plan_rows("train", 60, seed=0)))
+    write_records(folder / "texts.json.gz", convert_rows(rows)[0])
+    paths = [str(world / "config-train.json.gz"), str(folder / "texts.json.gz")]
+    data = {"path": paths, "video_dir": str(world / "videos")}
+    path = write_training_config(folder / "joint.yaml", world, heads=list(HEADS), data=data)
     launch("scripts/train_reward.py", "--config", path, ranks=2)
     return path.with_suffix("")
 
@@ -94,12 +102,17 @@ def test_wandb_has_media_config_and_model(joint_run: Path) -> None:
         table["columns"]
     )
     assert 1 <= len(table["data"]) <= 4
-    for row in (dict(zip(table["columns"], values, strict=True)) for values in table["data"]):
+    shown = [dict(zip(table["columns"], values, strict=True)) for values in table["data"]]
+    assert any(row["video_0"] for row in shown)
+    for row in shown:
         for side in (0, 1):
+            assert all(math.isfinite(row[f"{head}_{side}"]) for head in HEADS)
+            if row[f"video_{side}"] is None:
+                assert "emblem" in row[f"text_{side}"]
+                continue
             frames = row[f"video_{side}"]
             assert (frames["width"], frames["height"]) == (4 * 32, 32)
             assert files[frames["path"]].stat().st_size > 0
-            assert all(math.isfinite(row[f"{head}_{side}"]) for head in HEADS)
     assert all(file.is_relative_to(joint_run) for file in files.values())
 
     (model,) = [artifact for artifact in artifacts if artifact.type == "model"]

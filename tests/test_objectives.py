@@ -16,7 +16,7 @@ from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.data.samples import DIMENSIONS, SUB_DIMENSIONS, VideoSample
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import HEADS as ALL_HEADS
-from safe_rlhf_video.heads import SUB_HEADS, preference_score
+from safe_rlhf_video.heads import NUM_LABEL_COLUMNS, SUB_HEADS, preference_score
 from safe_rlhf_video.training.config import LossConfig
 from safe_rlhf_video.training.objectives import Tally, compute_loss, name_some, summarize
 from safe_rlhf_video.training.plan import StepPlan, plan_step
@@ -39,7 +39,7 @@ def make_batch(helpfulness: list, harmlessness: list, sign: list[int], ties: tup
     counts = {name: len(comparisons[name]) + len(tied[name]) for name in DIMENSIONS}
     weights = {name: np.full(count, 1.0 / max(count, 1), np.float32) for name, count in counts.items()}
     nothing = (None,) * size
-    harms = np.zeros((size, 13), np.float32)
+    harms = np.zeros((size, NUM_LABEL_COLUMNS), np.float32)
     return Batch(names, names, nothing, comparisons, tied, weights, np.array(sign), harms, np.ones(size, bool))  # type: ignore[arg-type]
 
 
@@ -264,7 +264,7 @@ def test_prompts_count_alike_however_many_comparisons_they_have() -> None:
             {name: np.array(labels if name == "helpfulness" else [], int).reshape(-1, 2) for name in DIMENSIONS},
             {name: np.zeros((0, 2), int) for name in DIMENSIONS},
             np.zeros(size, int),
-            np.zeros((size, 13), np.float32),
+            np.zeros((size, NUM_LABEL_COLUMNS), np.float32),
         )
         for number, (size, labels) in enumerate(zip(sizes, rows, strict=True))
     ]

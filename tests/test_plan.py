@@ -25,6 +25,7 @@ from safe_rlhf_video.data.preferences import (
 )
 from safe_rlhf_video.data.samples import DIMENSIONS, VIDEO_NAMES, VideoSample
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.heads import NUM_LABEL_COLUMNS
 from safe_rlhf_video.training.batches import share_out
 from safe_rlhf_video.training.config import DataConfig, OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.data import load_data
@@ -49,7 +50,7 @@ def make_group(
         {name: np.array(labels.get(name, []), np.int64).reshape(-1, 2) for name in DIMENSIONS}
         for labels in (comparisons, ties or {})
     )
-    no_harms = np.zeros((num_videos, 13), np.float32)
+    no_harms = np.zeros((num_videos, NUM_LABEL_COLUMNS), np.float32)
     return PromptGroup(f"p{number}", text or f"text {number}", videos, rows, tied, np.array(sign, np.int64), no_harms)
 
 

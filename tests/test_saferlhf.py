@@ -179,6 +179,11 @@ def test_what_contradicts_itself_is_reported_and_kept() -> None:
     assert records[0]["harmlessness"] == "video_0"
     unlabelled, _ = convert_rows(rows, unlabel_violations=True)
     assert unlabelled[0]["harmlessness"] is None
+    # Harmful, and yet of severity 0.
+    without_severity = [(1, "video_0"), (1, "video_1"), (2, "video_0")]
+    for row, side in without_severity[1:]:
+        assert records[row][side].pop("severity_level") == 0
+        assert unlabelled[row][side].pop("severity_level") is None
     assert unlabelled[1:] == records[1:]
 
 

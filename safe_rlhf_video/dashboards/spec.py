@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from safe_rlhf_video.heads import SEVERITIES
+
 X_NAME = "step"
 X_TITLE = "optimiser step"
 
@@ -108,6 +110,8 @@ SECTIONS = (
             Panel("Scores of rejected videos", ("eval/scores/<head>/rejected",), "score", kind="histogram"),
             Panel("Logits where a harm label applies", ("eval/scores/<label>/applies",), "logit", kind="histogram"),
             Panel("Logits where it does not", ("eval/scores/<label>/does_not",), "logit", kind="histogram"),
+            Panel("Scores of the severity", tuple(f"eval/scores/severity/{level}" for level in SEVERITIES), "score",
+                  kind="histogram"),
             Panel("Costs by safety", ("eval/scores/cost/safe", "eval/scores/cost/unsafe"), "cost", kind="histogram"),
         ),
     ),

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from safe_rlhf_video.data.preferences import PromptGroup
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, HARM_LABELS
+from safe_rlhf_video.data.samples import ALL_DIMENSIONS
+from safe_rlhf_video.heads import NUM_LABEL_COLUMNS
 from safe_rlhf_video.responses import Response
 
 
@@ -28,7 +29,7 @@ class Batch:
         label_weights: dimension -> float32 (M + K,), of the comparisons and then the ties: one over the labels that
             their prompt has in this dimension.
         safety_sign: int (N,), +1 safe, -1 unsafe, 0 unknown.
-        harm_targets: float32 (N, 13), as of a `PromptGroup`.
+        harm_targets: float32 (N, 36), as of a `PromptGroup`.
         counted: bool (N,), whether a video counts in a loss; False only for a blank that keeps a rank in step.
     """
 
@@ -73,7 +74,7 @@ def collate(groups: Sequence[PromptGroup], responses: Sequence[Response], blanks
         label_weights={name: _label_weights(groups, name) for name in comparisons},
         safety_sign=np.concatenate([*(group.safety_sign for group in groups), np.zeros(len(blanks), np.int64)]),
         harm_targets=np.concatenate(
-            [*(group.harm_targets for group in groups), np.zeros((len(blanks), 1 + len(HARM_LABELS)), np.float32)]
+            [*(group.harm_targets for group in groups), np.zeros((len(blanks), NUM_LABEL_COLUMNS), np.float32)]
         ),
         counted=np.arange(len(responses) + len(blanks)) < len(responses),
     )

@@ -9,8 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, HARM_LABELS, TIE, PairSample, VideoSample
+from safe_rlhf_video.data.samples import (
+    ALL_DIMENSIONS,
+    HARM_CATEGORIES,
+    HARM_LABELS,
+    TIE,
+    PairSample,
+    VideoSample,
+)
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.heads import NUM_LABEL_COLUMNS, SEVERITY, label_columns
 
 
 @dataclass(frozen=True)
@@ -22,9 +30,10 @@ class PromptGroup:
         comparisons: dimension -> int (M, 2), columns chosen and rejected, indices into `videos`; any M, also 0.
         ties: dimension -> int (K, 2), videos that people found equal; any K.
         safety_sign: int (N,), +1 safe, -1 unsafe, 0 unknown.
-        harm_targets: float32 (N, 13), any harm and then the labels in the order of `HARM_LABELS`: the weight of the
-            label's class (1 as `build_groups` makes it), positive where it applies, negative where it does not, 0 where
-            that is unknown.
+        harm_targets: float32 (N, 36), a column for each of `LABEL_HEADS` and for the severity one a level
+            (`heads.label_columns`): the weight of the label's class (1 as `build_groups` makes it), positive where it
+            applies, negative where it does not, 0 where that is unknown. A severity has the weight in the column of its
+            level alone, and 0 in the others.
     """
 
     prompt_id: str
@@ -66,24 +75,33 @@ def harm_signs(pairs: Iterable[PairSample], videos: Iterable[VideoSample] = ()) 
     """The harm labels of each video, from all the records that speak of it.
 
     A video is harmful in any way if one of its labels applies or it is not safe, and not if it is safe or none of all
-    labels applies.
+    labels applies; a text likewise with its harm categories.
 
     Returns:
-        (prompt_id, video_id) -> float32 (13,), any harm and then the order of `HARM_LABELS`: +1 where it applies, -1
+        (prompt_id, video_id) -> float32 (36,), in the order of `PromptGroup.harm_targets`: +1 where it applies, -1
         where not, 0 where no record says it or two contradict each other; in the order of first appearance.
     """
+    severity = label_columns(SEVERITY)
     said: dict[tuple[str, str], list[set[int]]] = {}
     for video in _all_records(pairs, videos):
-        columns = said.setdefault((video.prompt_id, video.video_id), [set() for _ in range(1 + len(HARM_LABELS))])
-        labels = video.harm_labels or {}
-        for column, name in zip(columns[1:], HARM_LABELS, strict=True):
-            if name in labels:
-                column.add(1 if labels[name] else -1)
-        if any(labels.values()) or video.is_safe is False:
+        columns = said.setdefault((video.prompt_id, video.video_id), [set() for _ in range(NUM_LABEL_COLUMNS)])
+        of_video, of_text = video.harm_labels or {}, video.harm_categories or {}
+        known = [*map(of_video.get, HARM_LABELS), *map(of_text.get, HARM_CATEGORIES)]
+        for column, applies in zip(columns[1 : 1 + len(known)], known, strict=True):
+            if applies is not None:
+                column.add(1 if applies else -1)
+        is_complete = len(of_video) == len(HARM_LABELS) or len(of_text) == len(HARM_CATEGORIES)
+        if any(known) or video.is_safe is False:
             columns[0].add(1)
-        if video.is_safe or (len(labels) == len(HARM_LABELS) and not any(labels.values()) and video.is_safe is None):
+        if video.is_safe or (is_complete and not any(known) and video.is_safe is None):
             columns[0].add(-1)
-    return {key: np.array([sum(column) for column in columns], np.float32) for key, columns in said.items()}
+        if video.severity_level is not None:
+            columns[severity][video.severity_level].add(1)
+    signs = {key: np.array([sum(column) for column in columns], np.float32) for key, columns in said.items()}
+    for row in signs.values():
+        if np.count_nonzero(row[severity]) > 1:  # two records, two levels
+            row[severity] = 0.0
+    return signs
 
 
 def _all_records(pairs: Iterable[PairSample], videos: Iterable[VideoSample]) -> Iterator[VideoSample]:
@@ -104,7 +122,8 @@ def build_groups(
 
     Returns:
         The groups, and what a reader should know of the labels: `missing/<dimension>` and `ties/<dimension>` counts,
-        and `contradictory is_safe`, videos whose records disagree and whose sign therefore counts as unknown.
+        and `contradictory is_safe` and `contradictory severity_level`, videos whose records disagree and whose label
+        therefore counts as unknown.
     """
     pairs_of: dict[str, list[PairSample]] = {}
     for pair in pairs:
@@ -119,10 +138,13 @@ def build_groups(
     for prompt_id, members in pairs_of.items():
         shown: dict[str, VideoSample] = {}
         labelled: set[str] = set()
+        graded: set[str] = set()
         for video in _all_records(members, further.get(prompt_id, ())):
             shown.setdefault(video.video_id, video)
             if video.is_safe is not None:
                 labelled.add(video.video_id)
+            if video.severity_level is not None:
+                graded.add(video.video_id)
         index = {video_id: place for place, video_id in enumerate(shown)}
         rows: dict[str, list[tuple[int, int]]] = {name: [] for name in ALL_DIMENSIONS}
         ties: dict[str, list[tuple[int, int]]] = {name: [] for name in rows}
@@ -138,6 +160,9 @@ def build_groups(
                 else:
                     row.append((sides[preferred], sides[1 - preferred]))
         counts["contradictory is_safe"] += sum(sign_of[prompt_id, video_id] == 0 for video_id in labelled)
+        counts["contradictory severity_level"] += sum(
+            not harms_of[prompt_id, video_id][label_columns(SEVERITY)].any() for video_id in graded
+        )
         groups.append(
             PromptGroup(
                 prompt_id=prompt_id,
@@ -191,7 +216,11 @@ def split_pairs(groups: Sequence[PromptGroup], dimensions: Sequence[str]) -> lis
 
 
 def keep_useful(
-    groups: Sequence[PromptGroup], dimensions: Sequence[str], signs: bool, ties: bool = False, harms: bool = False
+    groups: Sequence[PromptGroup],
+    dimensions: Sequence[str],
+    signs: bool,
+    ties: bool = False,
+    labels: Sequence[int] = (),
 ) -> list[PromptGroup]:
     """Drop the videos that no loss term would read, and prompts without any left.
 
@@ -199,7 +228,7 @@ def keep_useful(
         dimensions: whose comparisons are trained on.
         signs: whether a known safety sign alone makes a video useful.
         ties: whether ties are trained on too.
-        harms: whether a known harm label alone makes a video useful.
+        labels: columns of `harm_targets`; a known label in one of them alone makes a video useful.
     """
     kept = []
     for group in groups:
@@ -210,8 +239,7 @@ def keep_useful(
             useful[rows.ravel()] = True
         if signs:
             useful |= group.safety_sign != 0
-        if harms:
-            useful |= group.harm_targets.any(axis=1)
+        useful |= group.harm_targets[:, list(labels)].any(axis=1)
         if useful.any():
             kept.append(_select_videos(replace(group, comparisons=comparisons, ties=tied), useful))
     return kept

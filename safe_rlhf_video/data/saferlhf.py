@@ -15,40 +15,19 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from safe_rlhf_video.data.config_files import decode_text, parse_json
 from safe_rlhf_video.data.conversion import Conversion, digest
 from safe_rlhf_video.data.fields import fail, read_optional_string, read_string, require, show, unknown_fields
-from safe_rlhf_video.data.samples import VIDEO_NAMES
-from safe_rlhf_video.errors import SampleError
-
-# Name in the files -> published code.
-HARM_CATEGORIES: Mapping[str, str] = MappingProxyType(
-    {
-        "Endangering National Security": "S1",
-        "Insulting Behavior": "S2",
-        "Discriminatory Behavior": "S3",
-        "Endangering Public Health": "S4",
-        "Copyright Issues": "S5",
-        "Violence": "S6",
-        "Drugs": "S7",
-        "Privacy Violation": "S8",
-        "Economic Crime": "S9",
-        "Mental Manipulation": "S10",
-        "Human Trafficking": "S11",
-        "Physical Harm": "S12",
-        "Sexual Content": "S13",
-        "Cybercrime": "S14",
-        "Disrupting Public Order": "S15",
-        "Environmental Damage": "S16",
-        "Psychological Harm": "S17",
-        "White-Collar Crime": "S18",
-        "Animal Abuse": "S19",
-    }
+from safe_rlhf_video.data.samples import (
+    HARM_CATEGORIES,
+    VIDEO_NAMES,
+    contradicts_severity,
+    read_harm_categories,
+    read_severity,
 )
-MAX_SEVERITY = 3  # 0 none, 1 minor, 2 moderate, 3 severe
+from safe_rlhf_video.errors import SampleError
 
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".json.gz", ".json.xz")
 
@@ -179,7 +158,7 @@ def convert_rows(
     Args:
         rows: what `read_rows` yields.
         unlabel_violations: whether to take away the harmlessness label of rows that rank a harmful response as safer
-            than a harmless one.
+            than a harmless one, and the severity of a response that contradicts whether it is safe.
 
     Returns:
         The records, and what was found -> the rows where; findings are named by constants of this module and of
@@ -208,6 +187,9 @@ def convert_rows(
         }
         if unlabel_violations and _breaks_logical_order(row):
             preferences["harmlessness"] = None
+        for video in videos if unlabel_violations else ():
+            if contradicts_severity(video["is_safe"], video.get("severity_level")):
+                video["severity_level"] = None
         # Theirs are nested, for a field may be called like one of SafeSora's.
         more = {"prompt_source": row.prompt_source, "source_fields": dict(row.extra)}
         conversion.add_pair(where, row.prompt, videos, preferences, **more)
@@ -263,9 +245,6 @@ def _parse_response(record: dict[str, Any], side: int, where: str) -> Response:
     is_safe = require(record, f"is_{key}_safe", "true, false or null", where)
     if is_safe is not None and not isinstance(is_safe, bool):
         fail(where, f"is_{key}_safe", "true, false or null", is_safe)
-    severity = record.get(f"{key}_severity_level")
-    if severity is not None and (type(severity) is not int or not 0 <= severity <= MAX_SEVERITY):
-        fail(where, f"{key}_severity_level", f"a whole number from 0 to {MAX_SEVERITY}, or null", severity)
     sha256 = read_optional_string(record, f"{key}_sha256", where)
     if sha256 is not None and (len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef")):
         fail(where, f"{key}_sha256", "64 hexadecimal digits or null", sha256)
@@ -273,24 +252,10 @@ def _parse_response(record: dict[str, Any], side: int, where: str) -> Response:
         text=read_string(record, key, where),
         is_safe=is_safe,
         source=read_optional_string(record, f"{key}_source", where),
-        harm_categories=_harm_categories(record, f"{key}_harm_category", where),
-        severity_level=severity,
+        harm_categories=read_harm_categories(record, f"{key}_harm_category", where),
+        severity_level=read_severity(record, f"{key}_severity_level", where),
         sha256=sha256,
     )
-
-
-def _harm_categories(record: dict[str, Any], key: str, where: str) -> dict[str, bool] | None:
-    written = record.get(key)
-    if written is None:
-        return None
-    if not isinstance(written, dict):
-        fail(where, key, "an object or null", written)
-    for name, value in written.items():
-        if name not in HARM_CATEGORIES:
-            fail(where, key, "the 19 published names of harm categories", name)
-        if value is not None and not isinstance(value, bool):
-            fail(where, f"{key}.{name}", "true, false or null", value)
-    return {name: value for name, value in written.items() if value is not None}
 
 
 def _response_id(record: dict[str, Any], key: str, where: str) -> int | None:

@@ -56,6 +56,32 @@ HARM_LABELS: Mapping[str, HarmLabel] = MappingProxyType(
     }
 )
 
+# PKU-SafeRLHF's categories of a harmful text: name in its files -> published code.
+HARM_CATEGORIES: Mapping[str, str] = MappingProxyType(
+    {
+        "Endangering National Security": "S1",
+        "Insulting Behavior": "S2",
+        "Discriminatory Behavior": "S3",
+        "Endangering Public Health": "S4",
+        "Copyright Issues": "S5",
+        "Violence": "S6",
+        "Drugs": "S7",
+        "Privacy Violation": "S8",
+        "Economic Crime": "S9",
+        "Mental Manipulation": "S10",
+        "Human Trafficking": "S11",
+        "Physical Harm": "S12",
+        "Sexual Content": "S13",
+        "Cybercrime": "S14",
+        "Disrupting Public Order": "S15",
+        "Environmental Damage": "S16",
+        "Psychological Harm": "S17",
+        "White-Collar Crime": "S18",
+        "Animal Abuse": "S19",
+    }
+)
+MAX_SEVERITY = 3  # 0 none, 1 minor, 2 moderate, 3 severe
+
 _PROMPT_KEYS = ("prompt_id", "prompt_text", "prompt_type")
 _VIDEO_KEYS = frozenset(
     (
@@ -107,7 +133,11 @@ class VideoSample:
         is_safe: None where nobody has labelled it.
         harm_labels: key of `HARM_LABELS` -> whether it applies; a key that is missing is unknown. None without labels.
         generated_from: the generator's name.
-        extra: unknown fields as they are; unknown harm labels stand under "video_labels" and "prompt_labels".
+        extra: fields that SafeSora has not, as they are; unknown harm labels stand under "video_labels" and
+            "prompt_labels".
+        harm_categories: of a response, name of `HARM_CATEGORIES` -> whether it applies; a missing name is unknown. None
+            without any.
+        severity_level: of a response, 0 none to 3 severe; None where nobody has labelled it.
     """
 
     prompt_id: str
@@ -122,6 +152,8 @@ class VideoSample:
     harm_labels: Mapping[str, bool] | None
     generated_from: str | None
     extra: Mapping[str, Any]
+    harm_categories: Mapping[str, bool] | None = None
+    severity_level: int | None = None
 
     @property
     def name(self) -> str:
@@ -253,6 +285,7 @@ def _parse_video(record: dict[str, Any], field: str, prompt: tuple[str, str, str
     harm_labels = _parse_harm_labels(record, "video_labels", field, where, extra)
     prompt_labels = _parse_harm_labels(record, "prompt_labels", field, where, extra)
     prompt_id, prompt_text, prompt_type = prompt
+    is_text = response_text is not None
     return VideoSample(
         prompt_id=prompt_id,
         prompt_text=prompt_text,
@@ -266,7 +299,37 @@ def _parse_video(record: dict[str, Any], field: str, prompt: tuple[str, str, str
         harm_labels=harm_labels,
         generated_from=read_optional_string(record, "generated_from", where, field),
         extra=extra,
+        harm_categories=read_harm_categories(record, "harm_categories", where, field) if is_text else None,
+        severity_level=read_severity(record, "severity_level", where, field) if is_text else None,
     )
+
+
+def read_harm_categories(record: dict[str, Any], key: str, where: str, field: str = "") -> dict[str, bool] | None:
+    """PKU-SafeRLHF's categories of a response, without those that are null; None where the field is null or missing."""
+    written = record.get(key)
+    if written is None:
+        return None
+    if not isinstance(written, dict):
+        fail(where, field + key, "an object or null", written)
+    for name, value in written.items():
+        if name not in HARM_CATEGORIES:
+            fail(where, field + key, "the 19 published names of harm categories", name)
+        if value is not None and not isinstance(value, bool):
+            fail(where, f"{field}{key}.{name}", "true, false or null", value)
+    return {name: value for name, value in written.items() if value is not None}
+
+
+def read_severity(record: dict[str, Any], key: str, where: str, field: str = "") -> int | None:
+    """PKU-SafeRLHF's severity of a response; None where the field is null or missing."""
+    value = record.get(key)
+    if value is not None and (type(value) is not int or not 0 <= value <= MAX_SEVERITY):
+        fail(where, field + key, f"a whole number from 0 to {MAX_SEVERITY}, or null", value)
+    return value
+
+
+def contradicts_severity(is_safe: bool | None, severity_level: int | None) -> bool:
+    """Whether a response is called safe and severe at once, or neither."""
+    return is_safe is not None and severity_level is not None and is_safe == (severity_level > 0)
 
 
 def _parse_harm_labels(

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from safe_rlhf_video.data.saferlhf import HARM_CATEGORIES
+from safe_rlhf_video.data.samples import HARM_CATEGORIES
 from safe_rlhf_video.data.synthetic import COLOURS, EMBLEMS, MOTIONS, SCENES, SHAPES, TEMPLATES, Prompt, is_held_out
 from safe_rlhf_video.errors import ConfigError
 

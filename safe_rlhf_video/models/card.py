@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, SUB_HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, SEVERITY, SUB_HEADS, TEXT_HARM_HEADS
 from safe_rlhf_video.models.checkpoint import ModelRecord
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 
@@ -30,6 +30,13 @@ MEANINGS = {
         "weights that its classes had in training (`Scorer.moderate` takes them out)"
         for head in HARM_HEADS
     },
+    **{
+        head: f"how likely PKU-SafeRLHF's category {head.removeprefix('text_harm_').replace('_', ' ')} applies to a "
+        "text, as a logit with the weights that its classes had in training"
+        for head in TEXT_HARM_HEADS
+    },
+    SEVERITY: "how severe the harm in a text is: more is more severe, above 0 is rather minor, moderate or severe than "
+    "none; thresholds that lie with the head part these levels",
 }
 LICENSE = "# license: not stated. Write one that the licences of the base model and of the training data allow.\n"
 LIMITS = """\

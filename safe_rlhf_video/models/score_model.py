@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.heads import HEADS, SEVERITIES, SEVERITY
 from safe_rlhf_video.models.backbones import Backbone
 from safe_rlhf_video.models.config import LoraConfig, Pooling, TrainedPart
 from safe_rlhf_video.models.families import Family
 from safe_rlhf_video.models.pooling import attend, last_attended
+
+THRESHOLDS = "severity_thresholds"  # beside the scores of the heads
 
 
 class ScoreModel(nn.Module):
@@ -75,13 +77,19 @@ class ScoreModel(nn.Module):
         self.score_heads = nn.ModuleDict()
         for heads in self.heads_of_adapter.values():
             for head in heads:
-                self.score_heads[head] = ScoreHead(backbone.hidden_size, pooling).to(backbone.model.device)
+                num_levels = len(SEVERITIES) if head == SEVERITY else 0
+                score_head = ScoreHead(backbone.hidden_size, pooling, num_levels)
+                self.score_heads[head] = score_head.to(backbone.model.device)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, inputs: Mapping[str, Tensor], with_thresholds: bool = False) -> dict[str, Tensor]:
         """Score the N videos of `models.inputs.build_inputs`.
 
+        Args:
+            with_thresholds: whether a severity's thresholds come along, as training needs them: where weights are
+                divided among ranks, they are whole in here alone.
+
         Returns:
-            head name -> float32 scores (N,).
+            head name -> float32 scores (N,); and with thresholds, `THRESHOLDS` -> (3,), where there is a severity.
         """
         scores = {}
         device_type = inputs["input_ids"].device.type
@@ -100,7 +108,18 @@ class ScoreModel(nn.Module):
                 ).last_hidden_state  # size = (N, L, E)
             for head in heads:
                 scores[head] = self.score_heads[head](hidden_states, inputs["attention_mask"])  # size = (N,)
+        if with_thresholds and SEVERITY in self.score_heads:
+            scores[THRESHOLDS] = self.severity_thresholds()
         return scores
+
+    def severity_thresholds(self) -> Tensor:
+        """The score from which on a severity is rather minor or more, moderate or more, severe: (3,), rising from 0.
+
+        Raises:
+            KeyError: the model has no head of the severity.
+        """
+        thresholds: Tensor = self.score_heads[SEVERITY].thresholds()  # type: ignore[operator]
+        return thresholds
 
     @property
     def peft_model(self) -> PeftModel | None:
@@ -166,15 +185,19 @@ class ScoreHead(nn.Module):
     """A linear map of one pooled state, in float32 whatever the backbone's type.
 
     bfloat16 scores of close videos become exact ties.
+
+    Args:
+        num_levels: of an ordinal head, which has thresholds between them; 0 for any other.
     """
 
-    def __init__(self, hidden_size: int, pooling: Pooling) -> None:
+    def __init__(self, hidden_size: int, pooling: Pooling, num_levels: int = 0) -> None:
         super().__init__()
         # Scores of about unit spread at the start (Stiennon et al. 2020, arXiv 2009.01325).
         linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
         nn.init.normal_(linear.weight, std=1.0 / math.sqrt(hidden_size + 1))
         self.weight, self.bias = linear.weight, nn.Parameter(torch.zeros(1))
         self.query = nn.Parameter(torch.zeros(hidden_size)) if pooling == "query" else None
+        self.thresholds = Thresholds(num_levels) if num_levels else None
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores (N,) from token states (N, L, E) and their mask (N, L)."""
@@ -184,6 +207,22 @@ class ScoreHead(nn.Module):
             states = attend(hidden_states, attention_mask, self.query)
         # No matrix product: TensorFloat-32, where a user allows it, would round both sides to 10 bits.
         return (states * self.weight).sum(-1) + self.bias
+
+
+class Thresholds(nn.Module):
+    """Where the levels of an ordinal head part, on the scale of its score.
+
+    The first threshold is 0, for the score has a bias; the steps from one to the next are exponentials, so that they
+    rise whatever is learned. They begin at 2, where a level in the middle can be the likeliest.
+    """
+
+    def __init__(self, num_levels: int) -> None:
+        super().__init__()
+        self.log_steps = nn.Parameter(torch.full((num_levels - 2,), math.log(2.0), dtype=torch.float32))
+
+    def forward(self) -> Tensor:
+        """Thresholds (num_levels - 1,)."""
+        return torch.cat([self.log_steps.new_zeros(1), self.log_steps.exp().cumsum(0)])
 
 
 def _check_target_modules(backbone: Backbone, lora: LoraConfig) -> None:

@@ -14,7 +14,14 @@ from safe_rlhf_video.video.sampling import Sampling
 Head = Literal["reward", "cost", "instruction_following", "correctness", "informativeness", "aesthetics", "moderation",
                "harm_any", "harm_porn", "harm_violence", "harm_hate", "harm_terrorism", "harm_contraband",
                "harm_controversial", "harm_racism", "harm_other_discrimination", "harm_animal_abuse",
-               "harm_child_abuse", "harm_crime", "harm_other_harmful"]  # fmt: skip
+               "harm_child_abuse", "harm_crime", "harm_other_harmful", "text_moderation",
+               "text_harm_endangering_national_security", "text_harm_insulting_behavior",
+               "text_harm_discriminatory_behavior", "text_harm_endangering_public_health",
+               "text_harm_copyright_issues", "text_harm_violence", "text_harm_drugs", "text_harm_privacy_violation",
+               "text_harm_economic_crime", "text_harm_mental_manipulation", "text_harm_human_trafficking",
+               "text_harm_physical_harm", "text_harm_sexual_content", "text_harm_cybercrime",
+               "text_harm_disrupting_public_order", "text_harm_environmental_damage", "text_harm_psychological_harm",
+               "text_harm_white_collar_crime", "text_harm_animal_abuse", "severity"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,8 @@ class LossConfig:
     Attributes:
         comparison: Bradley-Terry on the comparisons, a mean over comparisons.
         sign: The cost's sign terms from `is_safe`, a mean over videos whose label is known.
-        harm: The harm labels' log loss, for each label a mean over the videos of which it is known; a mean over labels.
+        harm: The harm labels' log loss, for each label a mean over the videos of which it is known; a mean over labels,
+            of which the severity of a text is one.
         harm_balance: How far rare classes are raised: a class of n_c of n videos weighs (n / n_c) to this power, 1 for
             equal shares of the loss, 0 for equal videos; the weights have the mean 1.
         regularization: The square of every score but the logits of harm labels, a mean over videos.
@@ -276,7 +284,8 @@ class TrainConfig:
         heads: Heads to train together on one adapter, in one pass: "reward", "cost" and the sub-dimensions of
             helpfulness, "instruction_following", "correctness", "informativeness", "aesthetics". A comparison trains
             those that it has a label for. "harm_any" and "harm_" with each of the 12 harm labels, or "moderation" for
-            all of these. Null trains the one that the script is named for.
+            all of these. For texts, "text_harm_" with each of PKU-SafeRLHF's 19 categories and "severity", or
+            "text_moderation" for all of these and harm_any. Null trains the one that the script is named for.
         data: Comparisons and clips.
         sampling: Frames a clip and their size; `size_multiple` is the backbone's patch size times its merge size.
         model: Backbone and adapter.

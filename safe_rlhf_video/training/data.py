@@ -22,9 +22,17 @@ from safe_rlhf_video.data.preferences import (
     split_by_prompt,
     split_pairs,
 )
-from safe_rlhf_video.data.samples import PairSample, VideoSample
+from safe_rlhf_video.data.samples import VIDEO_NAMES, PairSample, VideoSample, contradicts_severity
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS
+from safe_rlhf_video.heads import (
+    DIMENSION_OF_HEAD,
+    HARM_HEADS,
+    LABEL_HEADS,
+    NUM_LABEL_COLUMNS,
+    SEVERITIES,
+    SEVERITY,
+    label_columns,
+)
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.video.frame_store import FrameStore
 
@@ -40,6 +48,7 @@ class TrainingData:
         notes: lines for the user.
         harm_log_odds: head of a harm label -> ln of how much more a video with it weighs than one without; what its
             logits have too much.
+        severity_weights: what a text of each severity weighs, (4,); empty where no severity is trained.
     """
 
     train: list[PromptGroup]
@@ -49,6 +58,7 @@ class TrainingData:
     fingerprint: str
     notes: list[str]
     harm_log_odds: Mapping[str, float]
+    severity_weights: list[float]
 
 
 def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
@@ -61,7 +71,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
         ConfigError: the frame store holds clips of another sampling.
     """
     where = ", ".join(config.data.paths)
-    records, labelled, clip_files = _load_records(config.data)
+    records, labelled, clip_files = _load_records(config.data, SEVERITY in heads)
     records, labelled, notes_of_generators = _without_generators(records, labelled, config.data, where)
     fraction = config.data.calibration_fraction
     is_out = partial(is_for_calibration, fraction=fraction, seed=config.seed)
@@ -75,8 +85,8 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
         )
     groups, unused = build_groups(pairs, videos)
     dimension_of = {head: DIMENSION_OF_HEAD[head] for head in heads if head in DIMENSION_OF_HEAD}
-    dimensions, harm_heads = list(dimension_of.values()), [head for head in heads if head in HARM_HEADS]
-    if harm_heads and config.optimization.batching == "pairwise":
+    dimensions, label_heads = list(dimension_of.values()), [head for head in heads if head in LABEL_HEADS]
+    if label_heads and config.optimization.batching == "pairwise":
         raise ConfigError(
             "optimization.batching: pairwise takes comparisons alone, so that harm labels would be lost; set grouped"
         )
@@ -86,7 +96,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
         dimensions=dimensions,
         signs="cost" in heads and config.loss.sign > 0,
         ties=with_ties,
-        harms=bool(harm_heads),
+        labels=_useful_columns(label_heads),
     )
     useful = learnable(groups)
     for head, dimension in dimension_of.items():
@@ -95,7 +105,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
                 f"{where}: none of its {len(pairs)} comparisons has a {dimension} label, so there is nothing to train "
                 f"a {head} model on"
             )
-    _check_harm_classes(useful, harm_heads, where)
+    _check_label_classes(useful, label_heads, where)
     notes = _describe_labels(groups, unused, len(pairs), dimensions, with_ties) + notes_of_generators
     if num_held_out:
         notes.append(f"{num_held_out} further records are held out for calibration")
@@ -133,31 +143,52 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
                     f"{where}: too few {dimension} labels to validate on other prompts than those trained on; add data "
                     "or set data.validation_fraction to 0"
                 )
-        _check_harm_classes(useful, harm_heads, where)
+        _check_label_classes(useful, label_heads, where)
     harm_log_odds: dict[str, float] = {}
-    if harm_heads:
+    severity_weights: list[float] = []
+    if label_heads:
         positive, negative = harm_weights(useful, config.loss.harm_balance)
         useful, validation = (weigh_harms(side, positive, negative) for side in (useful, validation))
-        columns = {head: HARM_HEADS.index(head) for head in harm_heads}
+        columns = {head: label_columns(head).start for head in label_heads if head != SEVERITY}
         harm_log_odds = {head: float(np.log(positive[i] / negative[i])) for head, i in columns.items()}
+        severity_weights = positive[label_columns(SEVERITY)].tolist() if SEVERITY in label_heads else []
     if config.optimization.batching == "pairwise":
         useful = split_pairs(useful, dimensions)
-    fingerprint = _fingerprint(useful, validation, store)
-    return TrainingData(useful, validation, clip_files, store, fingerprint, notes, harm_log_odds)
+    with_text_labels = not set(label_heads) <= set(HARM_HEADS)
+    fingerprint = _fingerprint(useful, validation, store, with_text_labels)
+    return TrainingData(useful, validation, clip_files, store, fingerprint, notes, harm_log_odds, severity_weights)
 
 
-def _check_harm_classes(groups: Sequence[PromptGroup], heads: Sequence[str], where: str) -> None:
+def _useful_columns(heads: Sequence[str]) -> list[int]:
+    """Columns of `PromptGroup.harm_targets` that make a video worth reading: all of a video's or of a text's labels."""
+    columns: list[int] = []
+    if set(heads) & set(HARM_HEADS):
+        columns += range(len(HARM_HEADS))
+    if set(heads) - set(HARM_HEADS):
+        columns += range(len(HARM_HEADS), NUM_LABEL_COLUMNS)
+    return columns
+
+
+def _check_label_classes(groups: Sequence[PromptGroup], heads: Sequence[str], where: str) -> None:
     """A head that has seen one answer alone would give it to everything."""
     if not heads:
         return
-    targets = np.concatenate([group.harm_targets for group in groups])
-    columns = [HARM_HEADS.index(head) for head in heads]
-    lacking = [HARM_HEADS[i] for i in columns if not ((targets[:, i] > 0).any() and (targets[:, i] < 0).any())]
+    targets = np.concatenate([np.zeros((0, NUM_LABEL_COLUMNS)), *(group.harm_targets for group in groups)])
+    columns = {head: targets[:, label_columns(head)] for head in heads if head != SEVERITY}
+    lacking = [head for head, known in columns.items() if not ((known > 0).any() and (known < 0).any())]
     if lacking:
         rest = [head for head in heads if head not in lacking]
         raise SampleError(
             f"{where}: no training video for which {', '.join(lacking)} applies, or none for which not, so that there "
             f"is nothing to learn; add data, or leave them out (heads: [{', '.join(rest)}])"
+        )
+    counts = np.count_nonzero(targets[:, label_columns(SEVERITY)], axis=0)
+    if SEVERITY in heads and not counts.all():
+        absent = [f"{level} ({name})" for level, name in enumerate(SEVERITIES) if not counts[level]]
+        rest = [head for head in heads if head != SEVERITY]
+        raise SampleError(
+            f"{where}: no training text of the severity {', '.join(absent)}, so that its threshold cannot be learned; "
+            f"add data, or leave the severity out (heads: [{', '.join(rest)}])"
         )
 
 
@@ -166,18 +197,28 @@ def harm_weights(groups: Sequence[PromptGroup], power: float) -> tuple[np.ndarra
 
         weight_c = (n / n_c)^power / mean weight        n_c of n videos with a known label are of class c
 
+    A severity has four classes, its levels.
+
     Args:
         power: 0 to 1; 1 is the usual inverse class frequency.
 
     Returns:
-        Weights (13,) where the label applies, and where it does not.
+        Weights (36,) where the label applies, and where it does not.
     """
     targets = np.concatenate([group.harm_targets for group in groups])
-    counts = [np.count_nonzero(targets * sign > 0, axis=0) for sign in (1, -1)]
-    known = counts[0] + counts[1]
-    positive, negative = (np.power(np.maximum(known, 1) / np.maximum(count, 1), power) for count in counts)
-    scale = np.maximum(known, 1) / np.maximum(counts[0] * positive + counts[1] * negative, 1e-9)
-    return positive * scale, negative * scale
+    counts = np.stack([np.count_nonzero(targets * sign > 0, axis=0) for sign in (1, -1)])
+    positive, negative = _class_weights(counts, power)
+    levels = label_columns(SEVERITY)
+    positive[levels] = _class_weights(counts[0, levels], power)
+    return positive, negative
+
+
+def _class_weights(counts: np.ndarray, power: float) -> np.ndarray:
+    """Weights (C, ...) of C classes from their counts (C, ...)."""
+    known = np.maximum(counts.sum(axis=0), 1)
+    weights = np.power(known / np.maximum(counts, 1), power)
+    scaled: np.ndarray = weights * (known / np.maximum((counts * weights).sum(axis=0), 1e-9))
+    return scaled
 
 
 def weigh_harms(groups: Sequence[PromptGroup], positive: np.ndarray, negative: np.ndarray) -> list[PromptGroup]:
@@ -193,7 +234,9 @@ def weigh_harms(groups: Sequence[PromptGroup], positive: np.ndarray, negative: n
     ]
 
 
-def _load_records(config: DataConfig) -> tuple[list[PairSample], list[VideoSample], dict[str, Path]]:
+def _load_records(
+    config: DataConfig, with_severity: bool
+) -> tuple[list[PairSample], list[VideoSample], dict[str, Path]]:
     """The comparisons and labelled videos of all configs, and where each video's clip lies."""
     pairs: list[PairSample] = []
     labelled: list[VideoSample] = []
@@ -220,6 +263,8 @@ def _load_records(config: DataConfig) -> tuple[list[PairSample], list[VideoSampl
                     f"{path} row {row} field prompt_text: differs from that of the same prompt_id in {first}; give "
                     "different prompts different ids"
                 )
+            if with_severity:
+                _check_severities(sample, f"{path} row {row}")
         videos = [video for video in dataset.videos if video.response_text is None]
         files = dict(zip((video.name for video in videos), dataset.video_files(videos), strict=True))
         for video in dataset.videos:
@@ -263,6 +308,22 @@ def _without_generators(
     return kept, kept_labelled, [f"{lost} have a clip of {made_by} and are left out (data.leave_out_generators)"]
 
 
+def _check_severities(sample: PairSample | VideoSample, where: str) -> None:
+    """A severity is of a harm: 0 exactly where a text is safe."""
+    if isinstance(sample, PairSample):
+        videos = {f"{name}.": video for name, video in zip(VIDEO_NAMES, (sample.video_0, sample.video_1), strict=True)}
+    else:
+        videos = {"": sample}
+    for field, video in videos.items():
+        if contradicts_severity(video.is_safe, video.severity_level):
+            expected = "0" if video.is_safe else "1 to 3"
+            raise SampleError(
+                f"{where} field {field}severity_level: expected {expected} where is_safe is {video.is_safe}, got "
+                f"{video.severity_level}; correct one of them or set it to null (convert.py saferlhf "
+                "--unlabel_violations does)"
+            )
+
+
 def _is_same_clip(one: Path | str, other: Path | str) -> bool:
     """Whether two files are there with the same bytes."""
     if isinstance(one, str) or isinstance(other, str) or not (os.path.isfile(one) and os.path.isfile(other)):
@@ -288,8 +349,9 @@ def _describe_labels(
         if ties := unused.get(f"ties/{name}"):
             fate = "and train the ties loss" if with_ties else "and are not used; loss.ties rao_kupper would use them"
             notes.append(f"{ties} comparisons are ties in {name} {fate}")
-    if unused.get("contradictory is_safe"):
-        notes.append(f"{unused['contradictory is_safe']} videos have contradictory is_safe labels, taken as unknown")
+    for label in ("is_safe", "severity_level"):
+        if count := unused.get(f"contradictory {label}"):
+            notes.append(f"{count} videos have contradictory {label} labels, taken as unknown")
     return notes
 
 
@@ -334,12 +396,19 @@ def _without_quarantined(
     return kept
 
 
-def _fingerprint(train: Sequence[PromptGroup], validation: Sequence[PromptGroup], store: FrameStore | None) -> str:
+def _fingerprint(
+    train: Sequence[PromptGroup],
+    validation: Sequence[PromptGroup],
+    store: FrameStore | None,
+    with_text_labels: bool,
+) -> str:
     digest = hashlib.sha256()
     for group in (*train, *validation):
         contents = [(video.video_id, video.response_text) for video in group.videos]
         digest.update(repr((group.prompt_id, group.prompt_text, contents)).encode())
-        for rows in (*group.comparisons.values(), *group.ties.values(), group.safety_sign, group.harm_targets):
+        of_video, of_text = np.split(group.harm_targets, [len(HARM_HEADS)], axis=1)
+        labels = (of_video, of_text) if with_text_labels else (of_video,)
+        for rows in (*group.comparisons.values(), *group.ties.values(), group.safety_sign, *labels):
             digest.update(rows.tobytes())
     # Decoded frames and raw stored ones are the same; JPEG changes them.
     if store is not None and store.codec_name != "raw":

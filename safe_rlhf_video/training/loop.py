@@ -24,11 +24,11 @@ from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.errors import CheckpointError, ConfigError, DeviceMemoryError, SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, MODERATION
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEAD_GROUPS, LABEL_HEADS, MODERATION
 from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone, load_reader
 from safe_rlhf_video.models.checkpoint import ModelRecord, load_weights, save_model
 from safe_rlhf_video.models.inputs import build_inputs
-from safe_rlhf_video.models.score_model import ScoreModel
+from safe_rlhf_video.models.score_model import THRESHOLDS, ScoreModel
 from safe_rlhf_video.training import distributed
 from safe_rlhf_video.training import engine as engines
 from safe_rlhf_video.training.batches import Job, open_clips, prefetch, read_jobs, training_jobs, validation_jobs
@@ -72,7 +72,7 @@ def train(config: TrainConfig, head: str) -> None:
         raise ConfigError(
             f"heads: {', '.join(asked)} leaves out the {head} that this script trains; use scripts/train_{other}.py"
         )
-    heads = tuple(dict.fromkeys(name for one in asked for name in (HARM_HEADS if one == "moderation" else (one,))))
+    heads = tuple(dict.fromkeys(name for one in asked for name in HEAD_GROUPS.get(one, (one,))))
     data = load_data(config, heads)
     check_sampling(config.model.backbone, config.sampling)
     engines.build_deepspeed_config(config)
@@ -236,6 +236,7 @@ def _train(
                                 "calibration_fraction": config.data.calibration_fraction,
                                 **({"leave_out_generators": out} if (out := config.data.leave_out_generators) else {}),
                                 **({"harm_log_odds": dict(data.harm_log_odds)} if data.harm_log_odds else {}),
+                                **({"severity_weights": data.severity_weights} if data.severity_weights else {}),
                             },
                         )
                         save_checkpoint(
@@ -260,7 +261,7 @@ def build_model(
     backbone = load_backbone(config.model.backbone, device)
     torch.manual_seed(config.seed)
     adapter = "joint" if {"reward", "cost"} <= set(heads) else heads[0]
-    adapter = "moderation" if adapter in HARM_HEADS else adapter
+    adapter = "moderation" if adapter in LABEL_HEADS else adapter
     model = ScoreModel(
         backbone,
         {adapter: heads},
@@ -322,8 +323,8 @@ def take_step(
         engine.set_gradient_accumulation_boundary(is_last)
         rows, length = inputs["input_ids"].shape
         with memory_hint(config, f"{when}: with {rows} videos of {length} tokens at once", len(job.groups)):
-            scores = engine(inputs)
-            loss, sums = compute_loss(scores, batch, job.plan, config.loss)
+            scores = engine(inputs, with_thresholds=True)
+            loss, sums = compute_loss(scores, batch, job.plan, config.loss, scores.pop(THRESHOLDS, None))
             # DeepSpeed averages over ranks; the parts of a planned loss must add up instead.
             engine.backward(loss * ranks.world_size)
         sums["tokens"] = inputs["attention_mask"].sum()
@@ -396,8 +397,8 @@ def validate(
             rows, length = inputs["input_ids"].shape
             at_once = f"{when}, validation: with {rows} videos of {length} tokens at once"
             with memory_hint(config, at_once, len(job.groups)):
-                scores = engine(inputs)
-            loss, sums = compute_loss(scores, batch, job.plan, config.loss)
+                scores = engine(inputs, with_thresholds=True)
+            loss, sums = compute_loss(scores, batch, job.plan, config.loss, scores.pop(THRESHOLDS, None))
             tally.add(scores, batch, loss, sums)
             if collector:
                 collector.add(batch, scores)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.data.preferences import PromptGroup
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, SEVERITIES, SEVERITY, label_columns
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.training.distributed import Ranks
 
@@ -43,7 +43,8 @@ class ValidationMedia:
     Attributes:
         scores: `<head>/chosen` and `<head>/rejected` -> the scores on either side of the head's comparisons, a video
             that stands in several counted as often; `cost/safe` and `cost/unsafe` -> the costs of videos;
-            `<label>/applies` and `<label>/does_not` -> the logits of a harm label.
+            `<label>/applies` and `<label>/does_not` -> the logits of a harm label; `severity/<level>` -> the severity's
+            scores.
         pairs: the same at every validation.
         scores_of: name of a response of these pairs -> head -> score.
         looks: name of such a response -> frames side by side, uint8 (H, W, 3), or its text; only at the run's first
@@ -89,8 +90,11 @@ class MediaCollector:
             for head, values in values_of.items():
                 if head in DIMENSION_OF_HEAD:
                     sides = dict(zip(("chosen", "rejected"), batch.comparisons[DIMENSION_OF_HEAD[head]].T, strict=True))
+                elif head == SEVERITY:
+                    targets = batch.harm_targets[:, label_columns(head)]
+                    sides = dict(zip(SEVERITIES, targets.T > 0, strict=True))
                 else:
-                    targets = batch.harm_targets[:, HARM_HEADS.index(head)]
+                    targets = batch.harm_targets[:, label_columns(head).start]
                     sides = {"applies": targets > 0, "does_not": targets < 0}
                 for side, rows in sides.items():
                     parts.setdefault(f"{head}/{side}", []).append(values[rows])

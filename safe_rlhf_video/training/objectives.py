@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.errors import CheckpointError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, preference_score
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LABEL_HEADS, SEVERITY, label_columns, preference_score
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.losses import (
     bradley_terry_loss,
@@ -19,6 +19,7 @@ from safe_rlhf_video.losses import (
     rao_kupper_tie_loss,
     safety_sign_loss,
     score_regularization,
+    severity_loss,
 )
 from safe_rlhf_video.training.config import LossConfig
 from safe_rlhf_video.training.plan import StepPlan
@@ -30,7 +31,11 @@ DIVERGED = (
 
 
 def compute_loss(
-    scores: Mapping[str, Tensor], batch: Batch, plan: StepPlan, weights: LossConfig
+    scores: Mapping[str, Tensor],
+    batch: Batch,
+    plan: StepPlan,
+    weights: LossConfig,
+    severity_thresholds: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One rank's part of a step's loss: sums over its videos, divided by the whole step's planned counts.
 
@@ -39,6 +44,7 @@ def compute_loss(
 
     Args:
         scores: head -> (N,).
+        severity_thresholds: (3,), where the severity is among the heads.
 
     Returns:
         The loss, and sums to be added over ranks, without gradient: `<term>/<head>` parts of the loss, `credit/<head>`
@@ -58,13 +64,18 @@ def compute_loss(
         sums[name] = part.detach()
 
     safety_sign, counted = on_device(batch.safety_sign), on_device(batch.counted)
-    num_harm_heads = sum(head in HARM_HEADS for head in scores)
+    num_label_heads = sum(head in LABEL_HEADS for head in scores)
     for head, values in scores.items():
-        if head in HARM_HEADS:
-            column = HARM_HEADS.index(head)
-            losses = harm_label_loss(values, on_device(batch.harm_targets[:, column]))
+        if head in LABEL_HEADS:
+            columns = label_columns(head)
+            targets = on_device(batch.harm_targets[:, columns])
+            if head == SEVERITY:
+                assert severity_thresholds is not None
+                losses = severity_loss(values, severity_thresholds, targets)
+            else:
+                losses = harm_label_loss(values, targets[:, 0])
             # No regularisation: the labels fix the level of the logits.
-            add(f"harm/{head}", weights.harm / num_harm_heads, losses, plan.num_harms[column])
+            add(f"harm/{head}", weights.harm / num_label_heads, losses, sum(plan.num_harms[columns]))
         else:
             dimension = DIMENSION_OF_HEAD[head]
             chosen, rejected = on_device(batch.comparisons[dimension]).unbind(1)
@@ -155,11 +166,11 @@ def summarize(
     parts = {name: value / len(plans) for name, value in totals.items() if name.split("/")[0] in LOSS_TERMS}
     metrics = {f"{prefix}/loss": sum(parts.values())}
     for head in heads:
-        suffix = f"/{head}" if len(heads) > 1 or head in HARM_HEADS else ""
+        suffix = f"/{head}" if len(heads) > 1 or head in LABEL_HEADS else ""
         for term in LOSS_TERMS:
             if f"{term}/{head}" in parts:
                 metrics[f"{prefix}/{term}_loss{suffix}"] = parts[f"{term}/{head}"]
-        if head in HARM_HEADS:
+        if head in LABEL_HEADS:
             continue
         if compared := sum(plan.num_comparisons[DIMENSION_OF_HEAD[head]] for plan in plans):
             metrics[f"{prefix}/accuracy{suffix}"] = totals[f"credit/{head}"] / compared

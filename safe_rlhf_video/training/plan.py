@@ -24,7 +24,7 @@ class StepPlan:
         num_prompts: dimension -> prompts with a comparison or tie.
         comparison_shares: dimension -> over those prompts, the sum of the comparisons' share in their labels.
         num_signs: videos whose safety is known.
-        num_harms: int (13,), videos of which it is known whether a harm label applies, in the order of `HARM_HEADS`.
+        num_harms: int (36,), videos with a known label in each column of `PromptGroup.harm_targets`.
         num_videos: distinct videos.
     """
 
