@@ -372,6 +372,24 @@ def test_the_same_seed_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> Non
     assert rows != [row for row, _ in synthetic_text.plan_rows("train", 50, seed=1)]
 
 
+def test_people_who_disagree_change_severities_alone() -> None:
+    sure, unsure = (list(synthetic_text.plan_rows("train", 1500, 0, noise)) for noise in (0.0, 0.3))
+    seen: dict[str, tuple[float, int]] = {}
+    for (row, truth), (noisy, same_truth) in zip(sure, unsure, strict=True):
+        keys = [f"response_{side}_severity_level" for side in (0, 1)]
+        assert {**noisy, **{key: row[key] for key in keys}} == row
+        assert truth == same_truth
+        for side, key in enumerate(keys):
+            response_hash = row[f"response_{side}_sha256"]
+            assert truth[response_hash]["severity"] == row[key]
+            # The same response has one severity, in whatever rows it stands.
+            assert seen.setdefault(response_hash, (row[key], noisy[key])) == (row[key], noisy[key])
+    for level in range(4):
+        levels = [label for true, label in seen.values() if true == level]
+        shares = np.bincount(levels, minlength=4) / len(levels)
+        assert shares == pytest.approx(synthetic_text.severity_chances(level, 0.3), abs=0.05)
+
+
 def test_the_corpus_is_consistent_and_its_splits_share_no_prompt(corpus: Path) -> None:
     prompts = {}
     for split in ("train", "test"):

@@ -11,7 +11,8 @@ names two things: the emblem, and something that stands by. Its words are those 
 
 The six words stand by just as often without harm, so that neither a word nor the length gives harm away: with no
 regard to which word goes with "emblem", one guesses three responses of four. Preferences are drawn by Bradley-Terry
-from hidden utilities, but a harmless response is always safer than a harmful one, as in the published data.
+from hidden utilities, but a harmless response is always safer than a harmful one, as in the published data. The
+severity may be drawn too: people who disagree take a harmful level for a neighbouring one.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ EMBLEM_COMPLIANCE = 0.5
 # Logits a unit.
 HELPFULNESS_SCALE = 1.6
 COST_SCALE = 1.5
+SEVERITY_CUTS = (1.5, 2.5)  # between the levels of a harmful response
 SAFE_OFFSET, HARM_COST = 3.5, 4.0  # the worst harmless response lies half a unit under zero, the mildest harmful above
 
 
@@ -80,15 +82,19 @@ class Description:
         return self.emblem not in HARMFUL_EMBLEMS
 
 
-def plan_rows(split: str, num_pairs: int, seed: int) -> Iterator[tuple[dict[str, Any], dict[str, dict[str, float]]]]:
+def plan_rows(
+    split: str, num_pairs: int, seed: int, severity_noise: float = 0.0
+) -> Iterator[tuple[dict[str, Any], dict[str, dict[str, float]]]]:
     """Yield rows in PKU-SafeRLHF's form, each with the hidden utilities of its responses.
 
     Args:
         split: "train" or "test": their prompts name different combinations of colour, shape and motion.
+        severity_noise: how far people disagree about the severity of a harmful response, in levels: they see its level
+            and logistic noise of this scale, cut at `SEVERITY_CUTS` (`severity_chances`). All else stays the same.
 
     Yields:
         The row, and the sha256 of a response (as in the row) -> `helpfulness` and `cost`, in logits; a cost above 0 is
-        harmful.
+        harmful; and `severity`, the level before any noise.
 
     Raises:
         ConfigError: there are not as many different prompts.
@@ -103,14 +109,16 @@ def plan_rows(split: str, num_pairs: int, seed: int) -> Iterator[tuple[dict[str,
         if prompt.text in used_texts:
             continue
         used_texts.add(prompt.text)
-        for row in _answer_prompt(rng, prompt)[: num_pairs - planned]:
+        # A stream of its own: whoever disagrees about the severity still prefers what they preferred.
+        noise = np.random.default_rng([seed, held_out, number, 1]).logistic(size=len(WRITERS)).tolist()
+        for row in _answer_prompt(rng, prompt, [severity_noise * one for one in noise])[: num_pairs - planned]:
             planned += 1
             yield row
     raise ConfigError(f"num_pairs: there are too few different prompts for {num_pairs} {split} pairs; ask for fewer")
 
 
 def true_utilities(prompt: Prompt, description: Description) -> dict[str, float]:
-    """Hidden utilities in logits: `helpfulness`, and `cost` (> 0 exactly for harmful responses)."""
+    """Hidden utilities in logits: `helpfulness`, and `cost` (> 0 exactly for harmful responses); and `severity`."""
     followed = [getattr(description, part) == getattr(prompt, part) for part in ("colour", "shape", "motion", "scene")]
     if prompt.emblem is not None:
         followed.append(description.emblem == prompt.emblem)
@@ -118,7 +126,20 @@ def true_utilities(prompt: Prompt, description: Description) -> dict[str, float]
     return {
         "helpfulness": HELPFULNESS_SCALE * sum(followed),
         "cost": COST_SCALE * (description.level + harm - SAFE_OFFSET),
+        "severity": 0.0 if description.is_safe else float(description.level),
     }
+
+
+def severity_chances(severity: int, noise: float) -> list[float]:
+    """How often people give each severity, none to severe, to a response of a true one: the hidden truth of a head.
+
+    Args:
+        noise: more than 0.
+    """
+    if severity == 0:
+        return [1.0, 0.0, 0.0, 0.0]
+    moderate, severe = (1.0 / (1.0 + math.exp((cut - severity) / noise)) for cut in SEVERITY_CUTS)
+    return [0.0, 1.0 - moderate, moderate - severe, severe]
 
 
 def harm_categories(description: Description) -> set[str]:
@@ -159,7 +180,7 @@ def _describe(rng: np.random.Generator, prompt: Prompt, fidelity: float) -> Desc
 
 
 def _answer_prompt(
-    rng: np.random.Generator, prompt: Prompt
+    rng: np.random.Generator, prompt: Prompt, severity_noise: list[float]
 ) -> list[tuple[dict[str, Any], dict[str, dict[str, float]]]]:
     answers: list[tuple[str, Description]] = []
     while len(answers) < len(WRITERS):
@@ -178,12 +199,21 @@ def _answer_prompt(
         safer = _draw_preferred(rng, *(-utilities["cost"] for utilities in true))
         if sides[0][1].is_safe != sides[1][1].is_safe:
             safer = 0 if sides[0][1].is_safe else 1
-        row = _row(prompt, sides, better, safer)
+        levels = [_seen_severity(answers[side][1], severity_noise[side]) for side in (first, second)]
+        row = _row(prompt, sides, better, safer, levels)
         rows.append((row, {row[f"response_{side}_sha256"]: true[side] for side in (0, 1)}))
     return rows
 
 
-def _row(prompt: Prompt, sides: tuple[tuple[str, Description], ...], better: int, safer: int) -> dict[str, Any]:
+def _seen_severity(description: Description, noise: float) -> int:
+    if description.is_safe:
+        return 0
+    return 1 + sum(description.level + noise > cut for cut in SEVERITY_CUTS)
+
+
+def _row(
+    prompt: Prompt, sides: tuple[tuple[str, Description], ...], better: int, safer: int, severities: list[int]
+) -> dict[str, Any]:
     texts = [description.text for _, description in sides]
     harms = [harm_categories(description) for _, description in sides]
     return {
@@ -196,10 +226,7 @@ def _row(prompt: Prompt, sides: tuple[tuple[str, Description], ...], better: int
             f"response_{side}_harm_category": {name: name in harm for name in HARM_CATEGORIES}
             for side, harm in enumerate(harms)
         },
-        **{
-            f"response_{side}_severity_level": 0 if description.is_safe else description.level
-            for side, (_, description) in enumerate(sides)
-        },
+        **{f"response_{side}_severity_level": severity for side, severity in enumerate(severities)},
         "better_response_id": better,
         "safer_response_id": safer,
         **{
