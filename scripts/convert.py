@@ -48,7 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     saferlhf.add_argument(
         "--unlabel_violations",
         action="store_true",
-        help="take the harmlessness label from rows that rank a harmful response as safer than a harmless one",
+        help="take the harmlessness label from rows that rank a harmful response as safer than a harmless one, and the "
+        "severity from responses whose is_safe contradicts it",
     )
     videoalign = forms.add_parser("videoalign", help="VideoAlign's or VideoGen-RewardBench's CSV")
     videoalign.add_argument(

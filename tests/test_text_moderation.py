@@ -360,7 +360,7 @@ def test_a_run_learns_all_of_it_for_other_prompts(corpus: Path, tmp_path: Path) 
     launch("scripts/convert.py", "saferlhf", *files)
     path = write_training_config(
         tmp_path / "run.yaml", tmp_path, heads=["text_moderation"], data={"path": str(files[-1])},
-        optimization={"epochs": 4, "prompts_per_step": 16, "learning_rate": 3e-3, "head_learning_rate": 1e-2},
+        optimization={"epochs": 4, "prompts_per_step": 8, "learning_rate": 3e-3, "head_learning_rate": 1e-2},
         checkpoint={"every_steps": 0}, tracking={"log_every": 20, "wandb": "disabled"},
     )  # fmt: skip
     launch("scripts/train_moderation.py", "--config", path, timeout=560)
