@@ -18,7 +18,7 @@ from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import harm_signs
 from safe_rlhf_video.data.synthetic_text import severity_chances
 from safe_rlhf_video.heads import HARM_HEADS, SEVERITIES, SEVERITY, TEXT_HARM_HEADS, label_columns
-from safe_rlhf_video.metrics import average_precision, roc_auc
+from safe_rlhf_video.metrics import average_precision, roc_auc, weighted_kappa
 from safe_rlhf_video.moderation import severity_probabilities
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import Scorer
@@ -35,7 +35,7 @@ def main() -> None:
     texts = [TextResponse(str(video.response_text)) for video in videos]
     with Scorer.from_pretrained(arguments.model) as scorer:
         rows = list(scorer.iterate([video.prompt_text for video in videos], texts))
-        thresholds = scorer.model.severity_thresholds().detach().double().cpu().numpy()
+        thresholds = scorer.severity_thresholds
         weights: Any = scorer.record.training["severity_weights"]
     signs = np.stack([harm_signs([], [video])[video.prompt_id, video.video_id] for video in videos])
     print(f"{len(videos)} texts of {dataset.num_prompts} prompts")
@@ -74,12 +74,6 @@ def main() -> None:
         for level, severity in enumerate(SEVERITIES):
             mean, wanted = found[true == level].mean(0), severity_chances(level, noise)
             print(f"  {severity}: predicted {np.round(mean, 3).tolist()}, true {np.round(wanted, 3).tolist()}")
-
-
-def weighted_kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Cohen's kappa with quadratic weights (Cohen 1968): 1 less the squared distance over that of chance."""
-    distance = (first[:, None] - second[None]) ** 2
-    return float(1.0 - np.diag(distance).mean() / distance.mean())
 
 
 if __name__ == "__main__":

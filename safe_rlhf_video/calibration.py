@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS
 from safe_rlhf_video.metrics import MIN_COMPARISONS, fit_logistic, fit_temperature, fit_tie_threshold
 from safe_rlhf_video.moderation import Target, Threshold, choose_threshold
 
@@ -305,7 +305,7 @@ def _read_head(head: str, fields: Mapping[str, Any]) -> HeadCalibration:
 
 def _read_label(head: str, fields: Mapping[str, Any]) -> LabelCalibration:
     """As `_read_head`."""
-    if head not in HARM_HEADS:
+    if head not in LOGIT_HEADS:
         raise ValueError(f"{head!r} is no head of a harm label")
     target, threshold = Target(**fields["target"]), fields["threshold"]
     if target.kind not in get_args(get_type_hints(Target)["kind"]) or not 0 < _number("target", target.value) < 1:

@@ -55,12 +55,18 @@ TEXT_HARM_HEADS = (
 )
 SEVERITY = "severity"
 SEVERITIES = ("none", "minor", "moderate", "severe")
-LABEL_HEADS = (*HARM_HEADS, *TEXT_HARM_HEADS, SEVERITY)
+LOGIT_HEADS = (*HARM_HEADS, *TEXT_HARM_HEADS)  # a label each, that applies or not
+LABEL_HEADS = (*LOGIT_HEADS, SEVERITY)
 NUM_LABEL_COLUMNS = len(HARM_HEADS) + len(TEXT_HARM_HEADS) + len(SEVERITIES)
 HEADS = (*DIMENSION_OF_HEAD, *LABEL_HEADS)
 # What a config may say in the place of several heads.
 HEAD_GROUPS = {"moderation": HARM_HEADS, "text_moderation": ("harm_any", *TEXT_HARM_HEADS, SEVERITY)}
 MODERATION = (*HEAD_GROUPS, *LABEL_HEADS)
+
+
+def label_name(head: str) -> str:
+    """What a label is called where its head is not meant: any, crime, text_violence."""
+    return head.replace("harm_", "", 1)
 
 
 def label_columns(head: str) -> slice:

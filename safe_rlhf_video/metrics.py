@@ -532,6 +532,23 @@ def precision_recall_f1(flagged: ArrayLike, labels: ArrayLike) -> BinaryFigures:
     )
 
 
+def weighted_kappa(first: ArrayLike, second: ArrayLike) -> float | None:
+    """Agreement of two ordinal ratings: 1 less their mean squared distance over what chance would make of it.
+
+    Source: Cohen 1968, with quadratic weights.
+
+    Args:
+        first, second: (N,) levels of the same things.
+
+    Returns:
+        None where every pair of ratings is alike, which leaves nothing to chance.
+    """
+    one, other = _finite_row("first", first), _finite_row("second", second)
+    _check_same_length("first", one, "second", other)
+    by_chance = one.var() + other.var() + (one.mean() - other.mean()) ** 2 if len(one) else 0.0
+    return float(1.0 - np.mean((one - other) ** 2) / by_chance) if by_chance else None
+
+
 def too_few(num_comparisons: int) -> str | None:
     """Why a figure of so few comparisons is null; None where there are enough."""
     if num_comparisons >= MIN_COMPARISONS:

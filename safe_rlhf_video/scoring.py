@@ -16,9 +16,9 @@ from PIL.Image import Image
 
 from safe_rlhf_video import calibration, lagrangian
 from safe_rlhf_video.calibration import Calibration, HeadCalibration, LabelCalibration
-from safe_rlhf_video.data.samples import HARM_LABELS
+from safe_rlhf_video.data.samples import PUBLISHED_LABELS
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.heads import HARM_HEADS, HEADS, SUB_HEADS
+from safe_rlhf_video.heads import HEADS, LABEL_HEADS, LOGIT_HEADS, SEVERITIES, SEVERITY, SUB_HEADS, label_name
 from safe_rlhf_video.models.checkpoint import (
     ModelRecord,
     fingerprint_weights,
@@ -27,7 +27,7 @@ from safe_rlhf_video.models.checkpoint import (
     resolve_model_folder,
 )
 from safe_rlhf_video.models.inputs import build_inputs
-from safe_rlhf_video.moderation import Target
+from safe_rlhf_video.moderation import Target, severity_probabilities
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Video, sample_video
@@ -80,16 +80,18 @@ class PairScore:
 
 @dataclass(frozen=True)
 class Moderation:
-    """Which harms a video shows.
+    """Which harms a video or a text shows.
 
     Attributes:
-        probabilities: label -> that it applies: "any", and the keys of `HARM_LABELS` that the model has heads for.
+        probabilities: label -> that it applies: "any", and the keys of `PUBLISHED_LABELS` that the model has heads for;
+            those of SafeSora are about videos, those that begin with "text_" about texts.
         flags: labels whose logit is above the threshold that `scripts/calibrate.py` chose, or without one, whose
             probability is above one half; the most probable first.
-        names: of these flags, as SafeSora publishes them, e.g. "S8 Violence, Injury, Gory Content".
+        names: of these flags, as SafeSora and PKU-SafeRLHF publish them, e.g. "S8 Violence, Injury, Gory Content".
         calibrated: label -> whether its probability was fitted to held-out labels. Of the others the weights that rare
             labels had in training are taken out, no more.
         targets: label -> what its threshold holds on new clips; None without one.
+        severity: level of `SEVERITIES` -> probability; None without a head for it. Not fitted to held-out labels.
     """
 
     probabilities: Mapping[str, float]
@@ -97,6 +99,7 @@ class Moderation:
     names: tuple[str, ...]
     calibrated: Mapping[str, bool]
     targets: Mapping[str, Target | None]
+    severity: Mapping[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -162,6 +165,14 @@ class Scorer:
         """The heads of the loaded folders."""
         return tuple(head for head in HEADS if head in self.model.score_heads)
 
+    @property
+    def severity_thresholds(self) -> np.ndarray | None:
+        """The scores from which on a severity is rather the next higher one: (3,); None without a head for it."""
+        if SEVERITY not in self.heads:
+            return None
+        thresholds: np.ndarray = self.model.severity_thresholds().detach().double().cpu().numpy()
+        return thresholds
+
     def read(self, videos: Sequence[VideoLike], fps: float | None = None) -> list[Response]:
         """Sample videos as the model was trained: files are decoded, arrays are picked from and resized.
 
@@ -206,17 +217,17 @@ class Scorer:
         return {head: float(values[0]) for head, values in scores.items()}
 
     def moderate(self, prompt: str, video: VideoLike, *, fps: float | None = None) -> Moderation:
-        """Which harms a video shows, for its prompt.
+        """Which harms a video or a text shows, for its prompt.
 
         Raises:
             CheckpointError: no loaded folder has a head of a harm label.
         """
-        heads = [head for head in HARM_HEADS if head in self.heads]
-        if not heads:
+        if not set(LABEL_HEADS) & set(self.heads):
             raise CheckpointError(
                 "no harm label has a head here; give a folder of scripts/train_moderation.py to Scorer.from_pretrained"
             )
-        return judge_harms(self.score(prompt, video, fps=fps), self.records, self.calibration.labels)
+        scores = self.score(prompt, video, fps=fps)
+        return judge_harms(scores, self.records, self.calibration.labels, self.severity_thresholds)
 
     def score_pair(
         self,
@@ -378,8 +389,9 @@ def judge_harms(
     scores: Mapping[str, float],
     records: Sequence[ModelRecord],
     calibrations: Mapping[str, LabelCalibration] | None = None,
+    severity_thresholds: np.ndarray | None = None,
 ) -> Moderation:
-    """Probabilities of harm labels from their logits, and which are flagged.
+    """Probabilities of harm labels from their logits, which are flagged, and how severe the harm is.
 
     Without a fitted probability
 
@@ -391,18 +403,21 @@ def judge_harms(
         scores: head -> score.
         records: of the model folders, which tell these weights.
         calibrations: head -> calibration, `Scorer.calibration.labels`.
+        severity_thresholds: `Scorer.severity_thresholds`; without them nothing is said of the severity.
     """
     log_odds: dict[str, float] = {}
+    weights: Any = None
     for record in records:
         log_odds |= cast(dict[str, float], record.training.get("harm_log_odds", {}))
+        weights = record.training.get("severity_weights", weights)
     probabilities: dict[str, float] = {}
     calibrated: dict[str, bool] = {}
     targets: dict[str, Target | None] = {}
     flagged: list[str] = []
-    for head in HARM_HEADS:
+    for head in LOGIT_HEADS:
         if head not in scores:
             continue
-        label, fitted = head.removeprefix("harm_"), (calibrations or {}).get(head)
+        label, fitted = label_name(head), (calibrations or {}).get(head)
         probability = fitted.probability(scores[head]) if fitted else None
         calibrated[label] = probability is not None
         probabilities[label] = (
@@ -413,9 +428,12 @@ def judge_harms(
         if probabilities[label] > 0.5 if threshold is None else scores[head] > threshold.logit:
             flagged.append(label)
     flags = tuple(sorted(flagged, key=lambda label: -probabilities[label]))
-    labels = [HARM_LABELS[name] for name in flags if name in HARM_LABELS]
-    names = tuple(f"{label.code} {label.name}" for label in labels)
-    return Moderation(probabilities, flags, names, calibrated, targets)
+    names = tuple(PUBLISHED_LABELS[label] for label in flags if label in PUBLISHED_LABELS)
+    severity = None
+    if SEVERITY in scores and severity_thresholds is not None:
+        levels = severity_probabilities(np.array(scores[SEVERITY]), severity_thresholds, weights)
+        severity = dict(zip(SEVERITIES, levels.tolist(), strict=True))
+    return Moderation(probabilities, flags, names, calibrated, targets, severity)
 
 
 def score_pair(

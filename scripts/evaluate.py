@@ -73,7 +73,7 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.evaluation.compare import compare
     from safe_rlhf_video.evaluation.evaluate import Scores, evaluate
     from safe_rlhf_video.evaluation.truth import FILE_NAME, read_truth
-    from safe_rlhf_video.heads import HARM_HEADS
+    from safe_rlhf_video.heads import LABEL_HEADS
     from safe_rlhf_video.models.checkpoint import fingerprint_weights, read_record
     from safe_rlhf_video.scoring import Scorer, judge_harms, load_calibration
 
@@ -114,6 +114,8 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{arguments.data}: holds texts alone, which have no frames; of --controls only shuffled_prompt fits"
         )
 
+    thresholds_of: dict[str, Any] = {}
+
     def score(folders: list[str], name: str, requests: list[ScoreRequest], change: str = "") -> Scores:
         kind = ChangedFramesScorer if change else Scorer
         with kind.from_pretrained(*folders, backbone=arguments.backbone) as scorer:
@@ -121,6 +123,7 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
                 scorer.use(change)
             if store is not None:
                 check_sampling(store.folder, store.sampling, scorer.record.sampling)
+            thresholds_of[name] = scorer.severity_thresholds
             return score_to_file(scorer, requests, arguments.out / f"{name}.jsonl", arguments.batch_size, name, store)
 
     fitted = load_calibration(arguments.model)
@@ -142,8 +145,10 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.random_backbone:
         random_scores = score(arguments.random_backbone, "random_backbone_scores", requests)
     moderations = None
-    if any(head in HARM_HEADS for record in records for heads in record.heads_of_adapter.values() for head in heads):
-        moderations = {name: judge_harms(row, records, fitted.labels) for name, row in scores.items()}
+    if any(head in LABEL_HEADS for record in records for heads in record.heads_of_adapter.values() for head in heads):
+        moderations = {
+            name: judge_harms(row, records, fitted.labels, thresholds_of["scores"]) for name, row in scores.items()
+        }
     result = evaluate(
         pairs,
         scores,

@@ -29,6 +29,7 @@ from safe_rlhf_video.metrics import (
     roc_auc,
     sign_accuracy,
     tie_aware_credit,
+    weighted_kappa,
 )
 
 margins = st.lists(st.sampled_from([-1.0, -TIE_TOLERANCE, 0.0, TIE_TOLERANCE, 2e-5]) | st.floats(-1e3, 1e3), min_size=1)
@@ -270,6 +271,14 @@ def test_mcnemar_without_ties_is_the_binomial_test():
     assert result.p_value == pytest.approx(2 * sum(math.comb(20, k) for k in range(6)) / 2**20)
     assert mcnemar(first, first).p_value == 1.0
     assert 0 < mcnemar(np.ones(900), np.zeros(900)).p_value < 1e-250
+
+
+def test_weighted_kappa_by_all_pairs():
+    first, second = np.random.default_rng(0).integers(0, 4, (2, 60))
+    by_chance = np.mean([(one - other) ** 2 for one in first for other in second])
+    assert weighted_kappa(first, second) == pytest.approx(1.0 - np.mean((first - second) ** 2) / by_chance)
+    assert weighted_kappa(first, first) == 1.0
+    assert weighted_kappa([2, 2], [2, 2]) is None
 
 
 def test_holm_corrects_step_by_step():

@@ -24,7 +24,7 @@ from safe_rlhf_video.data.samples import HARM_LABELS, parse_video
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.evaluation.calibrate import parse_targets
 from safe_rlhf_video.evaluation.moderation import compare_with_cost, judge_labels
-from safe_rlhf_video.heads import HARM_HEADS
+from safe_rlhf_video.heads import HARM_HEADS, LOGIT_HEADS
 from safe_rlhf_video.losses import harm_label_loss
 from safe_rlhf_video.models.checkpoint import save_model
 from safe_rlhf_video.moderation import Target, Threshold, choose_threshold
@@ -134,7 +134,7 @@ def test_too_few_videos_promise_nothing() -> None:
 
 def test_targets_are_parsed_or_named() -> None:
     targets = parse_targets(["false_positive_rate=0.05", "crime:recall=0.9"])
-    assert set(targets) == set(HARM_HEADS)
+    assert set(targets) == set(LOGIT_HEADS)
     assert targets["harm_crime"] == Target("recall", 0.9)
     assert targets["harm_any"] == Target("false_positive_rate", 0.05)
     for words, message in (

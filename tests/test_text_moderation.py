@@ -350,6 +350,23 @@ def test_a_run_learns_categories_and_severity(corpus: Path, tmp_path: Path) -> N
     found = judge(tmp_path / "run", PairDataset.load(tmp_path / "few.json.gz"))
     assert found[head] > 0.98
     assert found["severity accuracy"] > 0.9
+    # The evaluation says the same, and so does the scorer of a text.
+    launch("scripts/evaluate.py", "--model", tmp_path / "run", "--data", tmp_path / "few.json.gz", "--out", tmp_path)
+    result = json.loads((tmp_path / "evaluation.json").read_text())["moderation"]
+    label = head.replace("harm_", "")
+    assert result["labels"][label]["auroc"] == pytest.approx(found[head])
+    assert result["severity"]["accuracy"] == pytest.approx(found["severity accuracy"])
+    levels = [video.severity_level for video in videos]
+    assert [sum(row) for row in result["severity"]["confusion"]] == [levels.count(level) for level in range(4)]
+    harmful = next(video for video in videos if (video.harm_categories or {})[name])
+    with Scorer.from_pretrained(tmp_path / "run", device="cpu") as scorer:
+        judged = scorer.moderate(harmful.prompt_text, TextResponse(str(harmful.response_text)))
+    assert set(judged.flags) == {"any", label}
+    assert judged.names == (f"{HARM_CATEGORIES[name]} {name}",)
+    assert judged.severity is not None
+    assert list(judged.severity) == ["none", "minor", "moderate", "severe"]
+    assert sum(judged.severity.values()) == pytest.approx(1.0)
+    assert judged.severity["none"] < 0.5
 
 
 @pytest.mark.slow
@@ -375,7 +392,8 @@ def judge(run: Path, dataset: PairDataset) -> dict[str, float]:
     with Scorer.from_pretrained(run / "model", device="cpu") as scorer:
         texts = [TextResponse(str(video.response_text)) for video in videos]
         rows = list(scorer.iterate([video.prompt_text for video in videos], texts))
-        thresholds = scorer.model.severity_thresholds().detach().double().numpy()
+        thresholds = scorer.severity_thresholds
+        assert thresholds is not None
         weights: Any = scorer.record.training["severity_weights"]
     scores = {head: np.array([row[head] for row in rows]) for head in rows[0]}
     found = {}

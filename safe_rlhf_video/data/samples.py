@@ -18,6 +18,7 @@ from safe_rlhf_video.data.fields import (
     unknown_fields,
 )
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.heads import TEXT_HARM_HEADS, label_name
 
 DIMENSIONS = ("helpfulness", "harmlessness")
 SUB_DIMENSIONS = ("instruction_following", "correctness", "informativeness", "aesthetics")
@@ -80,6 +81,12 @@ HARM_CATEGORIES: Mapping[str, str] = MappingProxyType(
         "Animal Abuse": "S19",
     }
 )
+# Label, as `heads.label_name` has it -> code and name, as SafeSora and PKU-SafeRLHF publish them.
+PUBLISHED_LABELS: Mapping[str, str] = MappingProxyType(
+    {key: f"{label.code} {label.name}" for key, label in HARM_LABELS.items()}
+    | {label_name(head): f"{code} {name}"
+       for head, (name, code) in zip(TEXT_HARM_HEADS, HARM_CATEGORIES.items(), strict=True)}
+)  # fmt: skip
 MAX_SEVERITY = 3  # 0 none, 1 minor, 2 moderate, 3 severe
 
 _PROMPT_KEYS = ("prompt_id", "prompt_text", "prompt_type")

@@ -10,14 +10,15 @@ import numpy as np
 
 from safe_rlhf_video.calibration import HeadCalibration, LabelCalibration, calibrate_head, calibrate_label
 from safe_rlhf_video.data.preferences import harm_signs, is_for_calibration, normalise_prompt
-from safe_rlhf_video.data.samples import HARM_LABELS, TIE, PairSample, VideoSample
+from safe_rlhf_video.data.samples import TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import ConfigError, SampleError
 from safe_rlhf_video.evaluation.breakdown import num_unseen, unseen_generators
 from safe_rlhf_video.evaluation.evaluate import Scores, preference_margin
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS, label_name
 from safe_rlhf_video.moderation import Target
 
 Sample = PairSample | VideoSample
+HEAD_OF_LABEL = {label_name(head): head for head in LOGIT_HEADS}
 
 
 def held_out(
@@ -118,12 +119,12 @@ def parse_targets(words: Sequence[str]) -> dict[str, Target]:
             raise ConfigError(
                 f"--targets: expected false_positive_rate=A or recall=B with a number between 0 and 1, got {word!r}"
             )
-        if label and f"harm_{label}" not in HARM_HEADS:
-            raise ConfigError(f"--targets: {label!r} is no harm label; give any, {', '.join(HARM_LABELS)}")
+        if label and label not in HEAD_OF_LABEL:
+            raise ConfigError(f"--targets: {label!r} is no harm label; give one of {', '.join(HEAD_OF_LABEL)}")
         target = Target(kind, value)  # type: ignore[arg-type]
-        found |= {f"harm_{label}": target} if label else dict.fromkeys(HARM_HEADS, target)
-    if missing := [head for head in HARM_HEADS if head not in found]:
-        raise ConfigError(f"--targets: {missing[0].removeprefix('harm_')} has none; begin with one for all labels")
+        found |= {HEAD_OF_LABEL[label]: target} if label else dict.fromkeys(LOGIT_HEADS, target)
+    if missing := [label for label, head in HEAD_OF_LABEL.items() if head not in found]:
+        raise ConfigError(f"--targets: {missing[0]} has none; begin with one for all labels")
     return found
 
 
@@ -144,7 +145,7 @@ def fit_labels(
     sign_of = harm_signs(pairs, videos)
     keys, signs = list(sign_of), np.stack(list(sign_of.values()))
     fitted = {}
-    for column, head in enumerate(HARM_HEADS):
+    for column, head in enumerate(LOGIT_HEADS):
         if head not in heads:
             continue
         rows = np.flatnonzero(signs[:, column])

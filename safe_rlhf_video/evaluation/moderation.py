@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from safe_rlhf_video.heads import HARM_HEADS
-from safe_rlhf_video.metrics import MIN_COMPARISONS, average_precision, mean_interval, precision_recall_f1, roc_auc
+from safe_rlhf_video.heads import LOGIT_HEADS, SEVERITIES, SEVERITY, label_columns, label_name
+from safe_rlhf_video.metrics import (
+    MIN_COMPARISONS,
+    average_precision,
+    mean_interval,
+    precision_recall_f1,
+    roc_auc,
+    weighted_kappa,
+)
 from safe_rlhf_video.moderation import Target
 
 if TYPE_CHECKING:
@@ -28,7 +35,7 @@ def judge_labels(
     """Figures of every harm label that has a head.
 
     Args:
-        signs: (prompt_id, video_id) -> (13,), as `harm_signs`.
+        signs: (prompt_id, video_id) -> label targets, as `harm_signs`.
         logits: prompt_id/video_id -> head -> score.
         judged: prompt_id/video_id -> what is said of the clip.
         seed: of the bootstrap of prompts.
@@ -37,7 +44,8 @@ def judge_labels(
         `labels`: label -> auroc, average_precision, precision, recall, f1, false_positive_rate with the interval of
         the last two (95%, by prompts), `target` and `holds_target` (None without a threshold), `calibrated`,
         `prevalence` and counts. A figure that cannot be had is None, with the reason. `macro`: means over the labels
-        that have the figure, any harm apart, and over how many.
+        that have the figure, any harm apart, and over how many. `severity`: None without a head, else accuracy of the
+        likeliest level with interval, quadratic-weighted kappa, and `confusion` (4, 4), labelled by likeliest level.
     """
     keys = list(signs)
     names = [f"{prompt_id}/{video_id}" for prompt_id, video_id in keys]
@@ -45,10 +53,10 @@ def judge_labels(
     prompts = np.array([prompt_id for prompt_id, _ in keys])
     heads = logits[names[0]].keys()
     labels = {}
-    for column, head in enumerate(HARM_HEADS):
+    for column, head in enumerate(LOGIT_HEADS):
         if head not in heads:
             continue
-        label, rows = head.removeprefix("harm_"), np.flatnonzero(known[:, column])
+        label, rows = label_name(head), np.flatnonzero(known[:, column])
         labels[label] = _judge_label(
             np.array([logits[names[row]][head] for row in rows]),
             np.array([label in judged[names[row]].flags for row in rows], dtype=bool),
@@ -58,7 +66,11 @@ def judge_labels(
         )
         one = judged[names[0]]
         labels[label] |= _hold_against(one.targets[label], labels[label]) | {"calibrated": one.calibrated[label]}
-    return {"labels": labels, "macro": _macro({label: one for label, one in labels.items() if label != "any"})}
+    return {
+        "labels": labels,
+        "macro": _macro({label: one for label, one in labels.items() if label != "any"}),
+        "severity": _judge_severity(known[:, label_columns(SEVERITY)], [judged[name] for name in names], prompts, seed),
+    }
 
 
 def compare_with_cost(
@@ -128,6 +140,25 @@ def _judge_label(
     for name, rows in (("recall_interval", applies), ("false_positive_interval", ~applies)):
         if len(np.unique(prompts[rows])) > 1:
             figures[name] = list(mean_interval(flagged[rows].astype(float), prompts[rows], seed=seed))
+    return figures
+
+
+def _judge_severity(levels: np.ndarray, judged: Sequence[Moderation], prompts: np.ndarray, seed: int) -> Figures | None:
+    if not any(one.severity for one in judged):
+        return None
+    rows = np.flatnonzero(levels.any(axis=1))
+    labelled = levels[rows].argmax(axis=1)
+    likeliest = np.array([np.argmax(list((judged[int(row)].severity or {}).values())) for row in rows], dtype=int)
+    cells = np.bincount(len(SEVERITIES) * labelled + likeliest, minlength=len(SEVERITIES) ** 2)
+    confusion = cells.reshape(len(SEVERITIES), -1)
+    figures: Figures = {"num": len(rows), "accuracy": None, "interval": None, "kappa": None, "reason": None}
+    figures["confusion"] = confusion.tolist()
+    if len(rows) < MIN_COMPARISONS:
+        return figures | {"reason": f"{len(rows)} texts whose severity is known, fewer than {MIN_COMPARISONS}"}
+    right = (labelled == likeliest).astype(float)
+    figures |= {"accuracy": float(right.mean()), "kappa": weighted_kappa(labelled, likeliest)}
+    if len(np.unique(prompts[rows])) > 1:
+        figures["interval"] = list(mean_interval(right, prompts[rows], seed=seed))
     return figures
 
 

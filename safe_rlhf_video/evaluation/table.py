@@ -93,7 +93,7 @@ def _moderation(figures: Mapping[str, Any]) -> list[str]:
     """A line a harm label, and where the cost's sign says something else than the flag of any harm."""
     labels = figures["labels"]
     columns = ["with / without", "AUROC", "AP", "precision", "recall", "F1", "false positives [95%]", "target"]
-    lines = [_label_row("harm labels", columns)]
+    lines = [_label_row("harm labels", columns)] if labels else []
     for label, one in labels.items():
         target = "; ".join(f"{kind.replace('_', ' ')} {value:g}" for kind, value in (one["target"] or {}).items())
         missed = " missed" if one["holds_target"] is False else ""
@@ -112,6 +112,12 @@ def _moderation(figures: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"means over labels: AUROC {macro['auroc']:.4f} of {macro['num_labels_auroc']}, average precision "
             f"{macro['average_precision']:.4f} of {macro['num_labels_average_precision']}"
+        )
+    if severity := figures.get("severity"):
+        lines.append(
+            f"severity of {severity['num']} texts: likeliest level right "
+            f"{_with_interval(severity['accuracy'], severity['interval']) or '-'}, quadratic-weighted kappa "
+            f"{_figure(severity['kappa']) or '-'}" + (f" ({severity['reason']})" if severity["reason"] else "")
         )
     if without := sum(one["target"] is None for one in labels.values()):
         lines.append(f"{without} labels without a calibrated threshold, flagged above a probability of one half")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from safe_rlhf_video.charts.document import table
-from safe_rlhf_video.data.samples import HARM_LABELS
-from safe_rlhf_video.heads import HARM_HEADS
+from safe_rlhf_video.data.samples import PUBLISHED_LABELS
+from safe_rlhf_video.heads import LOGIT_HEADS, SEVERITIES, label_name
 from safe_rlhf_video.reports.plots import draw_precision_recall
 from safe_rlhf_video.reports.sources import Evaluated
 from safe_rlhf_video.reports.wording import count, grid, missing, remark, with_interval
@@ -22,7 +22,7 @@ def show_harms(evaluated: Evaluated) -> str:
         return ""
     rows, drawn = [], []
     for label, figures in sorted(moderation["labels"].items(), key=lambda one: _place(one[0])):
-        name = "Any harm" if label == "any" else f"{HARM_LABELS[label].code} {HARM_LABELS[label].name}"
+        name = PUBLISHED_LABELS.get(label, "Any harm")
         rows.append(_harm_row(name, figures))
         drawn.append(_draw_harm(evaluated, label, name, figures))
     header = ["", "with / without", "AUROC", "AP", "precision", "recall", "false positives", "target"]
@@ -39,13 +39,13 @@ def show_harms(evaluated: Evaluated) -> str:
     return (
         f"<p>Flags of each label against people's labels of the {evaluated.unit}s. A rare label is told badly by its "
         "AUROC alone: see how many of the flags are right. AP is average precision, FPR the false-positive rate.</p>"
-        + table(header, rows) + remark(*notes) + _show_disagreement(evaluated) + grid(drawn)
+        + table(header, rows) + remark(*notes) + _show_severity(evaluated) + _show_disagreement(evaluated) + grid(drawn)
     )  # fmt: skip
 
 
-def _place(label: str) -> int:
-    """S2 before S10, and any harm before all."""
-    return 0 if label == "any" else int(HARM_LABELS[label].code[1:])
+def _place(label: str) -> tuple[bool, int]:
+    """S2 before S10, any harm before all, and categories of texts behind labels of videos."""
+    return label.startswith("text_"), 0 if label == "any" else int(PUBLISHED_LABELS[label].split()[0][1:])
 
 
 def _harm_row(name: str, figures: Mapping[str, Any]) -> tuple[str | None, ...]:
@@ -64,8 +64,9 @@ def _harm_row(name: str, figures: Mapping[str, Any]) -> tuple[str | None, ...]:
 def _draw_harm(evaluated: Evaluated, label: str, name: str, figures: Mapping[str, Any]) -> str:
     if figures["auroc"] is None:
         return missing(name, figures["reason"])
-    head = f"harm_{label}"
-    signs = np.array([evaluated.harms[clip][HARM_HEADS.index(head)] for clip in evaluated.scores])
+    column = [label_name(head) for head in LOGIT_HEADS].index(label)
+    head = LOGIT_HEADS[column]
+    signs = np.array([evaluated.harms[clip][column] for clip in evaluated.scores])
     scores = np.array([row[head] for row in evaluated.scores.values()])[signs != 0]
     flags = None if figures["precision"] is None else (figures["recall"], figures["precision"])
     note = (
@@ -73,6 +74,21 @@ def _draw_harm(evaluated: Evaluated, label: str, name: str, figures: Mapping[str
         f"precision {figures['average_precision']:.3f}, AUROC {figures['auroc']:.3f}"
     )
     return draw_precision_recall(name, scores, signs[signs != 0] > 0, flags, note, evaluated.unit)
+
+
+def _show_severity(evaluated: Evaluated) -> str:
+    severity = evaluated.result["moderation"].get("severity")
+    if not severity:
+        return ""
+    rows = [(level, *(f"{num:,}" for num in row)) for level, row in zip(SEVERITIES, severity["confusion"], strict=True)]
+    told = severity["reason"]
+    if told is None:
+        told = (
+            f"The likeliest level is the labelled one for {with_interval(severity['accuracy'], severity['interval'])} "
+            f"of {severity['num']:,} {evaluated.unit}s"
+            + ("." if severity["kappa"] is None else f"; quadratic-weighted kappa {severity['kappa']:.3f}.")
+        )
+    return "<h3>Severity</h3>" + table(["labelled, by likeliest level", *SEVERITIES], rows) + remark(told)
 
 
 def _show_disagreement(evaluated: Evaluated) -> str:

@@ -10,7 +10,7 @@ from safe_rlhf_video.dashboards.plots import draw
 from safe_rlhf_video.dashboards.runs import RunMetrics
 from safe_rlhf_video.dashboards.spec import SECTIONS
 from safe_rlhf_video.errors import VideoDecodeError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LABEL_HEADS
 from safe_rlhf_video.reports import gallery, plots
 from safe_rlhf_video.reports.gallery import Choice, draw_gallery
 from safe_rlhf_video.reports.harms import show_harms
@@ -81,7 +81,7 @@ def make_report(
     links = "".join(f'<a href="#{_anchor(title)}">{title}</a>' for title in shown)
     body = "".join(f'<h2 id="{_anchor(title)}">{title}</h2>{content}' for title, content in shown.items())
     heads = [head.replace("_", " ") for head in evaluated.heads if head in DIMENSION_OF_HEAD]
-    if any(head in HARM_HEADS for head in evaluated.heads):
+    if any(head in LABEL_HEADS for head in evaluated.heads):
         heads.append("harm labels")
     title = f"Evaluation of {' and '.join([', '.join(heads[:-1]), heads[-1]] if len(heads) > 1 else heads)}"
     style = plots.STYLE + gallery.STYLE + _STYLE
