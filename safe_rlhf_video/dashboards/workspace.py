@@ -7,7 +7,7 @@ from typing import Any
 
 from safe_rlhf_video.dashboards.spec import SECTIONS, X_NAME, X_TITLE, Panel, pattern
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 
 
 def build_workspace(project: str, entity: str, name: str) -> Any:
@@ -58,5 +58,6 @@ def _draw(blocks: Any, panel: Panel) -> list[Any]:
 
 
 def _each_head(panel: Panel) -> list[str]:
-    metrics = [metric.replace("<head>", head) for metric in panel.metrics for head in HEADS]
-    return list(dict.fromkeys(metrics))
+    """Of the labels any harm alone: 32 of them, two panels each, would bury the others."""
+    names = [metric.replace("<label>", "harm_any") for metric in panel.metrics]
+    return list(dict.fromkeys(name.replace("<head>", head) for name in names for head in DIMENSION_OF_HEAD))

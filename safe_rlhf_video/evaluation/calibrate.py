@@ -10,7 +10,7 @@ import numpy as np
 
 from safe_rlhf_video.calibration import HeadCalibration, LabelCalibration, calibrate_head, calibrate_label
 from safe_rlhf_video.data.preferences import harm_signs, is_for_calibration, normalise_prompt
-from safe_rlhf_video.data.samples import TIE, PairSample, VideoSample
+from safe_rlhf_video.data.samples import HARM_LABELS, TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import ConfigError, SampleError
 from safe_rlhf_video.evaluation.breakdown import num_unseen, unseen_generators
 from safe_rlhf_video.evaluation.evaluate import Scores, preference_margin
@@ -120,7 +120,9 @@ def parse_targets(words: Sequence[str]) -> dict[str, Target]:
                 f"--targets: expected false_positive_rate=A or recall=B with a number between 0 and 1, got {word!r}"
             )
         if label and label not in HEAD_OF_LABEL:
-            raise ConfigError(f"--targets: {label!r} is no harm label; give one of {', '.join(HEAD_OF_LABEL)}")
+            raise ConfigError(
+                f"--targets: {label!r} is no harm label; give any, {', '.join(HARM_LABELS)}, or text_CATEGORY"
+            )
         target = Target(kind, value)  # type: ignore[arg-type]
         found |= {HEAD_OF_LABEL[label]: target} if label else dict.fromkeys(LOGIT_HEADS, target)
     if missing := [label for label, head in HEAD_OF_LABEL.items() if head not in found]:
