@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -101,10 +101,12 @@ class Calibration:
     Attributes:
         heads: of the heads that learn from comparisons.
         labels: of the heads of harm labels.
+        data: facts about what they were fitted to, for people to read.
     """
 
     heads: Mapping[str, HeadCalibration]
     labels: Mapping[str, LabelCalibration]
+    data: Mapping[str, object] = field(default_factory=dict)
 
 
 def calibrate_head(
@@ -144,8 +146,10 @@ def calibrate_label(logits: ArrayLike, applies: ArrayLike, prompts: ArrayLike, t
     missing = []
     threshold = choose_threshold(values, is_positive, prompts, target)
     if threshold is None:
+        names = np.asarray(prompts)
         missing.append(
-            f"no threshold: {num_positive} clips with the label and {num_negative} without cannot promise a {target}"
+            f"no threshold: {num_positive} clips of {len(np.unique(names[is_positive]))} prompts with the label and "
+            f"{num_negative} of {len(np.unique(names[~is_positive]))} without are too few for a {target}"
         )
     slope = intercept = None
     if min(num_positive, num_negative) < MIN_COMPARISONS:
@@ -213,20 +217,19 @@ def read_calibration(folder: Path) -> Calibration:
             raise CheckpointError(f"{path}: format version {found}, not {FORMAT_VERSION}; run {COMMAND} again")
         heads = {head: _read_head(head, values) for head, values in fields["heads"].items()}
         labels = {head: _read_label(head, values) for head, values in fields["labels"].items()}
-        weights = fields["weights"]
+        weights, data = fields["weights"], dict(fields["data"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error}); run {COMMAND} again") from error
     if weights != fingerprint_model(folder):
         raise CheckpointError(f"{path}: belongs to other weights than lie beside it; run {COMMAND} again")
-    return Calibration(heads, labels)
+    return Calibration(heads, labels, data)
 
 
-def write_calibration(folder: Path, fitted: Calibration, facts: Mapping[str, object]) -> Path:
+def write_calibration(folder: Path, fitted: Calibration) -> Path:
     """Write or replace calibration.json in a model folder, as a whole.
 
     Args:
         folder: that holds model.json.
-        facts: about the data, for people to read.
 
     Returns:
         The file.
@@ -238,7 +241,6 @@ def write_calibration(folder: Path, fitted: Calibration, facts: Mapping[str, obj
     fields = {
         "format_version": FORMAT_VERSION,
         "weights": fingerprint_model(folder),
-        "data": dict(facts),
         **asdict(fitted),
     }
     try:

@@ -352,8 +352,10 @@ def fit_logistic(score: ArrayLike, outcome: ArrayLike) -> tuple[float, float]:
     if not (num_true and num_false):
         raise ValueError("a logistic fit needs both outcomes")
     target = np.where(is_true, (num_true + 1.0) / (num_true + 2.0), 1.0 / (num_false + 2.0))
+    if scores.max() == scores.min():
+        return 0.0, math.log(target.mean() / (1.0 - target.mean()))
     # Standard units, so that steps and their end mean the same for any scores.
-    centre, unit = float(scores.mean()), float(scores.std()) or 1.0
+    centre, unit = float(scores.mean()), float(scores.std())
     design = np.stack([(scores - centre) / unit, np.ones_like(scores)], axis=1)
 
     def loss(weights: FloatArray) -> float:

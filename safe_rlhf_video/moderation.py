@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 
 CONFIDENCE = 0.95
+MIN_PROMPTS = 30
+"""With fewer, how alike the videos of a prompt are cannot be told, and with it for how many they count."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def choose_threshold(
 
     Returns:
         None where there are too few videos of the class that the target is about: a rate of 5% needs 59 independent
-        ones without the label, a recall of 90% 29 with it.
+        ones without the label, a recall of 95% 59 with it; either, of `MIN_PROMPTS` prompts at least.
 
     Raises:
         ValueError: the target is not between 0 and 1.
@@ -97,15 +99,15 @@ def choose_threshold(
 def _quantile_limit(values: FloatArray, clusters: NDArray[np.generic], share: float) -> float | None:
     """An upper confidence limit of the quantile below which `share` of all values lie; None with too few of them."""
     num = len(values)
-    if _confident_rank(num, share) is None:
+    names, cluster = np.unique(clusters, return_inverse=True)
+    if len(names) < MIN_PROMPTS or _confident_rank(num, share) is None:
         return None
     ordered = np.sort(values)
     is_above = values > ordered[math.ceil(share * num) - 1]
     deviation = is_above - is_above.mean()
-    _, cluster = np.unique(clusters, return_inverse=True)
     of_cluster = np.bincount(cluster, weights=deviation)
     design_effect = 1.0
-    if is_above.any() and len(of_cluster) > 1:
+    if is_above.any():
         by_prompts = of_cluster @ of_cluster * len(of_cluster) / (len(of_cluster) - 1)
         by_videos = deviation @ deviation * num / (num - 1)
         design_effect = max(1.0, by_prompts / by_videos)

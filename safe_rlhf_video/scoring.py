@@ -18,7 +18,16 @@ from safe_rlhf_video import calibration, lagrangian
 from safe_rlhf_video.calibration import Calibration, HeadCalibration, LabelCalibration
 from safe_rlhf_video.data.samples import PUBLISHED_LABELS
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.heads import HEADS, LABEL_HEADS, LOGIT_HEADS, SEVERITIES, SEVERITY, SUB_HEADS, label_name
+from safe_rlhf_video.heads import (
+    HEADS,
+    LABEL_HEADS,
+    LOGIT_HEADS,
+    SEVERITIES,
+    SEVERITY,
+    SUB_HEADS,
+    TEXT_HARM_HEADS,
+    label_name,
+)
 from safe_rlhf_video.models.checkpoint import (
     ModelRecord,
     fingerprint_weights,
@@ -83,8 +92,8 @@ class Moderation:
     """Which harms a video or a text shows.
 
     Attributes:
-        probabilities: label -> that it applies: "any", and the keys of `PUBLISHED_LABELS` that the model has heads for;
-            those of SafeSora are about videos, those that begin with "text_" about texts.
+        probabilities: label -> that it applies: "any", and the keys of `PUBLISHED_LABELS` that the model has heads for:
+            SafeSora's of a video, and those that begin with "text_" of a text.
         flags: labels whose logit is above the threshold that `scripts/calibrate.py` chose, or without one, whose
             probability is above one half; the most probable first.
         names: of these flags, as SafeSora and PKU-SafeRLHF publish them, e.g. "S8 Violence, Injury, Gory Content".
@@ -227,7 +236,8 @@ class Scorer:
                 "no harm label has a head here; give a folder of scripts/train_moderation.py to Scorer.from_pretrained"
             )
         scores = self.score(prompt, video, fps=fps)
-        return judge_harms(scores, self.records, self.calibration.labels, self.severity_thresholds)
+        is_text = isinstance(video, TextResponse)
+        return judge_harms(scores, self.records, is_text, self.calibration.labels, self.severity_thresholds)
 
     def score_pair(
         self,
@@ -388,6 +398,7 @@ def judge_pair(
 def judge_harms(
     scores: Mapping[str, float],
     records: Sequence[ModelRecord],
+    is_text: bool = False,
     calibrations: Mapping[str, LabelCalibration] | None = None,
     severity_thresholds: np.ndarray | None = None,
 ) -> Moderation:
@@ -402,6 +413,7 @@ def judge_harms(
     Args:
         scores: head -> score.
         records: of the model folders, which tell these weights.
+        is_text: labels of videos say nothing of a text, nor those of texts of a video; any harm is about both.
         calibrations: head -> calibration, `Scorer.calibration.labels`.
         severity_thresholds: `Scorer.severity_thresholds`; without them nothing is said of the severity.
     """
@@ -415,7 +427,7 @@ def judge_harms(
     targets: dict[str, Target | None] = {}
     flagged: list[str] = []
     for head in LOGIT_HEADS:
-        if head not in scores:
+        if head not in scores or (head != "harm_any" and (head in TEXT_HARM_HEADS) != is_text):
             continue
         label, fitted = label_name(head), (calibrations or {}).get(head)
         probability = fitted.probability(scores[head]) if fitted else None
@@ -430,7 +442,7 @@ def judge_harms(
     flags = tuple(sorted(flagged, key=lambda label: -probabilities[label]))
     names = tuple(PUBLISHED_LABELS[label] for label in flags if label in PUBLISHED_LABELS)
     severity = None
-    if SEVERITY in scores and severity_thresholds is not None:
+    if is_text and SEVERITY in scores and severity_thresholds is not None:
         levels = severity_probabilities(np.array(scores[SEVERITY]), severity_thresholds, weights)
         severity = dict(zip(SEVERITIES, levels.tolist(), strict=True))
     return Moderation(probabilities, flags, names, calibrated, targets, severity)
@@ -467,7 +479,7 @@ def load_calibration(folders: Iterable[str | Path]) -> Calibration:
     labels: dict[str, LabelCalibration] = {}
     for folder in folders:
         found = calibration.read_calibration(resolve_model_folder(folder))
-        heads, labels = {**heads, **found.heads}, {**labels, **found.labels}
+        heads, labels = heads | dict(found.heads), labels | dict(found.labels)
     return Calibration(heads, labels)
 
 

@@ -54,8 +54,8 @@ def main() -> None:
 
 def calibrate_models(arguments: argparse.Namespace) -> None:
     from safe_rlhf_video.batch_scoring import score_to_file
-    from safe_rlhf_video.calibration import Calibration, write_calibration
-    from safe_rlhf_video.evaluation.calibrate import fit_heads, fit_labels, held_out, parse_targets
+    from safe_rlhf_video.calibration import Calibration, read_calibration, write_calibration
+    from safe_rlhf_video.evaluation.calibrate import fit_heads, fit_labels, held_out, keep_earlier, parse_targets
     from safe_rlhf_video.evaluation.clips import load_labelled_clips
     from safe_rlhf_video.models.checkpoint import read_record, resolve_model_folder
     from safe_rlhf_video.scoring import Scorer
@@ -92,9 +92,22 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
             scores = score_to_file(
                 scorer, clips.requests(samples), out, arguments.batch_size, "calibrating", clips.store
             )
-            heads = fit_heads(pairs, scores, scorer.heads)
+            heads = fit_heads(pairs, videos, scores, scorer.heads)
             labels = fit_labels(pairs, videos, scores, scorer.heads, targets)
+        if not (heads or labels):
+            raise SampleError(
+                f"{folder}: has no head that a calibration speaks of; a severity's probabilities are as trained"
+            )
+        own = resolve_model_folder(folder)
+        facts = {"data": str(arguments.data), "num_prompts": len({sample.prompt_id for sample in samples})}
+        try:
+            earlier = read_calibration(own)
+        except CheckpointError:
+            earlier = Calibration({}, {})  # of other weights, or damaged: made anew
+        calibrated, kept = keep_earlier(Calibration(heads, labels, facts), earlier)
         for head, fitted in heads.items():
+            if head in kept:
+                continue
             if fitted.temperature is None:
                 print(f"{head}: no temperature: {fitted.reason}")
             else:
@@ -103,6 +116,8 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
                     f"{fitted.num_prompts} prompts, log loss {fitted.log_loss_before:.4f} -> {fitted.log_loss:.4f}"
                 )
         for head, label in labels.items():
+            if head in kept:
+                continue
             if label.threshold is not None:
                 print(
                     f"{head}: flagged above {label.threshold.logit:.4f} for {label.target}, from {label.num_positive} "
@@ -111,12 +126,18 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
             if label.reason is not None:
                 print(f"{head}: {label.reason}")
         missing = {head: fitted.reason for head, fitted in heads.items() if fitted.temperature is None}
-        missing |= {head: label.reason for head, label in labels.items() if label.threshold is None}
+        missing |= {
+            head: label.reason for head, label in labels.items() if label.threshold is None and label.slope is None
+        }
         if len(missing) == len(heads) + len(labels):
-            reasons = "; ".join(f"{head}: {reason}" for head, reason in missing.items())
-            raise SampleError(f"{arguments.data}: no head of {folder} can be calibrated on it ({reasons})")
-        facts = {"data": str(arguments.data), "num_prompts": len({sample.prompt_id for sample in samples})}
-        print(f"wrote {write_calibration(resolve_model_folder(folder), Calibration(heads, labels), facts)}")
+            first, reason = next(iter(missing.items()))
+            others = f", and {len(missing) - 1} others as little" if len(missing) > 1 else ""
+            raise SampleError(
+                f"{arguments.data}: no head of {folder} can be calibrated on it ({first}: {reason}{others})"
+            )
+        if kept:
+            print(f"kept from the calibration of before, having no label here: {', '.join(kept)}")
+        print(f"wrote {write_calibration(own, calibrated)}")
 
 
 if __name__ == "__main__":

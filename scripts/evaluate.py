@@ -73,8 +73,9 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.evaluation.compare import compare
     from safe_rlhf_video.evaluation.evaluate import Scores, evaluate
     from safe_rlhf_video.evaluation.truth import FILE_NAME, read_truth
-    from safe_rlhf_video.heads import LABEL_HEADS
+    from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LABEL_HEADS
     from safe_rlhf_video.models.checkpoint import fingerprint_weights, read_record
+    from safe_rlhf_video.responses import TextResponse
     from safe_rlhf_video.scoring import Scorer, judge_harms, load_calibration
 
     started = time.monotonic()
@@ -89,15 +90,17 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
             {head for folder in folders for heads in read_record(folder).heads_of_adapter.values() for head in heads}
             for folders in (arguments.model, arguments.compare)
         )
-        if not heads & others:
+        if not heads & others & set(DIMENSION_OF_HEAD):
             raise CheckpointError(
-                f"--compare: {arguments.compare[0]} has no head in common with {arguments.model[0]}; compare a reward "
-                "with a reward, or a cost with a cost"
+                f"--compare: {arguments.compare[0]} has no head in common with {arguments.model[0]} that learns from "
+                "comparisons; compare a reward with a reward, or a cost with a cost"
             )
     clips = load_labelled_clips(
         arguments.data, arguments.config_filename, arguments.video_dir, arguments.frame_store, arguments.unreadable
     )
     pairs, videos, store = clips.pairs, clips.videos, clips.store
+    if arguments.compare and not pairs:
+        raise SampleError(f"{arguments.data}: holds no comparison, on which two models could be compared; give some")
     training = load_any(arguments.train_data) if arguments.train_data else None
     train_pairs = training.pairs if isinstance(training, PairDataset) else []
     train_videos = training.videos if training is not None and not train_pairs else []
@@ -114,7 +117,7 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{arguments.data}: holds texts alone, which have no frames; of --controls only shuffled_prompt fits"
         )
 
-    thresholds_of: dict[str, Any] = {}
+    thresholds_of: dict[str, Any] = {}  # name of scores -> severity thresholds of their scorer
 
     def score(folders: list[str], name: str, requests: list[ScoreRequest], change: str = "") -> Scores:
         kind = ChangedFramesScorer if change else Scorer
@@ -146,8 +149,10 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
         random_scores = score(arguments.random_backbone, "random_backbone_scores", requests)
     moderations = None
     if any(head in LABEL_HEADS for record in records for heads in record.heads_of_adapter.values() for head in heads):
+        texts = {request.key for request in requests if isinstance(request.response, TextResponse)}
         moderations = {
-            name: judge_harms(row, records, fitted.labels, thresholds_of["scores"]) for name, row in scores.items()
+            name: judge_harms(row, records, name in texts, fitted.labels, thresholds_of["scores"])
+            for name, row in scores.items()
         }
     result = evaluate(
         pairs,

@@ -25,7 +25,7 @@ from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
 from safe_rlhf_video.data.samples import VIDEO_NAMES
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
-from safe_rlhf_video.evaluation.calibrate import held_out
+from safe_rlhf_video.evaluation.calibrate import held_out, keep_earlier
 from safe_rlhf_video.metrics import fit_temperature
 from safe_rlhf_video.moderation import Target
 from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair
@@ -104,10 +104,27 @@ def test_calibration_of_a_head_and_its_file_by_hand(folders: tuple[Path, Path]) 
     assert few.reason == "20 comparisons, fewer than 30"
     assert LABEL.reason is None
     nothing = calibrate_label([1.0], [True], ["p"], Target("recall", 0.9))
-    heads = Calibration({"reward": one, "aesthetics": few}, {"harm_any": LABEL, "harm_crime": nothing})
+    heads = Calibration(
+        {"reward": one, "aesthetics": few}, {"harm_any": LABEL, "harm_crime": nothing}, {"data": "x", "num_prompts": 3}
+    )
     assert read_calibration(folders[0]) == Calibration({}, {})
-    assert write_calibration(folders[0], heads, {"data": "x"}).name == "calibration.json"
+    assert write_calibration(folders[0], heads).name == "calibration.json"
     assert read_calibration(folders[0]) == heads
+
+
+def test_what_new_data_say_nothing_of_is_kept() -> None:
+    nothing = calibrate_head([], [], 0, [0.5, 1.0])
+    unlabelled = calibrate_label([], [], [], Target("recall", 0.9))
+    earlier = Calibration(HEADS, {"harm_any": LABEL, "harm_crime": LABEL}, {"data": "pairs.json"})
+    new = Calibration({"reward": nothing, "cost": HEADS["cost"]}, {"harm_any": LABEL, "harm_crime": unlabelled}, {})
+    found, kept = keep_earlier(new, earlier)
+    assert kept == ["reward", "harm_crime"]
+    assert found.heads == HEADS
+    assert found.labels == earlier.labels
+    assert found.data == {"kept": {"heads": kept, "data": "pairs.json"}}
+    # Of a head that the new data do speak of, the new is told, even that it cannot be fitted.
+    few = calibrate_head([1.0, -1.0], np.zeros(2), 2, [])
+    assert keep_earlier(Calibration({"reward": few}, {}), earlier) == (Calibration({"reward": few}, {}), [])
 
 
 def test_percentiles_by_counting() -> None:
@@ -136,13 +153,13 @@ def test_scorer_reads_calibrations_and_mirrors_exactly(folders: tuple[Path, Path
     before = judge()
     assert not before.calibrated
     assert before.percentiles is None
-    write_calibration(folders[0], Calibration({"reward": HEADS["reward"]}, {}), {})
+    write_calibration(folders[0], Calibration({"reward": HEADS["reward"]}, {}))
     half = judge()
     assert not half.calibrated
     assert (half.p_more_helpful, half.p_safer) == (before.p_more_helpful, before.p_safer)
     assert half.percentiles is not None
     assert set(half.percentiles) == {"reward"}
-    write_calibration(folders[1], Calibration({"cost": HEADS["cost"]}, {}), {})
+    write_calibration(folders[1], Calibration({"cost": HEADS["cost"]}, {}))
     after = judge()
     assert after.calibrated
     assert (after.rewards, after.costs, after.preferred) == (before.rewards, before.costs, before.preferred)
@@ -198,7 +215,7 @@ def test_head_without_a_temperature_is_not_calibrated() -> None:
 def test_stale_or_damaged_calibration_says_to_calibrate_again(
     folders: tuple[Path, Path], damage: Callable[[dict[str, Any]], Any] | None
 ) -> None:
-    path = write_calibration(folders[0], Calibration({"reward": HEADS["reward"]}, {"harm_any": LABEL}), {})
+    path = write_calibration(folders[0], Calibration({"reward": HEADS["reward"]}, {"harm_any": LABEL}))
     if damage is None:
         path.write_bytes(path.read_bytes()[:-40])
     else:
@@ -210,7 +227,7 @@ def test_stale_or_damaged_calibration_says_to_calibrate_again(
 
 
 def test_weights_trained_anew_make_a_calibration_stale(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    write_calibration(folders[0], Calibration({"reward": HEADS["reward"]}, {}), {})
+    write_calibration(folders[0], Calibration({"reward": HEADS["reward"]}, {}))
     other = write_model(tmp_path / "other", REWARD, seed=5)
     (folders[0] / "heads.safetensors").write_bytes((other / "heads.safetensors").read_bytes())
     with one_line(CheckpointError, "other weights", "run scripts/calibrate.py again"):

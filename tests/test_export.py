@@ -95,10 +95,12 @@ def test_a_copy_scores_to_the_bit(setting: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_calibration_is_handed_on(merge: bool, tmp_path: Path) -> None:
     folder = write(tmp_path / "model")
-    fitted = Calibration({"reward": calibrate_head(np.tile([2.0, 2.0, -1.0], 20), np.zeros(60), 9, [0.0, 1.0])}, {})
-    write_calibration(folder, fitted, {"data": "/home/somebody/comparisons.json"})
+    fitted = Calibration({"reward": calibrate_head(np.tile([2.0, 2.0, -1.0], 20), np.zeros(60), 9, [0.0, 1.0])}, {},
+                         {"data": "/home/somebody/comparisons.json", "num_prompts": 9})  # fmt: skip
+    write_calibration(folder, fitted)
     export_model(folder, tmp_path / "out", merge=merge)
-    assert read_calibration(tmp_path / "out") == fitted
+    data = {"data": "comparisons.json", "num_prompts": 9}
+    assert read_calibration(tmp_path / "out") == replace(fitted, data=data)
     assert "somebody" not in (tmp_path / "out" / "calibration.json").read_text()
 
 

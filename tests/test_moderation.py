@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,15 +121,24 @@ def test_too_few_videos_promise_nothing() -> None:
     for num, chosen in ((58, False), (59, True)):
         target = Target("false_positive_rate", 0.05)
         assert (choose_threshold(logits[:num], np.zeros(num, bool), prompts[:num], target) is not None) == chosen
-    for num, chosen in ((28, False), (29, True)):
-        found = choose_threshold(logits[:num], np.ones(num, bool), prompts[:num], Target("recall", 0.9))
+    for num, chosen in ((58, False), (59, True)):
+        found = choose_threshold(logits[:num], np.ones(num, bool), prompts[:num], Target("recall", 0.95))
         assert (found is not None) == chosen
     assert found is not None
     assert (found.recall, found.false_positive_rate) == (1.0, None)
+    # Many videos of few prompts say little of others, however many they are.
+    for num_prompts, chosen in ((29, False), (30, True)):
+        many = np.arange(3000) % num_prompts
+        target = Target("false_positive_rate", 0.5)
+        assert (choose_threshold(np.arange(3000.0), np.zeros(3000, bool), many, target) is not None) == chosen
     fitted = calibrate_label(logits[:40], logits[:40] < 20, prompts[:40], Target("recall", 0.99))
     assert fitted.reason is not None
-    assert "no threshold: 20 clips with the label and 20 without" in fitted.reason
+    assert "no threshold: 20 clips of 20 prompts with the label and 20 of 20 without" in fitted.reason
     assert "no probability" in fitted.reason
+    for value in (0.1, -1.7, 2.2):  # the deviation of equal floats is not 0
+        alike = calibrate_label(np.full(100, value), np.arange(100) < 40, np.arange(100), Target("recall", 0.9))
+        assert alike.slope is None
+        assert "higher logits are not the likelier ones" in str(alike.reason)
 
 
 def test_targets_are_parsed_or_named() -> None:
@@ -146,18 +155,27 @@ def test_targets_are_parsed_or_named() -> None:
 
 
 @pytest.fixture
-def labelled(edited_world: Callable[[Callable[[list[Record]], Any]], Path]) -> Path:
-    """The tiny world's videos as SafeSora-Label has them: a record a video, no comparison."""
-    folder = edited_world(lambda records: None)
-    records = read_records(folder)
-    rows = {record[side]["video_id"]: record[side] for record in records for side in ("video_0", "video_1")}
-    (folder / "config-train.json.gz").write_bytes(gzip.compress(json.dumps(list(rows.values())).encode()))
+def labelled(world: Path, tmp_path: Path) -> Path:
+    """The tiny world's videos as SafeSora-Label has them: a record a video, no comparison; each has two prompts."""
+    folder = tmp_path / "labelled"
+    rows = []
+    for record in read_records(world):
+        for video in (record["video_0"], record["video_1"]):
+            for copy in "ab":
+                prompt_id = f"{video['video_id']}{copy}"
+                clip = folder / "videos" / prompt_id / f"{video['video_id']}.mp4"
+                if clip.exists():
+                    continue
+                clip.parent.mkdir(parents=True)
+                shutil.copy(world / "videos" / video["prompt_id"] / clip.name, clip)
+                path = clip.relative_to(folder).as_posix()
+                text = f"{video['prompt_text']} {prompt_id}"
+                rows.append({**video, "prompt_id": prompt_id, "prompt_text": text, "video_path": path})
+    (folder / "config-train.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
     return folder
 
 
-def test_a_model_is_trained_calibrated_and_evaluated_on_labelled_videos(
-    labelled: Path, world: Path, tmp_path: Path
-) -> None:
+def test_a_model_is_trained_calibrated_and_evaluated_on_labelled_videos(labelled: Path, tmp_path: Path) -> None:
     path = write_training_config(
         tmp_path / "run.yaml", labelled, heads=["harm_any"],
         data={"validation_fraction": 0.0, "calibration_fraction": 0.4},
@@ -170,10 +188,10 @@ def test_a_model_is_trained_calibrated_and_evaluated_on_labelled_videos(
     model, data = tmp_path / "run" / "model", labelled / "config-train.json.gz"
     assert json.loads((model / "model.json").read_text())["heads_of_adapter"] == {"moderation": ["harm_any"]}
 
-    source = ("--model", model, "--data", data, "--video_dir", world / "videos")
+    source = ("--model", model, "--data", data)
     done = launch("scripts/calibrate.py", *source, "--targets", "false_positive_rate=0.5")
     assert "harm_any: flagged above" in done.stdout
-    clips = VideoDataset.load(data, video_dir=world / "videos")
+    clips = VideoDataset.load(data)
     apart = [video for video in clips.videos if is_for_calibration(video.prompt_text, 0.4, seed=0)]
     fitted = read_calibration(model).labels["harm_any"]
     assert (fitted.num_positive, fitted.num_negative) == (
@@ -197,7 +215,7 @@ def test_a_model_is_trained_calibrated_and_evaluated_on_labelled_videos(
 
 def test_figures_of_labels_by_plain_loops() -> None:
     rng = np.random.default_rng(0)
-    keys = [(f"p{number // 3}", f"v{number}") for number in range(120)]
+    keys = [(f"p{number // 3}", f"v{number}") for number in range(240)]
     names = ["/".join(key) for key in keys]
     crime, child = HARM_HEADS.index("harm_crime"), HARM_HEADS.index("harm_child_abuse")
     signs = {key: np.zeros(13) for key in keys}
@@ -206,14 +224,16 @@ def test_figures_of_labels_by_plain_loops() -> None:
         signs[key][child] = -1
     logits = {name: {"harm_crime": rng.normal(), "harm_child_abuse": 0.0} for name in names}
     target = Target("recall", 0.9)
+    labels = ("crime", "child_abuse")
+    even, calibrated = dict.fromkeys(labels, 0.5), dict(zip(labels, (True, False), strict=True))
+    targets = dict(zip(labels, (target, None), strict=True))
     judged = {
-        name: Moderation({}, ("crime",) if row["harm_crime"] > -1 else (), (), {"crime": True, "child_abuse": False},
-                         {"crime": target, "child_abuse": None})
+        name: Moderation(even, ("crime",) if row["harm_crime"] > -1 else (), (), calibrated, targets)
         for name, row in logits.items()
-    }  # fmt: skip
+    }
     result = judge_labels(signs, logits, judged)
     one, other = result["labels"]["crime"], result["labels"]["child_abuse"]
-    known = [number for number in range(120) if number % 5 != 4]
+    known = [number for number in range(240) if number % 5 != 4]
     positive, flagged = {n for n in known if n % 4 == 0}, {n for n in known if judged[names[n]].flags}
     assert (one["num_positive"], one["num_negative"]) == (len(positive), len(known) - len(positive))
     assert one["recall"] == len(positive & flagged) / len(positive)
@@ -226,12 +246,9 @@ def test_figures_of_labels_by_plain_loops() -> None:
              if n not in positive]  # fmt: skip
     assert one["auroc"] == pytest.approx(np.mean([p > n for p, n in pairs]))
     # Nobody has the label: no figure of finding it, and a reason.
-    assert (other["auroc"], other["recall"], other["f1"], other["reason"]) == (
-        None,
-        None,
-        None,
-        "no clip has the label",
-    )
+    figures = ("auroc", "average_precision", "precision", "recall", "f1")
+    assert [other[name] for name in figures] == [None] * len(figures)
+    assert other["reason"] == "none has the label"
     assert (other["false_positive_rate"], other["holds_target"]) == (0.0, None)
     assert (result["macro"]["auroc"], result["macro"]["num_labels_auroc"]) == (one["auroc"], 1)
 
@@ -270,7 +287,7 @@ def test_moderation_takes_the_weights_of_training_out(tmp_path: Path) -> None:
     # What was fitted to held-out clips goes before both the prior correction and one half.
     target = Target("recall", 0.9)
     fitted = LabelCalibration(2.0, -5.0, target, Threshold(1.3, 0.1, 0.95), None, 30, 30)
-    judged = judge_harms(scores, [record], {"harm_violence": fitted})
+    judged = judge_harms(scores, [record], calibrations={"harm_violence": fitted})
     assert judged.probabilities["violence"] == pytest.approx(1.0 / (1.0 + math.exp(2.2)))
     assert judged.flags == ("any", "crime", "violence")
     assert judged.calibrated == {"any": False, "violence": True, "crime": False}

@@ -39,7 +39,7 @@ from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import THRESHOLDS, Thresholds
 from safe_rlhf_video.moderation import severity_probabilities
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring import Scorer, judge_harms
 from safe_rlhf_video.training.config import Head, TrainConfig
 from safe_rlhf_video.training.data import harm_weights, load_data, weigh_harms
 
@@ -367,6 +367,9 @@ def test_a_run_learns_categories_and_severity(corpus: Path, tmp_path: Path) -> N
     assert list(judged.severity) == ["none", "minor", "moderate", "severe"]
     assert sum(judged.severity.values()) == pytest.approx(1.0)
     assert judged.severity["none"] < 0.5
+    # What was learned from texts says nothing of a clip.
+    clip = judge_harms(dict.fromkeys(("harm_any", head, SEVERITY), 9.0), [], severity_thresholds=np.array([0, 1, 2]))
+    assert (clip.flags, clip.severity) == (("any",), None)
 
 
 @pytest.mark.slow

@@ -82,31 +82,43 @@ def harm_signs(pairs: Iterable[PairSample], videos: Iterable[VideoSample] = ()) 
         where not, 0 where no record says it or two contradict each other; in the order of first appearance.
     """
     severity = label_columns(SEVERITY)
-    said: dict[tuple[str, str], list[set[int]]] = {}
+    said: dict[tuple[str, str], np.ndarray] = {}  # whether some record says no, or yes
     for video in _all_records(pairs, videos):
-        columns = said.setdefault((video.prompt_id, video.video_id), [set() for _ in range(NUM_LABEL_COLUMNS)])
+        key = video.prompt_id, video.video_id
+        if (columns := said.get(key)) is None:
+            columns = said[key] = np.zeros((NUM_LABEL_COLUMNS, 2), bool)
         of_video, of_text = video.harm_labels or {}, video.harm_categories or {}
         known = [*map(of_video.get, HARM_LABELS), *map(of_text.get, HARM_CATEGORIES)]
-        for column, applies in zip(columns[1 : 1 + len(known)], known, strict=True):
+        for column, applies in enumerate(known, start=1):
             if applies is not None:
-                column.add(1 if applies else -1)
+                columns[column, int(applies)] = True
         is_complete = len(of_video) == len(HARM_LABELS) or len(of_text) == len(HARM_CATEGORIES)
         if any(known) or video.is_safe is False:
-            columns[0].add(1)
+            columns[0, 1] = True
         if video.is_safe or (is_complete and not any(known) and video.is_safe is None):
-            columns[0].add(-1)
+            columns[0, 0] = True
         if video.severity_level is not None:
-            columns[severity][video.severity_level].add(1)
-    signs = {key: np.array([sum(column) for column in columns], np.float32) for key, columns in said.items()}
+            columns[severity][video.severity_level, 1] = True
+    signs = {key: columns[:, 1].astype(np.float32) - columns[:, 0] for key, columns in said.items()}
     for row in signs.values():
         if np.count_nonzero(row[severity]) > 1:  # two records, two levels
             row[severity] = 0.0
     return signs
 
 
+def videos_of(sample: PairSample | VideoSample) -> tuple[VideoSample, ...]:
+    """The two videos of a pair, or the one of a labelled video."""
+    return (sample.video_0, sample.video_1) if isinstance(sample, PairSample) else (sample,)
+
+
+def names_of_generators(samples: Iterable[PairSample | VideoSample], generators: Collection[str]) -> set[str]:
+    """Names of the videos that one of some generators made; by name, since not every record of one has to say it."""
+    return {video.name for sample in samples for video in videos_of(sample) if video.generated_from in generators}
+
+
 def _all_records(pairs: Iterable[PairSample], videos: Iterable[VideoSample]) -> Iterator[VideoSample]:
     for pair in pairs:
-        yield from (pair.video_0, pair.video_1)
+        yield from videos_of(pair)
     yield from videos
 
 

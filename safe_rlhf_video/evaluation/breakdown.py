@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from safe_rlhf_video.data.preferences import videos_of
 from safe_rlhf_video.data.samples import HARM_LABELS, PairSample, VideoSample
 from safe_rlhf_video.metrics import MIN_COMPARISONS, mean_interval, sign_accuracy, too_few
 
@@ -53,8 +54,7 @@ def unseen_generators(training: Mapping[str, Any]) -> tuple[str, ...]:
 
 def num_unseen(sample: PairSample | VideoSample, generators: Collection[str]) -> int:
     """How many of the videos one of the generators made."""
-    videos = (sample.video_0, sample.video_1) if isinstance(sample, PairSample) else (sample,)
-    return sum(video.generated_from in generators for video in videos)
+    return sum(video.generated_from in generators for video in videos_of(sample))
 
 
 def judge_unseen(

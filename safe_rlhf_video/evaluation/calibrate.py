@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from safe_rlhf_video.calibration import HeadCalibration, LabelCalibration, calibrate_head, calibrate_label
-from safe_rlhf_video.data.preferences import harm_signs, is_for_calibration, normalise_prompt
+from safe_rlhf_video.calibration import Calibration, HeadCalibration, LabelCalibration, calibrate_head, calibrate_label
+from safe_rlhf_video.data.preferences import (
+    harm_signs,
+    is_for_calibration,
+    names_of_generators,
+    normalise_prompt,
+    videos_of,
+)
 from safe_rlhf_video.data.samples import HARM_LABELS, TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import ConfigError, SampleError
-from safe_rlhf_video.evaluation.breakdown import num_unseen, unseen_generators
+from safe_rlhf_video.evaluation.breakdown import unseen_generators
 from safe_rlhf_video.evaluation.evaluate import Scores, preference_margin
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS, label_name
 from safe_rlhf_video.moderation import Target
@@ -43,7 +49,8 @@ def held_out(
         SampleError: it cannot be told, a prompt was trained on, or nothing is left.
     """
     if unseen := unseen_generators(training):
-        samples = [sample for sample in samples if not num_unseen(sample, unseen)]
+        names = names_of_generators(samples, unseen)
+        samples = [sample for sample in samples if not any(video.name in names for video in videos_of(sample))]
         if not samples:
             raise SampleError(
                 f"{data}: every record has a clip of {', '.join(unseen)}, which the training of {folder} left out; "
@@ -73,13 +80,17 @@ def held_out(
     return list(samples)
 
 
-def fit_heads(pairs: Sequence[PairSample], scores: Scores, heads: Sequence[str]) -> dict[str, HeadCalibration]:
-    """Fit a calibration of each head that learns from comparisons; the reference set are their distinct clips.
+def fit_heads(
+    pairs: Sequence[PairSample], videos: Sequence[VideoSample], scores: Scores, heads: Sequence[str]
+) -> dict[str, HeadCalibration]:
+    """Fit a calibration of each head that learns from comparisons; the reference set are all distinct clips.
 
     Args:
-        scores: of every clip in them, by name.
+        pairs, videos: records that speak of the clips.
+        scores: of every one of these, by name.
     """
-    names = dict.fromkeys(video.name for pair in pairs for video in (pair.video_0, pair.video_1))
+    samples: list[Sample] = [*pairs, *videos]
+    names = dict.fromkeys(video.name for sample in samples for video in videos_of(sample))
     fitted = {}
     for head in heads:
         if head not in DIMENSION_OF_HEAD:
@@ -96,6 +107,25 @@ def fit_heads(pairs: Sequence[PairSample], scores: Scores, heads: Sequence[str])
             [scores[name][head] for name in names],
         )
     return fitted
+
+
+def keep_earlier(fitted: Calibration, earlier: Calibration) -> tuple[Calibration, list[str]]:
+    """A calibration with what an earlier one says of heads that the new data have no label for.
+
+    Returns:
+        The calibration, and the names of these heads.
+    """
+    heads, labels, kept = dict(fitted.heads), dict(fitted.labels), []
+    for head, one in earlier.heads.items():
+        if head in heads and not heads[head].num_comparisons and one.temperature is not None:
+            heads[head] = one
+            kept.append(head)
+    for head, label in earlier.labels.items():
+        if head in labels and not (labels[head].num_positive or labels[head].num_negative):
+            labels[head] = label
+            kept.append(head)
+    data = {**fitted.data, "kept": {"heads": kept, **earlier.data}} if kept else fitted.data
+    return Calibration(heads, labels, data), kept
 
 
 def parse_targets(words: Sequence[str]) -> dict[str, Target]:

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from safe_rlhf_video.batch_scoring import ScoreRequest
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
+from safe_rlhf_video.data.preferences import videos_of
 from safe_rlhf_video.data.samples import PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError, VideoDecodeError
 from safe_rlhf_video.responses import TextResponse
@@ -39,7 +40,7 @@ class LabelledClips:
 
     def requests(self, samples: Sequence[PairSample | VideoSample]) -> list[ScoreRequest]:
         """What to score for some of the pairs or videos: each clip or text once, in the order of first appearance."""
-        videos = {video.name: video for sample in samples for video in _videos_of(sample)}
+        videos = {video.name: video for sample in samples for video in videos_of(sample)}
         return [
             ScoreRequest(
                 name,
@@ -93,8 +94,4 @@ def load_labelled_clips(
 
 
 def _without(samples: list[Sample], bad: set[str]) -> list[Sample]:
-    return [sample for sample in samples if not any(video.name in bad for video in _videos_of(sample))]
-
-
-def _videos_of(sample: PairSample | VideoSample) -> tuple[VideoSample, ...]:
-    return (sample.video_0, sample.video_1) if isinstance(sample, PairSample) else (sample,)
+    return [sample for sample in samples if not any(video.name in bad for video in videos_of(sample))]

@@ -83,7 +83,7 @@ def evaluate(
         calibrations: head -> what the model folder says of it.
         changed_scores: name of a control by changed inputs -> scores of the same model on these.
         moderations: name -> what the model says of a clip's harms, if it has heads for them.
-        unseen_generators: head -> generators that were left out of its training; heads without any are not named.
+        unseen_generators: head -> generators that were left out of its training.
         seed: of the bootstrap.
 
     Returns:
@@ -188,6 +188,8 @@ def _judge(labelled: Labelled, margin: np.ndarray, seed: int) -> dict[str, Any]:
         return figures
     right = credit(margin * labelled.sign)
     has_interval = num_prompts > 1
+    if not has_interval:
+        figures["reason"] = "one prompt alone, which gives no interval"
     figures |= {
         "accuracy": float(right.mean()),
         "interval": list(mean_interval(right, labelled.prompts, seed=seed)) if has_interval else None,

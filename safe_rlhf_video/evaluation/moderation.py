@@ -41,10 +41,11 @@ def judge_labels(
         seed: of the bootstrap of prompts.
 
     Returns:
-        `labels`: label -> auroc, average_precision, precision, recall, f1, false_positive_rate with the interval of
-        the last two (95%, by prompts), `target` and `holds_target` (None without a threshold), `calibrated`,
-        `prevalence` and counts. A figure that cannot be had is None, with the reason. `macro`: means over the labels
-        that have the figure, any harm apart, and over how many. `severity`: None without a head, else accuracy of the
+        `labels`: label -> auroc, average_precision, precision, f1, recall and false_positive_rate (these two with an
+        interval, 95%, by prompts), `target` and `holds_target` (None without a threshold, or with fewer than 30 clips
+        of the class that it is about), `calibrated`, `prevalence` and counts. A figure that cannot be had is None, with
+        the reason. `macro`: means over the labels with 30 clips of either class, any harm apart, and over how many.
+        `severity`: None without a head, else accuracy of the
         likeliest level with interval, quadratic-weighted kappa, and `confusion` (4, 4), labelled by likeliest level.
     """
     keys = list(signs)
@@ -64,8 +65,9 @@ def judge_labels(
             prompts[rows],
             seed,
         )
-        one = judged[names[0]]
-        labels[label] |= _hold_against(one.targets[label], labels[label]) | {"calibrated": one.calibrated[label]}
+        one = next((judged[name] for name in names if label in judged[name].probabilities), None)
+        target = one.targets[label] if one else None
+        labels[label] |= _hold_against(target, labels[label]) | {"calibrated": bool(one and one.calibrated[label])}
     return {
         "labels": labels,
         "macro": _macro({label: one for label, one in labels.items() if label != "any"}),
@@ -123,24 +125,28 @@ def _judge_label(
     }
     if len(applies) < MIN_COMPARISONS:
         return figures | {"reason": f"{len(applies)} clips whose label is known, fewer than {MIN_COMPARISONS}"}
-    if not num_positive:
-        figures["reason"] = "no clip has the label"
-    if not num_negative:
-        figures["reason"] = "every clip has the label"
-    both = precision_recall_f1(flagged, applies)
-    figures |= {
-        "auroc": roc_auc(logits, applies),
-        "average_precision": average_precision(logits, applies),
-        "precision": both.precision,
-        "recall": both.recall,
-        "f1": both.f1,
-    }
-    if num_negative:
-        figures["false_positive_rate"] = float(flagged[~applies].mean())
-    for name, rows in (("recall_interval", applies), ("false_positive_interval", ~applies)):
+    reasons = []
+    for whose, nobody, rows, rate, interval in (
+        ("with", "none has", applies, "recall", "recall_interval"),
+        ("without", "all have", ~applies, "false_positive_rate", "false_positive_interval"),
+    ):
+        if not rows.any():
+            reasons.append(f"{nobody} the label")
+            continue
+        figures[rate] = float(flagged[rows].mean())
         if len(np.unique(prompts[rows])) > 1:
-            figures[name] = list(mean_interval(flagged[rows].astype(float), prompts[rows], seed=seed))
-    return figures
+            figures[interval] = list(mean_interval(flagged[rows].astype(float), prompts[rows], seed=seed))
+        else:
+            reasons.append(f"those {whose} the label have one prompt, which gives no interval")
+    if num_positive and num_negative:
+        figures["auroc"] = roc_auc(logits, applies)
+        figures["average_precision"] = average_precision(logits, applies)
+        if flagged.any():
+            both = precision_recall_f1(flagged, applies)
+            figures |= {"precision": both.precision, "f1": both.f1}
+        else:
+            reasons.append("nothing is flagged")
+    return figures | {"reason": "; ".join(reasons) or None}
 
 
 def _judge_severity(levels: np.ndarray, judged: Sequence[Moderation], prompts: np.ndarray, seed: int) -> Figures | None:
@@ -163,12 +169,13 @@ def _judge_severity(levels: np.ndarray, judged: Sequence[Moderation], prompts: n
 
 
 def _hold_against(target: Target | None, figures: Figures) -> Figures:
-    """A target holds unless the whole interval lies on its wrong side."""
+    """A target holds unless the whole interval lies on its wrong side; that of a few clips says too little."""
     if target is None:
         return {"target": None, "holds_target": None}
-    interval = figures["recall_interval" if target.kind == "recall" else "false_positive_interval"]
+    is_recall = target.kind == "recall"
+    interval = figures["recall_interval" if is_recall else "false_positive_interval"]
     holds = None
-    if interval is not None:
+    if interval is not None and figures["num_positive" if is_recall else "num_negative"] >= MIN_COMPARISONS:
         holds = interval[1] >= target.value if target.kind == "recall" else interval[0] <= target.value
     return {"target": {target.kind: target.value}, "holds_target": holds}
 
@@ -176,7 +183,11 @@ def _hold_against(target: Target | None, figures: Figures) -> Figures:
 def _macro(labels: Mapping[str, Figures]) -> Figures:
     figures: Figures = {}
     for name in ("auroc", "average_precision", "f1"):
-        values = [one[name] for one in labels.values() if one[name] is not None]
+        values = [
+            one[name]
+            for one in labels.values()
+            if one[name] is not None and min(one["num_positive"], one["num_negative"]) >= MIN_COMPARISONS
+        ]
         figures[name] = float(np.mean(values)) if values else None
         figures[f"num_labels_{name}"] = len(values)
     return figures

@@ -46,9 +46,7 @@ def format_table(result: Mapping[str, Any]) -> str:
     add("calibration error of P(v1 > v2), ECE", lambda r: _calibration(r["calibration"]))
     add("Brier score", lambda r: _figure(r["calibration"]["brier"]))
     add("mean |P - hidden probability|", lambda r: _figure(r["calibration"]["mean_absolute_error"]))
-    lines += [
-        f"{dimension}: no figures of {reason}" for dimension in columns if (reason := result[dimension].get("reason"))
-    ]
+    lines += [f"{dimension}: {reason}" for dimension in columns if (reason := result[dimension].get("reason"))]
     controls, expected = result["controls"], result["controls_expected"]
     if controls and columns:
         lines.append("controls: accuracy (as the hidden truth predicts it)")
@@ -78,7 +76,7 @@ def format_table(result: Mapping[str, Any]) -> str:
             + (f" ({sign['reason']})" if sign.get("reason") else "")
         )
         others = [f"{CONTROL_NAMES[name]} {_figure(figures['cost_sign'])}" for name, figures in controls.items()
-                  if "cost_sign" in figures]  # fmt: skip
+                  if figures.get("cost_sign") is not None]  # fmt: skip
         if others:
             lines.append(f"  balanced, controls: {'; '.join(others)}")
     lines += _format_unseen(result)
@@ -86,7 +84,7 @@ def format_table(result: Mapping[str, Any]) -> str:
         lines += _moderation(result["moderation"])
     if num_shared := result.get("num_prompts_also_in_training"):
         lines.append(f"{num_shared} of the prompts are in the training data too: these figures may flatter the model")
-    return "\n".join(lines)
+    return "\n".join(lines) or "nothing to judge: no record has a label that a head of these models learns from"
 
 
 def _moderation(figures: Mapping[str, Any]) -> list[str]:
@@ -104,9 +102,11 @@ def _moderation(figures: Mapping[str, Any]) -> list[str]:
         ]
         cells += [_with_interval(one["false_positive_rate"], one["false_positive_interval"]), target + missed or "-"]
         lines.append(_label_row(label.replace("_", " "), cells))
-    lines += [
-        f"  {label.replace('_', ' ')}: {one['reason']}" for label, one in labels.items() if one["reason"] is not None
-    ]
+    labels_of: dict[str, list[str]] = {}
+    for label, one in labels.items():
+        if one["reason"] is not None:
+            labels_of.setdefault(one["reason"], []).append(label.replace("_", " "))
+    lines += [f"  {', '.join(names)}: {reason}" for reason, names in labels_of.items()]
     macro = figures["macro"]
     if macro["auroc"] is not None:
         lines.append(
@@ -202,8 +202,8 @@ def _sub_row(title: str, cells: list[str]) -> str:
 
 
 def _label_row(title: str, cells: list[str]) -> str:
-    widths = (15, 8, 8, 11, 8, 8, 25, 27)
-    return f"{title:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    widths = (15, 8, 8, 11, 8, 8, 25, 34)
+    return f"{title:<36}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def _figure(value: float | None) -> str:

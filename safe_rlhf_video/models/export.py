@@ -85,9 +85,11 @@ def export_model(
             written, check = _write_merged(folder, record, partial, dtype, backbone)
         else:
             written, check = _write_copy(folder, record, partial), None
-        # The scores are the same; only what says whose calibration it is has to be written anew.
+        # The scores are the same but for rounding; what says whose calibration it is has to be written anew.
         if (folder / calibration.FILE_NAME).exists():
-            calibration.write_calibration(partial, calibration.read_calibration(folder), {})
+            fitted = calibration.read_calibration(folder)
+            data = {**fitted.data, "data": Path(str(fitted.data.get("data"))).name}
+            calibration.write_calibration(partial, replace(fitted, data=data))
         template = _read_json(partial / "model.json")["template"]
         card = build_card(written, out.name, template, has_local_backbone(written), figures, check)
         with naming(partial / "README.md"):

@@ -10,6 +10,7 @@ import numpy as np
 from safe_rlhf_video.charts.document import escape
 from safe_rlhf_video.data.samples import DIMENSIONS, TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import VideoDecodeError
+from safe_rlhf_video.heads import LABEL_HEADS
 from safe_rlhf_video.metrics import preference_probability
 from safe_rlhf_video.reports.sources import Evaluated, Judged
 
@@ -184,7 +185,7 @@ def _draw_side(
     if safety:
         tags.append('<span class="tag c5">labelled safe</span>' if safety > 0
                     else '<span class="tag c4">labelled unsafe</span>')  # fmt: skip
-    heads = [head for head in evaluated.heads if not head.startswith("harm_")]
+    heads = [head for head in evaluated.heads if head not in LABEL_HEADS]
     scores = ", ".join(f"{head.replace('_', ' ')} {evaluated.scores[video.name][head]:+.2f}" for head in heads)
     made = f"; by {escape(video.generated_from)}" if video.generated_from else ""
     return (

@@ -55,7 +55,8 @@ def _harm_row(name: str, figures: Mapping[str, Any]) -> tuple[str | None, ...]:
         name,
         f"{figures['num_positive']:,} / {figures['num_negative']:,}",
         *(None if figures[key] is None else f"{figures[key]:.3f}" for key in ("auroc", "average_precision")),
-        *(with_interval(figures[key], figures.get(f"{key}_interval")) for key in ("precision", "recall")),
+        with_interval(figures["precision"], None),
+        with_interval(figures["recall"], figures["recall_interval"]),
         with_interval(figures["false_positive_rate"], figures["false_positive_interval"]),
         (target + (", missed" if figures["holds_target"] is False else "")) or None,
     )

@@ -72,7 +72,7 @@ def _part(part: Mapping[str, Any] | None) -> str | None:
 
 def show_comparison(result: Mapping[str, Any]) -> str:
     """The section of two models on the same comparisons; empty where there was one model."""
-    if "comparison" not in result:
+    if not result.get("comparison"):
         return ""
     rows, reasons = [], []
     for dimension, figures in result["comparison"].items():

@@ -66,7 +66,7 @@ class Evaluated:
         heads: in the order of `HEADS`.
         judged: the dimensions that have figures.
         safety: name -> +1 safe, -1 unsafe, 0 unknown.
-        harms: name -> float32 (13,), as of `harm_signs`.
+        harms: name -> label targets, as of `harm_signs`.
     """
 
     result: Mapping[str, Any]

@@ -19,6 +19,7 @@ from safe_rlhf_video.data.preferences import (
     is_for_calibration,
     keep_useful,
     leave_out,
+    names_of_generators,
     split_by_prompt,
     split_pairs,
 )
@@ -294,8 +295,7 @@ def _without_generators(
             f"data.leave_out_generators: {unknown[0]!r} made no clip of {where}; known are "
             f"{', '.join(known) or 'none, generated_from is given nowhere'}"
         )
-    # By name: another record of the same clip may not say what made it.
-    names = {video.name for video in videos if video.generated_from in unwanted}
+    names = names_of_generators(videos, unwanted)
     kept = [pair for pair in pairs if pair.video_0.name not in names and pair.video_1.name not in names]
     kept_labelled = [video for video in labelled if video.name not in names]
     made_by = ", ".join(sorted(unwanted))
