@@ -1,0 +1,159 @@
+"""The multiplier as a training loop moves it: up while generations cost more than the limit, down while they cost less.
+
+To choose among generations that are already there, `selection.solve_multiplier` finds the best multiplier at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.files import write_whole
+
+
+@dataclass(kw_only=True)
+class LagrangeMultiplier:
+    """Lambda, moved by stochastic gradient descent on its logarithm.
+
+        ln lambda <- min(ln lambda + a * lambda * (J_C - d), ln lambda_max)
+
+    J_C is the mean cost of the last `window_size` episodes (generations, with one cost each). The logarithm keeps
+    lambda positive. Source: Safe RLHF (arXiv 2310.12773), its published code and settings, which are the defaults here.
+
+    Attributes:
+        initial: lambda before the first step, > 0.
+        learning_rate: a, > 0.
+        maximum: lambda_max, at least `initial`.
+        cost_limit: d, in units of the cost head.
+        window_size: episodes that J_C is the mean of.
+        delay_steps: updates that only fill the window, before the first that moves lambda.
+        log_value: ln lambda; state, like all that follows.
+        num_updates: calls of `update`.
+        recent_costs: the window, oldest first.
+    """
+
+    initial: float = 1.0
+    learning_rate: float = 0.1
+    maximum: float = 5.0
+    cost_limit: float = 0.0
+    window_size: int = 128
+    delay_steps: int = 0
+    log_value: float | None = None
+    num_updates: int = 0
+    recent_costs: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("initial", "learning_rate", "maximum"):
+            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"{name} must be a finite number > 0, got {getattr(self, name)!r:.40}")
+        if self.initial > self.maximum:
+            raise ConfigError(f"initial must be at most maximum = {self.maximum}, got {self.initial}")
+        if not _is_number(self.cost_limit):
+            raise ConfigError(f"cost_limit must be a finite number, got {self.cost_limit!r:.40}")
+        for name, least in (("window_size", 1), ("delay_steps", 0), ("num_updates", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number >= {least}, got {value!r:.40}")
+        if self.log_value is None:
+            self.log_value = math.log(self.initial)
+        if not _is_number(self.log_value) or self.log_value > math.log(self.maximum):
+            raise ConfigError(f"log_value must be a number up to ln {self.maximum}, got {self.log_value!r:.40}")
+        self.recent_costs = tuple(self.recent_costs)
+        if len(self.recent_costs) > self.window_size or not all(map(_is_number, self.recent_costs)):
+            raise ConfigError(f"recent_costs must hold up to window_size = {self.window_size} finite numbers")
+
+    @property
+    def value(self) -> float:
+        """Lambda."""
+        assert self.log_value is not None
+        return math.exp(self.log_value)
+
+    def update(self, costs: ArrayLike) -> float:
+        """Take note of a step's generations, and move lambda once.
+
+        Args:
+            costs: (N,) of the step's episodes, N >= 1, of all ranks; in units of the cost head.
+
+        Returns:
+            Lambda afterwards.
+
+        Raises:
+            ValueError: the costs are not one finite row of at least one, or too large to take the mean of; lambda and
+                the window stay as they were.
+        """
+        new = np.asarray(costs, dtype=np.float64)
+        if new.ndim != 1 or not len(new) or not np.isfinite(new).all():
+            raise ValueError(f"costs must be one row of at least one number, all finite, got shape {new.shape}")
+        window = (*self.recent_costs, *new.tolist())[-self.window_size :]
+        assert self.log_value is not None
+        moved = self.log_value
+        if self.num_updates >= self.delay_steps:
+            excess = math.fsum(cost / len(window) for cost in window) - self.cost_limit
+            moved += self.learning_rate * self.value * excess
+            if not math.isfinite(moved):
+                raise ValueError(f"costs are too large for a step: their mean exceeds the limit by {excess:g}")
+        self.log_value = min(moved, math.log(self.maximum))
+        self.num_updates += 1
+        self.recent_costs = window
+        return self.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings and state as JSON takes them; `from_dict` goes on from there as if nothing had happened."""
+        return {**asdict(self), "recent_costs": list(self.recent_costs)}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> LagrangeMultiplier:
+        """Read what `to_dict` gave.
+
+        Raises:
+            ConfigError: a field is missing, unknown or has a wrong value.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(state) != names:
+            raise ConfigError(
+                f"state of a LagrangeMultiplier: missing fields {sorted(names - set(state))}, "
+                f"unknown fields {sorted(set(state) - names)}"
+            )
+        if not isinstance(state["recent_costs"], list | tuple):
+            raise ConfigError(f"recent_costs must be a list, got {state['recent_costs']!r:.40}")
+        return cls(**state)
+
+    def save(self, path: Path) -> None:
+        """Write settings and state to a JSON file, whole or not at all.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        try:
+            write_whole(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+    @classmethod
+    def load(cls, path: Path) -> LagrangeMultiplier:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of something else.
+        """
+        try:
+            state = json.loads(path.read_bytes())
+            if not isinstance(state, dict):
+                raise ConfigError("no JSON object")
+            return cls.from_dict(state)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror}); give the file that was saved") from error
+        except (ConfigError, ValueError) as error:
+            raise CheckpointError(f"{path}: holds no multiplier ({error}); give the file that was saved") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
