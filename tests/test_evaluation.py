@@ -430,7 +430,7 @@ def test_calibration_block_by_plain_loops(planned: tuple[list[PairSample], list[
     plain = evaluate(pairs, scores, truth=truth)["helpfulness"]["calibration"]
     assert not plain["is_calibrated"]
     assert plain["temperature"] is None
-    heads = fit_heads(pairs, scores, ["reward"])
+    heads = fit_heads(pairs, [], scores, ["reward"])
     assert heads["reward"].temperature == pytest.approx(3.0, rel=0.15)
     fitted = evaluate(pairs, scores, truth=truth, calibrations=heads)["helpfulness"]["calibration"]
     assert fitted["is_calibrated"]
@@ -455,7 +455,7 @@ def test_calibration_block_by_plain_loops(planned: tuple[list[PairSample], list[
         )
         for pair in pairs
     ]
-    assert fit_heads(turned, scores, ["reward"])["reward"] == heads["reward"]
+    assert fit_heads(turned, [], scores, ["reward"])["reward"] == heads["reward"]
 
 
 def test_breakdown_covers_every_comparison(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
@@ -496,7 +496,7 @@ def test_ties_are_a_third_answer(planned: tuple[list[PairSample], list[PairSampl
         return replace(pair, preferences={**pair.preferences, "helpfulness": better})
 
     tied = [label(number, pair) for number, pair in enumerate(pairs)]
-    heads = fit_heads(tied, scores, ["reward"])
+    heads = fit_heads(tied, [], scores, ["reward"])
     assert heads["reward"].tie_threshold == pytest.approx(0.5, abs=0.05)
     wrong = sum(number % 5 == 0 and pair.preferences["helpfulness"] != "tie" for number, pair in enumerate(tied))
     figures = evaluate(tied, scores, calibrations=heads)["helpfulness"]["tie_aware"]
