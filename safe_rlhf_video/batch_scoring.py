@@ -1,23 +1,47 @@
-"""Scores of many clips, kept in a file while they are made: an interrupted run goes on where it stopped."""
+"""Scores of many clips, kept in files while they are made: an interrupted run goes on where it stopped.
+
+`score_to_file` keeps them in one file. `score_in_parts` shares the work among processes, on one machine or on several
+that see the same folder: each writes files of its own there, which nobody else ever changes or removes, and takes for
+done what it finds in those of all others, of this run or of earlier ones. They need no other way to talk, and a process
+that outlives its run does no harm.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import secrets
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, VideoDecodeError
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.video.frame_store import FrameStore
+from safe_rlhf_video.video.pool import DecodePool
 
 if TYPE_CHECKING:
+    from safe_rlhf_video.responses import Response
     from safe_rlhf_video.scoring import Scorer
+
+# What is scored for a clip, or why it cannot be read.
+Outcome: TypeAlias = dict[str, float] | str
+
+# Often enough that a power cut costs little, seldom enough that no disk is kept waiting.
+SYNC_S = 5.0
+# A rank says that it is there by the time of its part, whatever it is busy with.
+BEAT_S = 15.0
+# How long rank 0 waits for parts that nobody writes to: many beats, and what caches of a network disk hold back.
+SILENCE_S = 300.0
+POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -27,6 +51,73 @@ class ScoreRequest:
     key: str
     prompt: str
     response: Path | TextResponse
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This process's share of the work: every `world_size`-th request.
+
+    Attributes:
+        local_rank, local_size: its place among the processes of this machine, and their number.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def read_shard(environment: Mapping[str, str] = os.environ) -> Shard:
+    """The share that a launcher (deepspeed, torchrun, or any that sets RANK and WORLD_SIZE) gave this process.
+
+    Raises:
+        ConfigError: the variables are no places among so many processes.
+    """
+    if "RANK" not in environment and "WORLD_SIZE" not in environment:
+        return Shard()
+    try:
+        rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        local_rank = int(environment.get("LOCAL_RANK", "0"))
+        local_size = int(environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE") or world_size)
+        if not (0 <= rank < world_size and 0 <= local_rank < local_size):
+            raise ValueError
+    except (KeyError, ValueError) as error:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        found = ", ".join(f"{name}={environment.get(name, '')}" for name in names)
+        raise ConfigError(f"the environment has {found}: no place among processes; set all three or none") from error
+    return Shard(rank, world_size, local_rank, local_size)
+
+
+def choose_device(shard: Shard) -> str:
+    """The accelerator of this process, made the current one; without any, the CPU, with its share of the threads."""
+    import torch
+
+    if not torch.cuda.is_available():
+        # Ranks that all take all cores wait for each other most of the time.
+        torch.set_num_threads(max(1, torch.get_num_threads() // shard.local_size))
+        return "cpu"
+    if shard.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"rank {shard.rank} is the process number {shard.local_rank} of this machine, which has "
+            f"{torch.cuda.device_count()} GPUs; start as many processes as there are GPUs"
+        )
+    torch.cuda.set_device(shard.local_rank)
+    return f"cuda:{shard.local_rank}"
+
+
+def content_key(prompt: str, response: Path | TextResponse) -> str:
+    """Names a request by what is scored: prompt, and text or file with size and time of change, in whole seconds.
+
+    A file that is replaced has another key, one that is missing has one too.
+    """
+    state = ""
+    if isinstance(response, Path):
+        try:
+            status = response.stat()
+            state = f"{status.st_size} bytes at {int(status.st_mtime)}"
+        except OSError:
+            state = "missing"
+    return _digest([prompt, _describe(response), state])
 
 
 def score_to_file(
@@ -72,6 +163,242 @@ def score_to_file(
     return scores
 
 
+def score_in_parts(
+    scorer: Scorer,
+    requests: Sequence[ScoreRequest],
+    folder: Path,
+    shard: Shard,
+    batch_size: int = 64,
+    workers: int = 2,
+    keep_unreadable: bool = False,
+) -> dict[str, Outcome] | None:
+    """Score this process's share of the requests into `folder`; rank 0 then waits until all are scored.
+
+    Another number of processes may have scored some of them before. The folder stays when all is done: run again, it
+    scores only clips that have changed.
+
+    Args:
+        requests: the same on every rank, with the keys that `content_key` gives.
+        workers: decoding processes.
+        keep_unreadable: note what is wrong with a clip that cannot be read and go on; else it ends the run.
+
+    Returns:
+        key -> {head: score}, or what is wrong with the clip, of all requests; None but on rank 0.
+
+    Raises:
+        CheckpointError: `folder` holds scores of another model or of other requests, cannot be written, or the other
+            ranks have fallen silent.
+        VideoDecodeError: a clip cannot be read; what was scored before it is kept.
+        ConfigError: `batch_size` or `workers` is not positive.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
+    named = [[request.prompt, _describe(request.response)] for request in requests]
+    header = json.dumps({"model": scorer.fingerprint, "requests": _digest(named)}).encode() + b"\n"
+    parts = _Parts(folder, header, {request.key for request in requests}, keep_unreadable)
+    parts.refresh()
+    is_first = shard.rank == 0
+    if is_first and parts.num_replaced:
+        print(f"{parts.num_replaced} clips have changed since they were scored; they are scored again")
+    todo = [request for request in requests[shard.rank :: shard.world_size] if request.key not in parts.outcomes]
+    with contextlib.ExitStack() as stack:
+        progress = None
+        if is_first:
+            progress = stack.enter_context(progress_bar(parts.num_wanted, len(parts.outcomes), "scoring", "clip"))
+        seen_s = time.monotonic()
+        # Left before the wait: rank 0 listens to the others then, not to its own beat.
+        with _Part(folder, header, shard.rank) as part:
+            for request, outcome in _attempt(scorer, todo, batch_size, workers):
+                if isinstance(outcome, VideoDecodeError):
+                    if not keep_unreadable:
+                        raise outcome
+                    part.write({"key": request.key, "error": str(outcome)})
+                else:
+                    part.write({"key": request.key, **outcome})
+                if progress is not None and time.monotonic() - seen_s > POLL_S:
+                    parts.refresh()
+                    progress.update(len(parts.outcomes) - progress.n)
+                    seen_s = time.monotonic()
+        if progress is None:
+            return None
+        for _ in parts.wait(requests, shard.world_size):
+            progress.update(len(parts.outcomes) - progress.n)
+    return parts.outcomes
+
+
+def _attempt(
+    scorer: Scorer, requests: Sequence[ScoreRequest], batch_size: int, workers: int
+) -> Iterator[tuple[ScoreRequest, dict[str, float] | VideoDecodeError]]:
+    """Score requests in batches, decoding ahead of the model, and say of each its scores or why it cannot be read."""
+    with DecodePool(scorer.record.sampling, workers) as pool:
+        paths = (request.response for request in requests if isinstance(request.response, Path))
+        decoded = pool.attempt(paths, ahead=2 * batch_size)
+        for start in range(0, len(requests), batch_size):
+            chunk = requests[start : start + batch_size]
+            read: list[Response | VideoDecodeError] = [
+                next(decoded) if isinstance(request.response, Path) else request.response for request in chunk
+            ]
+            good = [
+                (request.prompt, one)
+                for request, one in zip(chunk, read, strict=True)
+                if not isinstance(one, VideoDecodeError)
+            ]
+            scores = scorer.score_batch(*map(list, zip(*good, strict=True))) if good else {}
+            place = 0
+            for request, one in zip(chunk, read, strict=True):
+                if isinstance(one, VideoDecodeError):
+                    yield request, one
+                else:
+                    yield request, {head: float(values[place]) for head, values in scores.items()}
+                    place += 1
+
+
+class _Part:
+    """The file that one process writes: a header, then a line a clip. Its time tells that the process is alive."""
+
+    def __init__(self, folder: Path, header: bytes, rank: int) -> None:
+        # A name of its own for every process: one that outlives its run can damage no other's file.
+        self.path = folder / f"rank-{rank}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        self._header = header
+        self._ended = threading.Event()
+        self._beat = threading.Thread(target=self._show_life, name="beat", daemon=True)
+        self._synced_s = time.monotonic()
+
+    def __enter__(self) -> _Part:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: a line that is written outlives the process.
+            self._file = self.path.open("xb", buffering=0)
+            self._file.write(self._header)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror}); give another --out") from error
+        self._beat.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._beat.join()
+        with contextlib.suppress(OSError):  # an error that is on its way says more
+            self._sync()
+            if self._file.tell() == len(self._header):
+                self.path.unlink()
+        self._file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        line = json.dumps(row).encode() + b"\n"
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(None, "no space left")
+            if time.monotonic() - self._synced_s > SYNC_S:
+                self._sync()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: cannot be written ({error.strerror}); make room and run the same command again"
+            ) from error
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced_s = time.monotonic()
+
+    def _show_life(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+
+class _Parts:
+    """What all processes have written to a folder so far, in this run and in those before it.
+
+    Attributes:
+        outcomes: of the wanted keys.
+        num_replaced: other keys that were found: of clips that have changed since.
+    """
+
+    def __init__(self, folder: Path, header: bytes, wanted: Collection[str], keep_unreadable: bool) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self.num_wanted = len(wanted)
+        self._folder = folder
+        self._header = header
+        self._wanted = wanted
+        self._keep_unreadable = keep_unreadable
+        self._others: set[str] = set()
+        self._num_read: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    @property
+    def num_replaced(self) -> int:
+        return len(self._others)
+
+    def refresh(self) -> bool:
+        """Read what was added; returns whether anything has changed since the last time, a time of change included."""
+        seen = {}
+        try:
+            for path in sorted(self._folder.glob("*.jsonl")):
+                with contextlib.suppress(FileNotFoundError):  # an empty part, gone with its process
+                    status = path.stat()
+                    seen[path.name] = (status.st_size, status.st_mtime_ns)
+                    if status.st_size > self._num_read.get(path.name, 0):
+                        self._read(path)
+        except OSError as error:
+            raise CheckpointError(f"{self._folder}: cannot be read ({error.strerror}); give another --out") from error
+        is_changed = seen != self._seen
+        self._seen = seen
+        return is_changed
+
+    def wait(self, requests: Sequence[ScoreRequest], world_size: int) -> Iterator[None]:
+        """Read on until all is there; yields whenever that may take longer."""
+        heard_s = time.monotonic()
+        while True:
+            if self.refresh():
+                heard_s = time.monotonic()
+            yield
+            if len(self.outcomes) == self.num_wanted:
+                return
+            if time.monotonic() - heard_s > SILENCE_S:
+                missing = [place for place, request in enumerate(requests) if request.key not in self.outcomes]
+                ranks = ", ".join(map(str, sorted({place % world_size for place in missing})))
+                raise CheckpointError(
+                    f"{self._folder}: {len(missing)} of {self.num_wanted} clips are missing, those of rank {ranks}, "
+                    f"and nobody has written for {SILENCE_S:.0f} s; see what they printed and run the same again"
+                )
+            time.sleep(POLL_S)
+
+    def _read(self, path: Path) -> None:
+        start = self._num_read.get(path.name, 0)
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read()
+        # Without an end, the last line is being written, or was when its process was killed.
+        for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+            if start == 0:
+                if line != self._header:
+                    raise CheckpointError(
+                        f"{path}: holds scores of another model or of other clips or prompts, or is damaged; delete "
+                        f"{self._folder} or give another --out"
+                    )
+            elif not self._take(line):
+                break
+            start += len(line)
+            self._num_read[path.name] = start
+
+    def _take(self, line: bytes) -> bool:
+        """Whether the line could be read; one that could not may be whole on the disk of its writer alone, as yet."""
+        try:
+            row = json.loads(line)
+            key, error = row.pop("key"), row.pop("error", None)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+        if key not in self._wanted:
+            self._others.add(key)
+        elif error is None:
+            self.outcomes[key] = row
+        elif self._keep_unreadable:
+            self.outcomes.setdefault(key, error)
+        return True
+
+
 def _read_scores(out: Path, header: dict[str, str]) -> dict[str, dict[str, float]]:
     if not out.exists():
         return {}
@@ -101,3 +428,11 @@ def _fingerprint(requests: Sequence[ScoreRequest]) -> str:
     for request in requests:
         digest.update(json.dumps([request.key, request.prompt, str(request.response)]).encode())
     return digest.hexdigest()[:32]
+
+
+def _describe(response: Path | TextResponse) -> str:
+    return str(response) if isinstance(response, TextResponse) else os.path.abspath(response)
+
+
+def _digest(value: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]

@@ -309,12 +309,12 @@ def test_score_command_never_writes_over_its_input(folders: tuple[Path, Path], t
 
 def test_other_line_ends_in_a_prompt_end_no_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    from score import read_lines
+    from score import read_rows
 
     prompts = ["a\u2028b", "c\x85d"]
     rows = [json.dumps({"prompt": prompt, "v1": "x", "v2": "y"}, ensure_ascii=False) for prompt in prompts]
     (tmp_path / "pairs.jsonl").write_text("\r\n".join(rows) + "\n", encoding="utf-8")
-    assert [pair.prompt for pair in read_lines(tmp_path / "pairs.jsonl")] == prompts
+    assert [row.prompt for row in read_rows(tmp_path / "pairs.jsonl")[0]] == prompts
 
 
 @pytest.mark.parametrize("script", ["scripts/evaluate.py", "scripts/score.py", "scripts/calibrate.py",
