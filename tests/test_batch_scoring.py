@@ -399,9 +399,12 @@ def forks(tmp_path: Path) -> Iterator[Forks]:
     started.server.wait(30)
 
 
+NUM_CLIPS = 480  # more than ten runs score before they are killed
+
+
 @pytest.fixture(scope="module")
 def five_thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_input(tmp_path_factory.mktemp("many") / "data", 5000, 360)
+    return write_input(tmp_path_factory.mktemp("many") / "data", 5000, NUM_CLIPS)
 
 
 def size_of(folder: Path) -> int:
@@ -414,33 +417,33 @@ def test_ten_kills_lose_and_double_no_row(
     forks: Forks, folders: tuple[Path, Path], five_thousand: Path, tmp_path: Path, world_size: int
 ) -> None:
     out = tmp_path / "scores.jsonl"
-    arguments = ("--model", *folders, "--input", five_thousand, "--out", out, "--batch_size", 4, "--workers", 1)
+    arguments = ("--model", *folders, "--input", five_thousand, "--out", out, "--batch_size", 2, "--workers", 1)
     rng = random.Random(world_size)
     progress = []
-    for _ in range(10):
+    for number in range(10):
         size = size_of(parts_of(out))
         processes = forks.start(world_size, *arguments)
-        # At any time from the start on; mostly some clips further.
-        more = rng.choice((0, rng.uniform(1, 6000)))
-        deadline = time.monotonic() + (30 if more else rng.uniform(0, 1.0))
-        while size_of(parts_of(out)) < size + max(more, 1) and time.monotonic() < deadline:
+        # In turn at any time from the start on, and some clips further.
+        more = rng.uniform(600, 3000) if number % 2 else 1e9
+        deadline = time.monotonic() + (60 if number % 2 else rng.uniform(0, 1.0))
+        while size_of(parts_of(out)) < size + more and time.monotonic() < deadline:
             time.sleep(0.002)
         rng.shuffle(processes)  # which of them dies first
         for process in processes:
             os.kill(process, signal.SIGKILL)
-            time.sleep(rng.choice((0, rng.uniform(0, 0.3))))
-        assert [forks.ask(wait=process) for process in processes] == [-signal.SIGKILL] * world_size, (
-            forks.log.read_text()
-        )
+            time.sleep(rng.choice((0, rng.uniform(0, 0.2))))
+        codes = {forks.ask(wait=process) for process in processes}
+        assert -signal.SIGKILL in codes  # a rank that was done may have ended before
+        assert codes <= {-signal.SIGKILL, 0}, forks.log.read_text()
         assert not out.exists()
         progress.append(len(keys_in_parts(out)))
     assert sum(later > former for former, later in zip([0, *progress], progress, strict=False)) >= 5
-    assert progress[-1] < 360
+    assert progress[-1] < NUM_CLIPS
     # As many processes as before end it.
     processes = forks.start(world_size, *arguments)
     assert [forks.ask(wait=process) for process in processes] == [0] * world_size, forks.log.read_text()
     check_rows(out, five_thousand, folders)
-    assert len(keys_in_parts(out)) == len(set(keys_in_parts(out))) == 360
+    assert len(keys_in_parts(out)) == len(set(keys_in_parts(out))) == NUM_CLIPS
 
 
 @pytest.mark.slow
