@@ -275,8 +275,8 @@ build_inputs, forward, spoiled = loop.build_inputs, ScoreModel.forward, []
 def look(backbone, prompts, videos, device):
     spoiled[:] = [prompt == os.environ["SPOILED_PROMPT"] for prompt in prompts]
     return build_inputs(backbone, prompts, videos, device)
-def spoil(self, inputs):
-    scores = forward(self, inputs)
+def spoil(self, inputs, **options):
+    scores = forward(self, inputs, **options)
     if os.environ["SPOILED"] == "score":
         mask = torch.tensor(spoiled)
         return {head: values.masked_fill(mask.to(values.device), float("nan")) for head, values in scores.items()}
@@ -419,10 +419,10 @@ import os, runpy
 import torch
 from safe_rlhf_video.models.score_model import ScoreModel
 forward = ScoreModel.forward
-def fill(self, inputs):
+def fill(self, inputs, **options):
     if os.environ["RANK"] == "1":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-    return forward(self, inputs)
+    return forward(self, inputs, **options)
 ScoreModel.forward = fill
 runpy.run_path(os.environ["FILLED_SCRIPT"], run_name="__main__")
 """
