@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from check_quickstart import at_least, at_most
+from check_quickstart import at_least, at_most, report
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.samples import ALL_DIMENSIONS, SUB_DIMENSIONS
@@ -38,10 +38,7 @@ def main() -> None:
             f"{path}: is no evaluation of six heads on a synthetic world with all controls ({type(error).__name__}: "
             f"{error}); run scripts/evaluate.py as this script's --help says"
         ) from error
-    for is_met, text in checks:
-        print(f"{'ok' if is_met else 'FAILED':<6} {text}")
-    if num_failed := sum(not is_met for is_met, _ in checks):
-        raise SafeRLHFVideoError(f"{path}: {num_failed} of {len(checks)} bounds are not met")
+    report(path, checks)
 
 
 def check(result: dict[str, Any]) -> Iterator[tuple[bool, str]]:

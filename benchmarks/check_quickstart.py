@@ -6,7 +6,7 @@ python benchmarks/check_quickstart.py outputs/quickstart/summary.json
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,7 @@ def main() -> None:
         raise SafeRLHFVideoError(
             f"{path}: is no summary of a quick start ({type(error).__name__}: {error}); run make quickstart"
         ) from error
-    for is_met, text in checks:
-        print(f"{'ok' if is_met else 'FAILED':<6} {text}")
-    if num_failed := sum(not is_met for is_met, _ in checks):
-        raise SafeRLHFVideoError(f"{path}: {num_failed} of {len(checks)} bounds are not met")
+    report(path, checks)
 
 
 def check(summary: dict[str, Any]) -> Iterator[tuple[bool, str]]:
@@ -57,6 +54,14 @@ def check(summary: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     free, priced = (summary["pair"][name]["preferred"] for name in ("lambda_0", "lambda_5"))
     yield free != priced, f"choice of the pair: {free} at lambda 0 and {priced} at lambda 5, must differ"
     yield at_most("seconds", summary["seconds"], 600)
+
+
+def report(path: Path, checks: Sequence[tuple[bool, str]]) -> None:
+    """Print a line a bound; raise SafeRLHFVideoError, naming the file that was checked, if one is not met."""
+    for is_met, text in checks:
+        print(f"{'ok' if is_met else 'FAILED':<6} {text}")
+    if num_failed := sum(not is_met for is_met, _ in checks):
+        raise SafeRLHFVideoError(f"{path}: {num_failed} of {len(checks)} bounds are not met")
 
 
 def at_least(what: str, value: float, bound: float) -> tuple[bool, str]:

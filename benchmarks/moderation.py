@@ -16,12 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from check_quickstart import at_least
+from check_quickstart import at_least, report
 from epoch import HERE, run
 from machine import describe_machine
 
 from safe_rlhf_video.cli import Parser, run_script
-from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.evaluation.table import format_table
 from safe_rlhf_video.files import write_whole
 
@@ -70,11 +69,7 @@ def main() -> None:
     result = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     print(format_table(result))
     print(describe_machine())
-    checks = list(check(result))
-    for is_met, line in checks:
-        print(f"{'ok  ' if is_met else 'FAIL'} {line}")
-    if not all(is_met for is_met, _ in checks):
-        raise SafeRLHFVideoError(f"{out / 'evaluation.json'}: a bound is not held")
+    report(out / "evaluation.json", list(check(result)))
 
 
 def part_prompts(world: Path, out: Path, seed: int) -> tuple[Path, Path]:

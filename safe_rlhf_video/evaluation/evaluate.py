@@ -105,16 +105,16 @@ def evaluate(
             continue
         fitted = (calibrations or {}).get(head)
         margin = preference_margin(labelled.pairs, scores, head)
+        right = credit(margin * labelled.sign)
         ties = [pair for pair in pairs if pair.preferences[dimension] == TIE]
         result[dimension] = {
             **_judge(labelled, margin, seed),
             "num_tied_labels": len(ties),
             "tie_aware": _judge_ties(labelled, margin, ties, preference_margin(ties, scores, head), fitted, seed),
             "calibration": _judge_probabilities(labelled, margin, fitted),
-            "breakdown": break_down(labelled.pairs, credit(margin * labelled.sign), seed),
+            "breakdown": break_down(labelled.pairs, right, seed),
         }
         if unseen := (unseen_generators or {}).get(head):
-            right = credit(margin * labelled.sign)
             result[dimension]["unseen_generators"] = judge_unseen(labelled.pairs, right, unseen, seed)
     clips, train_clips = _distinct_clips(pairs, videos), _distinct_clips(train_pairs, train_videos)
     result["cost_sign"] = (

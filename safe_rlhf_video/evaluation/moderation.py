@@ -45,8 +45,8 @@ def judge_labels(
         interval, 95%, by prompts), `target` and `holds_target` (None without a threshold, or with fewer than 30 clips
         of the class that it is about), `calibrated`, `prevalence` and counts. A figure that cannot be had is None, with
         the reason. `macro`: means over the labels with 30 clips of either class, any harm apart, and over how many.
-        `severity`: None without a head, else accuracy of the
-        likeliest level with interval, quadratic-weighted kappa, and `confusion` (4, 4), labelled by likeliest level.
+        `severity`: None without a head, else accuracy of the likeliest level with interval, quadratic-weighted kappa,
+        and `confusion` (4, 4), labelled by likeliest level.
     """
     keys = list(signs)
     names = [f"{prompt_id}/{video_id}" for prompt_id, video_id in keys]
@@ -176,7 +176,7 @@ def _hold_against(target: Target | None, figures: Figures) -> Figures:
     interval = figures["recall_interval" if is_recall else "false_positive_interval"]
     holds = None
     if interval is not None and figures["num_positive" if is_recall else "num_negative"] >= MIN_COMPARISONS:
-        holds = interval[1] >= target.value if target.kind == "recall" else interval[0] <= target.value
+        holds = interval[1] >= target.value if is_recall else interval[0] <= target.value
     return {"target": {target.kind: target.value}, "holds_target": holds}
 
 
