@@ -25,6 +25,20 @@ class Parser(argparse.ArgumentParser):
         """Raise what `run_script` prints, instead of the usage and exit code 2."""
         raise ConfigError(f"{message}; --help lists the arguments")
 
+    def add_clip_source(self) -> None:
+        """Where the file of --data and its clips lie: the arguments of `evaluation.clips.load_labelled_clips`."""
+        self.add_argument("--config_filename", default="config.json", help="the file's name, where --data is a folder")
+        self.add_argument("--video_dir", help="where the clips lie, if not where the config says")
+        self.add_argument(
+            "--frame_store", metavar="DIR", help="read the clips that scripts/prepare_videos.py put there"
+        )
+        self.add_argument(
+            "--unreadable",
+            choices=("refuse", "drop"),
+            default="refuse",
+            help="what becomes of comparisons with a clip in the frame store's quarantine",
+        )
+
 
 def parse_config(config_type: type[Config], arguments: Sequence[str], description: str) -> Config:
     """Read `--config FILE.yaml` and `--section.field value` overrides into a dataclass.

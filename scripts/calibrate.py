@@ -25,20 +25,12 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help="model folders, each by itself")
     parser.add_argument("--data", required=True, metavar="CONFIG", help="comparisons or clips, in SafeSora's format")
-    parser.add_argument("--config_filename", default="config.json", help="the file's name, where --data is a folder")
+    parser.add_clip_source()
     parser.add_argument(
         "--train_data",
         nargs="+",
         metavar="FILE",
         help="what a model without held-out prompts was trained on, all of it",
-    )
-    parser.add_argument("--video_dir", help="where the clips lie, if not where the config says")
-    parser.add_argument("--frame_store", metavar="DIR", help="read the clips that scripts/prepare_videos.py put there")
-    parser.add_argument(
-        "--unreadable",
-        choices=("refuse", "drop"),
-        default="refuse",
-        help="what becomes of comparisons with a clip in the frame store's quarantine",
     )
     parser.add_argument("--backbone", help="the backbone's folder, if it lies elsewhere than in training")
     parser.add_argument(

@@ -29,16 +29,8 @@ def main() -> None:
     parser.add_argument(
         "--data", required=True, metavar="CONFIG", help="the test comparisons or clips, in SafeSora's format"
     )
-    parser.add_argument("--config_filename", default="config.json", help="the file's name, where --data is a folder")
+    parser.add_clip_source()
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--video_dir", help="where the clips lie, if not where the config says")
-    parser.add_argument("--frame_store", metavar="DIR", help="read the clips that scripts/prepare_videos.py put there")
-    parser.add_argument(
-        "--unreadable",
-        choices=("refuse", "drop"),
-        default="refuse",
-        help="what becomes of comparisons with a clip in the frame store's quarantine",
-    )
     parser.add_argument("--train_data", metavar="FILE", help="the training comparisons, to fit the controls to")
     parser.add_argument("--random_backbone", nargs="+", metavar="DIR", help="models trained alike on a random backbone")
     parser.add_argument("--compare", nargs="+", metavar="DIR", help="another model, tested against on the same pairs")

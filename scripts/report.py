@@ -19,15 +19,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("--run", nargs="+", type=Path, default=(), metavar="RUN_DIR", help="for learning curves")
     parser.add_argument("--data", metavar="CONFIG", help="the test comparisons; default: those that were judged")
-    parser.add_argument("--config_filename", default="config.json", help="the file's name, where --data is a folder")
-    parser.add_argument("--video_dir", help="where the clips lie, if not where the config says")
-    parser.add_argument("--frame_store", metavar="DIR", help="take pictures from there, where no clip is decoded")
-    parser.add_argument(
-        "--unreadable",
-        choices=("refuse", "drop"),
-        default="refuse",
-        help="what becomes of comparisons with a clip in the frame store's quarantine",
-    )
+    parser.add_clip_source()
     parser.add_argument("--workers", type=int, default=2, help="processes to decode in")
     arguments = parser.parse_args()
     write_report(arguments)
