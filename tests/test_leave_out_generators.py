@@ -103,7 +103,8 @@ def judged() -> tuple[list[PairSample], Scores]:
     rng = np.random.default_rng(0)
     scores = {}
     pairs = [parse_pair(record, "planned") for record in records]
-    for name, video_id in {(v.name, v.video_id) for pair in pairs for v in (pair.video_0, pair.video_1)}:
+    # Sorted: in a set's order, another one in every process, the noise now and then made a tie, worth half a credit.
+    for name, video_id in sorted({(v.name, v.video_id) for pair in pairs for v in (pair.video_0, pair.video_1)}):
         true = truth[video_id]
         scores[name] = {"reward": true["helpfulness"] + rng.normal(), "cost": true["cost"] + 2.0 * rng.normal()}
     return pairs, scores
