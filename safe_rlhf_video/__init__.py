@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset
     from safe_rlhf_video.responses import TextResponse
-    from safe_rlhf_video.scoring import Moderation, PairScore, Scorer, score_pair
+    from safe_rlhf_video.scoring import Moderation, PairScore, Ranking, Scorer, score_pair
     from safe_rlhf_video.video.sampling import Sampling, Video
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "PairDataset",
     "PairScore",
     "PromptDataset",
+    "Ranking",
     "Sampling",
     "Scorer",
     "TextResponse",
@@ -33,6 +34,7 @@ _HOME = {
     "TextResponse": "responses",
     "Moderation": "scoring",
     "PairScore": "scoring",
+    "Ranking": "scoring",
     "Scorer": "scoring",
     "score_pair": "scoring",
     "Sampling": "video.sampling",

@@ -2,7 +2,8 @@
 
 A temperature a head makes P(v1 preferred) = sigmoid(difference / temperature) the frequency that people show, and the
 quantiles of a reference set say where a score stands among others. A harm label gets a probability and the threshold of
-its flag. Everything here is a pure function of scores, but for the file.
+its flag; a reward and a cost the multiplier that holds a limit. Everything here is a pure function of scores, but for
+the file.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -18,9 +19,10 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 from numpy.typing import ArrayLike
 
-from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS
+from safe_rlhf_video.lagrangian import CONFIDENCE, Bound, ConfidentMultiplier, Constraint, confident_multiplier
 from safe_rlhf_video.metrics import MIN_COMPARISONS, fit_logistic, fit_temperature, fit_tie_threshold
 from safe_rlhf_video.moderation import Target, Threshold, choose_threshold
 
@@ -95,6 +97,37 @@ class LabelCalibration:
 
 
 @dataclass(frozen=True)
+class MultiplierCalibration:
+    """The lambda at which choosing by reward less lambda times cost holds a limit on new prompts.
+
+    Attributes:
+        lagrange_multiplier: lambda; it weighs the cost head, whatever is limited.
+        constraint, limit, confidence, bound, num_prompts, observed, reward: as in `ConfidentMultiplier`.
+        num_candidates: the least and the most candidates that one of these prompts had; the promise is about as many.
+        models: head -> fingerprint of the folder with the reward, and of that with the cost; it holds for these two.
+    """
+
+    lagrange_multiplier: float
+    constraint: Constraint
+    limit: float
+    confidence: float
+    bound: Bound
+    num_prompts: int
+    num_candidates: tuple[int, int]
+    observed: float
+    reward: float
+    models: Mapping[str, str]
+
+    def __str__(self) -> str:
+        low, high = self.num_candidates
+        what = f"a mean cost up to {self.limit:g}" if self.constraint == "cost" else f"{self.limit:.3g} harmful at most"
+        return (
+            f"calibrated for {what} with {self.confidence:.0%} confidence, best of "
+            f"{low if low == high else f'{low} to {high}'}"
+        )
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A model folder's calibration.
 
@@ -102,11 +135,13 @@ class Calibration:
         heads: of the heads that learn from comparisons.
         labels: of the heads of harm labels.
         data: facts about what they were fitted to, for people to read.
+        multiplier: for choosing with a reward and a cost, this folder's or another's; None where none was calibrated.
     """
 
     heads: Mapping[str, HeadCalibration]
     labels: Mapping[str, LabelCalibration]
     data: Mapping[str, object] = field(default_factory=dict)
+    multiplier: MultiplierCalibration | None = None
 
 
 def calibrate_head(
@@ -166,6 +201,54 @@ def calibrate_label(logits: ArrayLike, applies: ArrayLike, prompts: ArrayLike, t
     return LabelCalibration(slope, intercept, target, threshold, reason, num_positive, num_negative)
 
 
+def calibrate_multiplier(
+    rewards: Sequence[Sequence[float]],
+    costs: Sequence[Sequence[float]],
+    models: Mapping[str, str],
+    is_unsafe: Sequence[Sequence[int]] | None = None,
+    *,
+    cost_limit: float | None = None,
+    harm_rate_limit: float | None = None,
+    confidence: float = CONFIDENCE,
+) -> MultiplierCalibration:
+    """The smallest lambda that holds a limit on new prompts; see `lagrangian.confident_multiplier`.
+
+    Args:
+        rewards, costs: one row of candidates a prompt.
+        models: head -> fingerprint, of the reward's and of the cost's folder.
+        is_unsafe: likewise, labels 1 and 0; needed for `harm_rate_limit`.
+
+    Raises:
+        ConfigError: not exactly one limit, or one that is out of range.
+        SampleError: no multiplier holds it with so many prompts.
+    """
+    if harm_rate_limit is not None and is_unsafe is None:
+        raise ConfigError("harm_rate_limit needs safety labels of all candidates")
+    found: ConfidentMultiplier = confident_multiplier(
+        rewards,
+        costs,
+        is_unsafe if harm_rate_limit is not None else None,
+        cost_limit=cost_limit,
+        harm_rate_limit=harm_rate_limit,
+        confidence=confidence,
+    )
+    if found.lagrange_multiplier is None:
+        raise SampleError(str(found.reason))
+    counts = [len(row) for row in rewards]
+    return MultiplierCalibration(
+        lagrange_multiplier=found.lagrange_multiplier,
+        constraint=found.constraint,
+        limit=found.limit,
+        confidence=found.confidence,
+        bound=found.bound,
+        num_prompts=found.num_prompts,
+        num_candidates=(min(counts), max(counts)),
+        observed=found.observed,
+        reward=found.reward,
+        models=dict(models),
+    )
+
+
 def describe_reference(scores: ArrayLike) -> Reference | None:
     """Quantiles, mean and standard deviation of (N,) finite scores; None without any."""
     values = np.asarray(scores, dtype=np.float64)
@@ -212,17 +295,18 @@ def read_calibration(folder: Path) -> Calibration:
         return Calibration({}, {})
     try:
         fields = json.loads(path.read_bytes())
-        found = fields["format_version"]
-        if found != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format version {found}, not {FORMAT_VERSION}; run {COMMAND} again")
+        version = fields["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format version {version}, not {FORMAT_VERSION}; run {COMMAND} again")
         heads = {head: _read_head(head, values) for head, values in fields["heads"].items()}
         labels = {head: _read_label(head, values) for head, values in fields["labels"].items()}
         weights, data = fields["weights"], dict(fields["data"])
+        multiplier = _read_multiplier(found) if (found := fields.get("multiplier")) is not None else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error}); run {COMMAND} again") from error
     if weights != fingerprint_model(folder):
         raise CheckpointError(f"{path}: belongs to other weights than lie beside it; run {COMMAND} again")
-    return Calibration(heads, labels, data)
+    return Calibration(heads, labels, data, multiplier)
 
 
 def write_calibration(folder: Path, fitted: Calibration) -> Path:
@@ -321,6 +405,28 @@ def _read_label(head: str, fields: Mapping[str, Any]) -> LabelCalibration:
         raise ValueError(f"{head}: expected a probability and a threshold, or null with a reason")
     counts = (_count(name, fields[name]) for name in ("num_positive", "num_negative"))
     return LabelCalibration(slope, intercept, target, threshold, reason, *counts)
+
+
+def _read_multiplier(fields: Mapping[str, Any]) -> MultiplierCalibration:
+    """As `_read_head`."""
+    low, high = (_count("num_candidates", count) for count in fields["num_candidates"])
+    values = {name: _number(name, fields[name]) for name in ("lagrange_multiplier", "limit", "confidence", "reward")}
+    models = fields["models"]
+    if values["lagrange_multiplier"] < 0 or not 0 < values["confidence"] < 1 or not 1 <= low <= high:
+        raise ValueError("multiplier: a number is out of range")
+    if fields["constraint"] not in get_args(Constraint) or fields["bound"] not in get_args(Bound):
+        raise ValueError("multiplier: its constraint or its bound is unknown")
+    if not isinstance(models, dict) or models.keys() != {"reward", "cost"}:
+        raise ValueError("multiplier: expected fingerprints of the reward and of the cost")
+    return MultiplierCalibration(
+        constraint=fields["constraint"],
+        bound=fields["bound"],
+        num_prompts=_count("num_prompts", fields["num_prompts"]),
+        num_candidates=(low, high),
+        observed=_number("observed", fields["observed"]),
+        models={head: str(name) for head, name in models.items()},
+        **values,
+    )
 
 
 def _optional(name: str, fields: Mapping[str, Any]) -> float | None:

@@ -47,7 +47,8 @@ def main() -> None:
 def calibrate_models(arguments: argparse.Namespace) -> None:
     from safe_rlhf_video.batch_scoring import score_to_file
     from safe_rlhf_video.calibration import Calibration, read_calibration, write_calibration
-    from safe_rlhf_video.evaluation.calibrate import fit_heads, fit_labels, held_out, keep_earlier, parse_targets
+    from safe_rlhf_video.data.held_out import held_out
+    from safe_rlhf_video.evaluation.calibrate import fit_heads, fit_labels, keep_earlier, parse_targets
     from safe_rlhf_video.evaluation.clips import load_labelled_clips
     from safe_rlhf_video.models.checkpoint import read_record, resolve_model_folder
     from safe_rlhf_video.scoring import Scorer

@@ -59,7 +59,7 @@ def main() -> None:
 
 def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
-    from safe_rlhf_video.evaluation.breakdown import unseen_generators
+    from safe_rlhf_video.data.held_out import unseen_generators
     from safe_rlhf_video.evaluation.changed_inputs import SHUFFLED_PROMPT, ChangedFramesScorer, shuffle_prompts
     from safe_rlhf_video.evaluation.clips import load_labelled_clips
     from safe_rlhf_video.evaluation.compare import compare

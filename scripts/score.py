@@ -1,12 +1,12 @@
-"""Score generations: pairs get a choice, single clips their scores.
+"""Score generations: pairs get a choice, lists of candidates an order, single clips their scores.
 
     python scripts/score.py --model REWARD_DIR COST_DIR --input pairs.jsonl --out scores.jsonl
     deepspeed --num_gpus 8 scripts/score.py --model REWARD_DIR COST_DIR --input pairs.parquet --out scores.parquet
 
-The input is JSON lines or Parquet with `prompt`, and `v1` and `v2` or `video` (paths, relative to the file), or a
-SafeSora config (.json, .json.gz) of pairs or of videos. The output, in the order of the input, is JSON lines or Parquet
-as its name ends. Every clip is scored once, in OUT.parts; an interrupted run goes on where it stopped, with any number
-of processes. docs/scoring.md tells more.
+The input is JSON lines or Parquet with `prompt`, and `v1` and `v2`, `videos` or `video` (paths, relative to the file),
+or a SafeSora config (.json, .json.gz) of pairs or of videos. The output, in the order of the input, is JSON lines or
+Parquet as its name ends. Every clip is scored once, in OUT.parts; an interrupted run goes on where it stopped, with any
+number of processes. docs/scoring.md tells more.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
@@ -25,19 +25,30 @@ from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError, SampleError,
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.responses import TextResponse
 
-FIELDS = ("prompt", "v1", "v2", "video", "pair_id", "video_id")
+if TYPE_CHECKING:
+    from safe_rlhf_video.scoring import Scorer
+
+Kind = Literal["clip", "pair", "list"]
+# What a row of each kind is known by, and how it is called.
+ID_OF_KIND: dict[Kind, str] = {"clip": "video_id", "pair": "pair_id", "list": "prompt_id"}
+NAME_OF_KIND: dict[Kind, str] = {"clip": "a clip", "pair": "a pair", "list": "a list of videos"}
+FIELDS = ("prompt", "v1", "v2", "video", "videos", *ID_OF_KIND.values())
 
 # The exit code where rows were left out, as --bad_rows drop allows.
 ROWS_LEFT_OUT = 2
 
 
 class Row(NamedTuple):
-    """What a row asks: one response to judge (`video`) or two to choose between (`v1`, `v2`); ids go to the output."""
+    """What a row asks: one response to judge, two to choose between, or some to put in order; ids go to the output.
+
+    The responses are named by their fields: `video`; `v1` and `v2`; `videos[0]` and so on.
+    """
 
     number: int
     ids: dict[str, str]
     prompt: str
     responses: dict[str, Path | TextResponse]
+    kind: Kind
 
 
 class BadRow(NamedTuple):
@@ -61,8 +72,12 @@ def main() -> None:
         help="what becomes of rows with a wrong field or an unreadable clip: an error, or left out and told in "
         "OUT.bad.jsonl, with exit code 2",
     )
-    parser.add_argument("--lagrange_multiplier", type=float, default=1.0, help="lambda, the price of cost in reward")
-    parser.add_argument("--cost_limit", type=float, default=0.0, help="d, the cost that is allowed")
+    parser.add_argument(
+        "--lagrange_multiplier",
+        type=float,
+        help="lambda, the price of cost in reward; by default the stored one, else 1",
+    )
+    parser.add_argument("--cost_limit", type=float, help="d, the cost that is allowed; by default 0")
     parser.add_argument("--backbone", help="the backbone's folder, if it lies elsewhere than in training")
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once, in each process")
     parser.add_argument("--workers", type=int, default=2, help="decoding processes beside each process")
@@ -93,8 +108,8 @@ def read_rows(path: Path, video_dir: str | None = None) -> tuple[list[Row], list
             if isinstance(record, SampleError):
                 raise record
             row = parse_row(record, number, path.parent, where, ids)
-            if rows and row.responses.keys() != rows[0].responses.keys():
-                kinds = ["a clip" if "video" in one.responses else "a pair" for one in (row, rows[0])]
+            if rows and row.kind != rows[0].kind:
+                kinds = [NAME_OF_KIND[one.kind] for one in (row, rows[0])]
                 raise SampleError(f"{where}: {kinds[0]}, but row {rows[0].number} is {kinds[1]}; make it two files")
             rows.append(row)
         except SampleError as error:
@@ -116,12 +131,12 @@ def read_config(path: Path, video_dir: str | None) -> list[Row]:
     if isinstance(dataset, PairDataset):
         return [
             Row(number, {"pair_id": pair.pair_id}, pair.prompt_text,
-                {"v1": responses[pair.video_0.name], "v2": responses[pair.video_1.name]})
+                {"v1": responses[pair.video_0.name], "v2": responses[pair.video_1.name]}, "pair")
             for number, pair in enumerate(dataset.pairs)
         ]  # fmt: skip
     return [
         Row(number, {"prompt_id": video.prompt_id, "video_id": video.video_id}, video.prompt_text,
-            {"video": responses[video.name]})
+            {"video": responses[video.name]}, "clip")
         for number, video in enumerate(dataset.videos)
     ]  # fmt: skip
 
@@ -160,24 +175,32 @@ def parse_row(record: Any, number: int, folder: Path, where: str, ids: dict[str,
     if not isinstance(record, dict):
         fail(where, "prompt", "an object with a prompt", record)
     record = {name: value for name, value in record.items() if value is not None}
-    is_clip = "video" in record and not {"v1", "v2"} & record.keys()
-    id_name = "video_id" if is_clip else "pair_id"
+    fields_of: dict[Kind, set[str]] = {"clip": {"video"}, "list": {"videos"}, "pair": {"v1", "v2"}}
+    given = [kind for kind, fields in fields_of.items() if fields & record.keys()]
+    kind = given[-1] if given else "pair"
+    id_name = ID_OF_KIND[kind]
     name = record.get(id_name, number)
     if isinstance(name, bool) or not isinstance(name, str | int):
         fail(where, id_name, "a string or a whole number", name)
     ids[id_name] = str(name)
-    if "video" in record and not is_clip:
-        raise SampleError(f"{where}: has video beside v1 or v2; give one clip or a pair")
+    if len(given) > 1:
+        raise SampleError(f"{where}: has {' and '.join(NAME_OF_KIND[kind] for kind in given)}; give one of them")
     prompt = read_non_empty_string(record, "prompt", where)
     if not prompt.strip():
         fail(where, "prompt", "a text", prompt)
-    sides = ("video",) if is_clip else ("v1", "v2")
-    return Row(number, ids, prompt, {side: folder / read_path(record, side, where) for side in sides})
+    if kind == "list":
+        videos = record["videos"]
+        if not isinstance(videos, list) or not videos:
+            fail(where, "videos", "a list of one path or more", videos)
+        record = {f"videos[{place}]": path for place, path in enumerate(videos)}
+        sides = tuple(record)
+    else:
+        sides = ("video",) if kind == "clip" else ("v1", "v2")
+    return Row(number, ids, prompt, {side: folder / read_path(record, side, where) for side in sides}, kind)
 
 
 def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace) -> None:
     from safe_rlhf_video.batch_scoring import ScoreRequest, choose_device, content_key, read_shard, score_in_parts
-    from safe_rlhf_video.lagrangian import lagrangian_score
     from safe_rlhf_video.scoring import Scorer
 
     if not rows:
@@ -185,7 +208,6 @@ def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace
             f"{arguments.input}: holds no pair and no clip{f' but {len(bad)} bad rows, the first: ' if bad else ''}"
             f"{bad[0].error if bad else '; there is nothing to score'}"
         )
-    lagrangian_score(0.0, 0.0, arguments.lagrange_multiplier, arguments.cost_limit)  # a wrong value is said before work
     keys: dict[tuple[str, Path | TextResponse], str] = {}
     requests: dict[str, ScoreRequest] = {}
     for row in rows:
@@ -202,8 +224,9 @@ def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace
 
     shard = read_shard()
     with Scorer.from_pretrained(*arguments.model, device=choose_device(shard), backbone=arguments.backbone) as scorer:
-        if "v1" in rows[0].responses:
-            scorer.require_both_heads()
+        trade_off = (1.0, 0.0, "")
+        if rows[0].kind != "clip":
+            trade_off = scorer.resolve_trade_off(arguments.lagrange_multiplier, arguments.cost_limit)
         outcomes = score_in_parts(
             scorer,
             list(requests.values()),
@@ -213,7 +236,6 @@ def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace
             arguments.workers,
             keep_unreadable=arguments.bad_rows == "drop",
         )
-        calibrations = scorer.calibration.heads
     if outcomes is None:
         print(f"rank {shard.rank} of {shard.world_size}: its clips are scored; rank 0 writes {arguments.out}")
         return
@@ -226,26 +248,44 @@ def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace
         if reasons:
             bad.append(BadRow(row.number, row.ids, VideoDecodeError(reasons[0])))
         else:
-            results.append(judge(row, scores, calibrations, arguments))
+            results.append(judge_row(row, scores, scorer, trade_off))
     write_results(results, sorted(bad, key=lambda row: row.number), len(requests), arguments)
 
 
-def judge(
-    row: Row, scores: list[dict[str, float]], calibrations: Mapping[str, Any], arguments: argparse.Namespace
+def judge_row(
+    row: Row, scores: list[dict[str, float]], scorer: "Scorer", trade_off: tuple[float, float, str]
 ) -> dict[str, Any]:
-    from safe_rlhf_video.scoring import judge_pair
+    from safe_rlhf_video.scoring import PairScore, Ranking, judge_harms, judge_pair, judge_ranking
 
+    responses = [
+        response.text if isinstance(response, TextResponse) else str(response) for response in row.responses.values()
+    ]
     result: dict[str, Any] = {**row.ids, "prompt": row.prompt}
-    result |= {
-        side: response.text if isinstance(response, TextResponse) else str(response)
-        for side, response in row.responses.items()
-    }
-    if "video" in row.responses:
+    calibration = scorer.calibration
+    moderations = [
+        judge_harms(
+            one, scorer.records, isinstance(response, TextResponse), calibration.labels, scorer.severity_thresholds
+        )
+        for one, response in zip(scores, row.responses.values(), strict=True)
+    ]
+    harms = [{"flags": list(one.flags), "probabilities": dict(one.probabilities)} for one in moderations]
+    has_harms = any(one.probabilities for one in moderations)
+    if row.kind == "clip":
         is_safe = {"is_safe": scores[0]["cost"] <= 0.0} if "cost" in scores[0] else {}
-        return {**result, **scores[0], **is_safe}
-    both = {head: (score, scores[1][head]) for head, score in scores[0].items()}
-    judged = judge_pair(both, arguments.lagrange_multiplier, arguments.cost_limit, calibrations)
-    return result | judged.to_dict()
+        return {**result, "video": responses[0], **scores[0], **is_safe, **({"harms": harms[0]} if has_harms else {})}
+    multiplier, limit, source = trade_off
+    judged: PairScore | Ranking
+    if row.kind == "pair":
+        result |= zip(row.responses, responses, strict=True)
+        pairs = {head: (score, scores[1][head]) for head, score in scores[0].items()}
+        judged = judge_pair(pairs, multiplier, limit, calibration.heads, multiplier_source=source)
+    else:
+        result["videos"] = responses
+        table = {head: [one[head] for one in scores] for head in scores[0]}
+        judged = judge_ranking(table, multiplier, limit, calibration.heads, multiplier_source=source)
+    fields = judged.to_dict()
+    del fields["model"]  # the same in every row
+    return {**result, **fields, **({"harms": harms} if has_harms else {})}
 
 
 def write_results(
@@ -269,7 +309,9 @@ def write_results(
     if not results:
         raise SampleError(f"{arguments.input}: all {len(bad)} rows are bad; {side_file} tells why")
     message = f"{out}: {len(results)} clips scored"
-    if "preferred" in results[0]:
+    if "order" in results[0]:
+        message = f"{out}: {len(results)} lists of {num_clips} clips put in order"
+    elif "preferred" in results[0]:
         counts = Counter(row["preferred"] for row in results)
         preferred = ", ".join(f"{name} {counts[name]}" for name in ("v1", "v2", "tie"))
         message = f"{out}: {len(results)} pairs of {num_clips} clips scored; preferred: {preferred}"

@@ -187,6 +187,42 @@ def test_single_clips_and_texts(score: RunScore, folders: tuple[Path, Path], tmp
         assert set(read_rows(tmp_path / "d.jsonl")[0]) == {"prompt_id", "video_id", "prompt", "video", "reward"}
 
 
+def test_lists_are_put_in_order(
+    score: RunScore, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_input(tmp_path / "data", 1, 24)
+    rows = [
+        {"prompt_id": f"p{n}", "prompt": PROMPTS[n], "videos": [f"{(n + m) % 24}.mp4" for m in range(1 + n)]}
+        for n in range(5)
+    ]
+    harms = write_model(tmp_path / "harms", {"moderation": ("harm_any", "harm_crime")}, seed=3)
+    models = ("--model", *folders, harms)
+    source = write_rows(source.with_name("lists.jsonl"), rows)
+    assert score(source, tmp_path / "a.jsonl", "--lagrange_multiplier", 2, *models) == 0
+    assert "5 lists of 15 clips put in order" in capsys.readouterr().out
+    pq.write_table(pa.Table.from_pylist(rows), source.with_suffix(".parquet"))
+    assert score(source.with_suffix(".parquet"), tmp_path / "b.parquet", "--lagrange_multiplier", 2, *models) == 0
+    found, others = read_rows(tmp_path / "a.jsonl"), pq.read_table(tmp_path / "b.parquet").to_pylist()
+    with Scorer.from_pretrained(*folders, harms, device="cpu", workers=1) as scorer:
+        for row, other, asked in zip(found, others, rows, strict=True):
+            videos = [source.parent / name for name in asked["videos"]]
+            expected = scorer.rank(asked["prompt"], videos, lagrange_multiplier=2)
+            assert (row["prompt_id"], row["order"]) == (asked["prompt_id"], list(expected.order))
+            assert row["rewards"] == pytest.approx(expected.rewards, abs=1e-5)
+            assert row["videos"] == other["videos"] == [str(video) for video in videos]
+            assert (other["order"], other["is_safe"]) == (row["order"], row["is_safe"])
+            judged = scorer.moderate(asked["prompt"], videos[-1])
+            assert row["harms"][-1]["probabilities"] == pytest.approx(dict(judged.probabilities), abs=1e-5)
+            assert row["harms"][-1]["flags"] == list(judged.flags)
+    wrong = [{"prompt": "a", "videos": []}, {"prompt": "a", "videos": "0.mp4"}, {"prompt": "a", "videos": ["0.mp4", 7]}]
+    for row in wrong:
+        with one_line(SampleError, "row 0 field videos"):
+            score(write_rows(source.with_name("wrong.jsonl"), [row]), tmp_path / "w.jsonl")
+    with one_line(SampleError, "row 0: has a clip and a list of videos"):
+        score(write_rows(source.with_name("wrong.jsonl"), [{"prompt": "a", "video": "0.mp4", "videos": ["1.mp4"]}]),
+              tmp_path / "w.jsonl")  # fmt: skip
+
+
 def test_bad_rows_are_refused_or_dropped_and_told(
     score: RunScore, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,7 +268,15 @@ def test_bad_rows_are_refused_or_dropped_and_told(
     assert last.endswith(f"; 9 of 39 rows are bad and left out, {side_file} tells why")
     told = read_rows(side_file)
     assert [row["row"] for row in told] == list(bad)
-    parts = ["non-empty", "not JSON", "surrogates", "object", "a clip, but row 1 is a pair", "beside", "field v2"]
+    parts = [
+        "non-empty",
+        "not JSON",
+        "surrogates",
+        "object",
+        "a clip, but row 1 is a pair",
+        "a clip and a pair",
+        "field v2",
+    ]
     for row, part in zip(told, [*parts, "gone.mp4: no such file", "broken.mp4"], strict=True):
         assert part in row["reason"], row
     assert [told[place].get("pair_id") for place in (0, 1, 7, 8)] == ["x", None, "gone", "broken"]

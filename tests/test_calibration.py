@@ -22,10 +22,11 @@ from safe_rlhf_video.calibration import (
     write_calibration,
 )
 from safe_rlhf_video.data.datasets import PairDataset
+from safe_rlhf_video.data.held_out import held_out
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
 from safe_rlhf_video.data.samples import VIDEO_NAMES
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
-from safe_rlhf_video.evaluation.calibrate import held_out, keep_earlier
+from safe_rlhf_video.evaluation.calibrate import keep_earlier
 from safe_rlhf_video.metrics import fit_temperature
 from safe_rlhf_video.moderation import Target
 from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair

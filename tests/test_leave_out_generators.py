@@ -10,11 +10,11 @@ from conftest import ROOT, Record, launch, write_training_config
 from small_models import one_line
 
 from safe_rlhf_video.data.datasets import PairDataset
+from safe_rlhf_video.data.held_out import held_out
 from safe_rlhf_video.data.preferences import is_for_calibration
 from safe_rlhf_video.data.samples import VIDEO_NAMES, PairSample, parse_pair
 from safe_rlhf_video.data.synthetic import plan_split
 from safe_rlhf_video.errors import ConfigError, SampleError
-from safe_rlhf_video.evaluation.calibrate import held_out
 from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.table import format_table
 from safe_rlhf_video.metrics import mean_interval

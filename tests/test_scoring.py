@@ -1,5 +1,6 @@
 """Scorer, PairScore and score_pair on small untrained models."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import COST, JOINT, REWARD, noise_video, write_model
+from small_models import COST, JOINT, REWARD, noise_video, one_line, write_model
 
 import safe_rlhf_video
 from safe_rlhf_video import lagrangian, scoring
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError, VideoDecodeError
 from safe_rlhf_video.models.checkpoint import read_record
-from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair
+from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, judge_ranking
+from safe_rlhf_video.scoring import scorer as scorer_module
 from safe_rlhf_video.video.sampling import Video
 
 PROMPT = "a red circle moving left at night"
@@ -68,6 +70,8 @@ def mirrored(judged: PairScore) -> PairScore:
         cost_limit=judged.cost_limit,
         p_more_helpful=1.0 - judged.p_more_helpful,
         p_safer=1.0 - judged.p_safer,
+        multiplier_source=judged.multiplier_source,
+        model=judged.model,
         calibrated=judged.calibrated,
         is_safe=judged.is_safe[::-1],
         sub_scores={head: pair[::-1] for head, pair in judged.sub_scores.items()},
@@ -150,22 +154,93 @@ def test_all_routes_agree(scorer: Scorer, clips: tuple[list[Path], list[np.ndarr
     for multiplier in (0.0, 5.0):
         combined = [lagrangian.lagrangian_score(s["reward"], s["cost"], multiplier) for s in alone]
         best_first = sorted(range(3), key=lambda i, c=combined: -c[i])
-        assert scorer.rank(PROMPT, paths, lagrange_multiplier=multiplier) == best_first
-    assert scorer.rank(PROMPT, []) == []
+        ranking = scorer.rank(PROMPT, paths, lagrange_multiplier=multiplier)
+        assert list(ranking.order) == best_first
+        np.testing.assert_allclose(ranking.lagrangian_scores, combined, atol=1e-5)
+    assert scorer.rank(PROMPT, []).order == ()
 
 
 def test_rank_follows_the_videos_not_their_order(scorer: Scorer) -> None:
     videos = [noise_video(1 + n % 7 % 4, 16, 16, n % 7) for n in range(9)]  # the first two stand there twice
-    expected = scorer.rank(PROMPT, videos)
+    expected = scorer.rank(PROMPT, videos).order
     assert sorted(expected) == list(range(9))
     for twice in (0, 1):
         assert videos[twice] == videos[twice + 7]
         assert expected.index(twice + 7) == expected.index(twice) + 1
     turned = list(range(9))[::-1]
-    ranked = [turned[place] for place in scorer.rank(PROMPT, [videos[index] for index in turned])]
+    ranked = [turned[place] for place in scorer.rank(PROMPT, [videos[index] for index in turned]).order]
     assert [videos[index] for index in ranked] == [videos[index] for index in expected]
     same = [videos[0]] * 5
-    assert scorer.rank(PROMPT, same) == [0, 1, 2, 3, 4]
+    assert scorer.rank(PROMPT, same).order == (0, 1, 2, 3, 4)
+
+
+def test_ranking_says_what_holds_of_each(scorer: Scorer) -> None:
+    rng = np.random.default_rng(2)
+    for size in (1, 2, 3, 12):
+        rewards, costs = rng.normal(0, 2, (2, size)).round(1)  # with equal ones among them
+        scores = {"reward": rewards, "cost": costs, "aesthetics": costs}
+        ranking = judge_ranking(scores, 0.7, 0.4, multiplier_source="here")
+        expected = (rewards - 0.7 * (costs - 0.4)) / 1.7
+        np.testing.assert_allclose(ranking.lagrangian_scores, expected, rtol=1e-12)
+        assert list(ranking.order) == sorted(range(size), key=lambda at, e=ranking.lagrangian_scores: (-e[at], at))
+        assert ranking.is_within_limit == tuple(costs <= 0.4)
+        assert ranking.is_safe == tuple(costs <= 0)
+        beaten = [
+            any(
+                (r >= rewards[at] and c < costs[at]) or (r > rewards[at] and c <= costs[at])
+                for r, c in zip(rewards, costs, strict=True)
+            )
+            for at in range(size)
+        ]
+        assert ranking.is_on_pareto_front == tuple(not one for one in beaten)
+        assert f"videos[{ranking.order[0]}]" in ranking.reason
+        assert "(here)" in ranking.explain()
+        json.dumps(ranking.to_dict(), allow_nan=False)
+    # Two are judged as a pair is, and in the same words.
+    pair = judge_pair({"reward": (2.0, 1.0), "cost": (1.5, -1.0)}, 5.0)
+    both = judge_ranking({"reward": (2.0, 1.0), "cost": (1.5, -1.0)}, 5.0)
+    assert both.reason == pair.reason.replace("v1", "videos[0]").replace("v2", "videos[1]")
+    judged = scorer.score_pair(PROMPT, noise_video(4, 32, 32, 0), noise_video(4, 32, 32, 1))
+    assert judged.multiplier_source == "the default"
+    assert judged.model == scorer.facts
+    text = judged.explain()
+    for words in (judged.reason, scorer.record.backbone.path, "lambda = 1 (the default)", "not calibrated"):
+        assert words in text
+    assert scorer.describe()["lagrange_multiplier"] == 1.0
+
+
+def test_best_of_n(scorer: Scorer) -> None:
+    prompts = [f"{PROMPT} {n}" for n in range(4)]
+    videos = [[noise_video(2, 32, 32, 10 * n + m) for m in range(2 + n % 2)] for n in range(4)]
+    ranked = [scorer.rank(prompt, row, lagrange_multiplier=0.8) for prompt, row in zip(prompts, videos, strict=True)]
+    chosen = scorer.best_of_n(prompts, videos, lagrange_multiplier=0.8)
+    assert chosen.chosen == tuple(one.order[0] for one in ranked)
+    assert chosen.is_feasible is None
+    rewards, costs = [one.rewards for one in ranked], [one.costs for one in ranked]
+    every = list(itertools.product(*(range(len(row)) for row in videos)))
+    reward, cost = (
+        np.array([np.mean([row[at] for row, at in zip(table, one, strict=True)]) for one in every])
+        for table in (rewards, costs)
+    )
+    limit = float(np.median(cost))
+    best = scorer.best_of_n(prompts, videos, cost_limit=limit)
+    assert best.is_feasible
+    assert np.mean(best.rewards) == pytest.approx(reward[cost <= limit + 1e-9].max(), abs=1e-5)
+    none = scorer.best_of_n(prompts, videos, cost_limit=float(cost.min()) - 1.0)
+    assert (none.is_feasible, none.lagrange_multiplier) == (False, None)
+    assert np.mean(none.costs) == pytest.approx(cost.min(), abs=1e-5)
+    both: dict[str, float] = {"cost_limit": 0.0, "lagrange_multiplier": 1.0}
+    for wrong, options in ((videos[:3], {}), ([[], *videos[1:]], {}), (videos, both)):
+        with one_line(ConfigError, "best_of_n"):
+            scorer.best_of_n(prompts, wrong, **options)
+
+
+def test_bytes_are_a_file(scorer: Scorer, clips: tuple[list[Path], list[np.ndarray]]) -> None:
+    path = clips[0][0]
+    by_path, by_bytes = scorer.read([path, path.read_bytes()])
+    assert by_path == by_bytes
+    with one_line(VideoDecodeError, "videos[1], given as bytes"):
+        scorer.read([path, b"no video"])
 
 
 def test_all_forms_of_a_video_are_one(scorer: Scorer, clips: tuple[list[Path], list[np.ndarray]]) -> None:
@@ -212,8 +287,8 @@ FRAMES = noise_video(3, 16, 16, 0).frames
         ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16))], 8, SampleError, "sizes"),
         ([], 8, SampleError, "list"),
         ([FRAMES[0]], 8, SampleError, "list"),
-        (b"a clip's bytes", 8, SampleError, "bytes"),
-        (b"a clip's bytes", None, SampleError, "bytes"),
+        (b"a clip's bytes", None, VideoDecodeError, "videos[0], given as bytes"),
+        (bytearray(b"a clip's bytes"), None, SampleError, "bytearray"),
         (None, None, SampleError, "NoneType"),
         ("no/such/clip.mp4", None, VideoDecodeError, "no/such/clip.mp4"),
         (Path(__file__), None, VideoDecodeError, "test_scoring.py"),
@@ -249,6 +324,7 @@ def test_pair_score_is_json(scorer: Scorer) -> None:
     assert set(fields) == {
         *("rewards", "costs", "lagrangian_scores", "lagrange_multiplier", "cost_limit", "p_more_helpful", "p_safer"),
         *("calibrated", "is_safe", "sub_scores", "preferred", "reason", "percentiles"),
+        *("multiplier_source", "model"),
     }
     assert fields["rewards"] == list(judged.rewards)
     assert fields["is_safe"] == [cost <= 0 for cost in judged.costs]
@@ -312,7 +388,7 @@ def test_module_level_score_pair_keeps_the_scorer(
         return original(cls, *model_dirs, **options)
 
     monkeypatch.setattr(Scorer, "from_pretrained", classmethod(counted))
-    scoring._load_scorer.cache_clear()
+    scorer_module._load_scorer.cache_clear()
     other = noise_video(4, 32, 32, 1).frames
     judged = [
         safe_rlhf_video.score_pair(PROMPT, FRAMES, other, model=model, fps=8, device="cpu")
@@ -332,7 +408,7 @@ def test_module_level_score_pair_keeps_the_scorer(
     second = safe_rlhf_video.score_pair(PROMPT, FRAMES, other, model=joint, fps=8, device="cpu")
     assert first.rewards != second.rewards
     assert len(loads) == 3
-    scoring._load_scorer.cache_clear()
+    scorer_module._load_scorer.cache_clear()
 
 
 def test_record_says_how_videos_are_sampled(scorer: Scorer, folders: tuple[Path, Path]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,6 @@ def break_down(pairs: Sequence[PairSample], right: np.ndarray, seed: int) -> dic
         "prompt_type": parts(lambda pair: (pair.prompt_type or UNKNOWN,)),
         "harm_category": parts(_harm_categories, [_harm_name(key) for key in HARM_LABELS]) if has_harm_labels else [],
     }
-
-
-def unseen_generators(training: Mapping[str, Any]) -> tuple[str, ...]:
-    """Generators that a model's training facts say were left out of it (`data.leave_out_generators`)."""
-    names = training.get("leave_out_generators")
-    return tuple(sorted(name for name in names if isinstance(name, str))) if isinstance(names, list) else ()
 
 
 def num_unseen(sample: PairSample | VideoSample, generators: Collection[str]) -> int:

@@ -1,83 +1,21 @@
-"""Which comparisons and clips a model may be calibrated on, and what is fitted to them."""
+"""What is fitted to the comparisons and clips that a model is calibrated on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from safe_rlhf_video.calibration import Calibration, HeadCalibration, LabelCalibration, calibrate_head, calibrate_label
-from safe_rlhf_video.data.preferences import (
-    harm_signs,
-    is_for_calibration,
-    names_of_generators,
-    normalise_prompt,
-    videos_of,
-)
+from safe_rlhf_video.data.preferences import harm_signs, videos_of
 from safe_rlhf_video.data.samples import HARM_LABELS, TIE, PairSample, VideoSample
-from safe_rlhf_video.errors import ConfigError, SampleError
-from safe_rlhf_video.evaluation.breakdown import unseen_generators
+from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.evaluation.evaluate import Scores, preference_margin
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS, label_name
 from safe_rlhf_video.moderation import Target
 
 Sample = PairSample | VideoSample
 HEAD_OF_LABEL = {label_name(head): head for head in LOGIT_HEADS}
-
-
-def held_out(
-    samples: Sequence[Sample],
-    data: str,
-    folder: str | Path,
-    training: Mapping[str, Any],
-    train_prompts: Sequence[str] | None = None,
-) -> list[Sample]:
-    """The comparisons or clips whose prompts a model's training did not read, neither to learn nor to choose.
-
-    Those with a clip of a generator that was left out of the training are no part of them.
-
-    Args:
-        samples, data: those of a file, and its name.
-        folder, training: the model folder and its training facts. With a `calibration_fraction` above 0 these say which
-            prompts were held out, and exactly those are taken.
-        train_prompts: for a model that was trained without one, the texts of all prompts that its training was given;
-            `samples` must share none with them.
-
-    Raises:
-        SampleError: it cannot be told, a prompt was trained on, or nothing is left.
-    """
-    if unseen := unseen_generators(training):
-        names = names_of_generators(samples, unseen)
-        samples = [sample for sample in samples if not any(video.name in names for video in videos_of(sample))]
-        if not samples:
-            raise SampleError(
-                f"{data}: every record has a clip of {', '.join(unseen)}, which the training of {folder} left out; "
-                "give clips of other generators"
-            )
-    fraction, seed = training.get("calibration_fraction", 0), training.get("seed")
-    if isinstance(fraction, float) and fraction > 0 and isinstance(seed, int):
-        kept = [sample for sample in samples if is_for_calibration(sample.prompt_text, fraction, seed)]
-        if not kept:
-            raise SampleError(
-                f"{data}: has none of the prompts that the training of {folder} held out (data.calibration_fraction "
-                f"{fraction:g}); give the file that it was trained on"
-            )
-        return kept
-    if train_prompts is None:
-        raise SampleError(
-            f"{folder}: was trained without data.calibration_fraction, so nothing says that it has not seen the "
-            f"prompts of {data}; name all that it was trained on with --train_data"
-        )
-    seen = {normalise_prompt(text) for text in train_prompts}
-    shared = {text: None for sample in samples if (text := normalise_prompt(sample.prompt_text)) in seen}
-    if shared:
-        raise SampleError(
-            f"{data}: {len(shared)} of its prompts were trained on, the first is {next(iter(shared))[:60]!r}; give "
-            "other prompts"
-        )
-    return list(samples)
 
 
 def fit_heads(
@@ -110,7 +48,7 @@ def fit_heads(
 
 
 def keep_earlier(fitted: Calibration, earlier: Calibration) -> tuple[Calibration, list[str]]:
-    """A calibration with what an earlier one says of heads that the new data have no label for.
+    """A calibration with what an earlier one says of heads that the new data have no label for, and its multiplier.
 
     Returns:
         The calibration, and the names of these heads.
@@ -125,7 +63,7 @@ def keep_earlier(fitted: Calibration, earlier: Calibration) -> tuple[Calibration
             labels[head] = label
             kept.append(head)
     data = {**fitted.data, "kept": {"heads": kept, **earlier.data}} if kept else fitted.data
-    return Calibration(heads, labels, data), kept
+    return Calibration(heads, labels, data, fitted.multiplier or earlier.multiplier), kept
 
 
 def parse_targets(words: Sequence[str]) -> dict[str, Target]:

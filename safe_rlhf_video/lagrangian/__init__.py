@@ -1,19 +1,31 @@
 """Weigh helpfulness against safety: scores, choices under a limit, and the multiplier that keeps it. Pure numpy."""
 
 from safe_rlhf_video.lagrangian.candidates import ensemble_scores, pareto_front
-from safe_rlhf_video.lagrangian.confidence import ConfidentMultiplier, confident_multiplier
+from safe_rlhf_video.lagrangian.confidence import CONFIDENCE, Bound, ConfidentMultiplier, confident_multiplier
 from safe_rlhf_video.lagrangian.multiplier import LagrangeMultiplier
 from safe_rlhf_video.lagrangian.score import TIE_TOLERANCE, Choice, choose, explain_choice, lagrangian_score
-from safe_rlhf_video.lagrangian.selection import Randomisation, Selection, Solution, select, solve_multiplier
+from safe_rlhf_video.lagrangian.selection import (
+    Constraint,
+    Randomisation,
+    Selection,
+    Solution,
+    check_limit,
+    select,
+    solve_multiplier,
+)
 
 __all__ = [
+    "CONFIDENCE",
     "TIE_TOLERANCE",
+    "Bound",
     "Choice",
     "ConfidentMultiplier",
+    "Constraint",
     "LagrangeMultiplier",
     "Randomisation",
     "Selection",
     "Solution",
+    "check_limit",
     "choose",
     "confident_multiplier",
     "ensemble_scores",

@@ -75,6 +75,7 @@ def explain_choice(
     lagrange_multiplier: float,
     cost_limit: float,
     preferred: Choice,
+    names: tuple[str, str] = ("v1", "v2"),
 ) -> str:
     """Say in one plain sentence why ``preferred`` is preferred, e.g.
 
@@ -90,6 +91,7 @@ def explain_choice(
         lagrange_multiplier: lambda, as in ``lagrangian_score``.
         cost_limit: d, as in ``lagrangian_score``.
         preferred: what ``choose`` answered for the two Lagrangian scores.
+        names: what the two are called.
 
     Raises:
         ConfigError: as ``lagrangian_score``.
@@ -105,27 +107,29 @@ def explain_choice(
         raise ValueError(f"{preferred} has not the higher Lagrangian score of {scores[0]} (v1) and {scores[1]} (v2)")
 
     if preferred == "tie":
-        reason = _tie_reason(rewards, costs, lagrange_multiplier, cost_limit)
+        reason = _tie_reason(rewards, costs, lagrange_multiplier, cost_limit, names)
     elif lagrange_multiplier == 0:
-        reason = _reward_only_reason(rewards, costs, cost_limit, winner, loser)
+        reason = _reward_only_reason(rewards, costs, cost_limit, winner, loser, names)
     elif rewards[winner] >= rewards[loser] and costs[winner] <= costs[loser]:
-        reason = _better_on_both_reason(rewards, costs, cost_limit, winner, loser)
+        reason = _better_on_both_reason(rewards, costs, cost_limit, winner, loser, names)
     else:
-        reason = _trade_off_reason(rewards, costs, lagrange_multiplier, cost_limit, winner)
+        reason = _trade_off_reason(rewards, costs, lagrange_multiplier, cost_limit, winner, names)
     if min(costs) > cost_limit:
         reason += f"; both are above the cost limit {_cost_texts(costs, cost_limit)[2]}"
     return f"{reason}."
 
 
-def _tie_reason(rewards: tuple[float, float], costs: tuple[float, float], multiplier: float, limit: float) -> str:
+def _tie_reason(
+    rewards: tuple[float, float], costs: tuple[float, float], multiplier: float, limit: float, names: tuple[str, str]
+) -> str:
     reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
     # Listed by value and not by position, so that exchanging the videos exchanges only their names.
     first, second = (0, 1) if (-rewards[0], costs[0]) <= (-rewards[1], costs[1]) else (1, 0)
     if rewards[0] == rewards[1] and costs[0] == costs[1]:
         return f"neither is preferred: both have reward {reward[0]} and cost {cost[0]}"
     numbers = (
-        f"v{first + 1} has reward {reward[first]} and cost {cost[first]}, "
-        f"v{second + 1} has reward {reward[second]} and cost {cost[second]}"
+        f"{names[first]} has reward {reward[first]} and cost {cost[first]}, "
+        f"{names[second]} has reward {reward[second]} and cost {cost[second]}"
     )
     if multiplier == 0:
         return (
@@ -135,11 +139,16 @@ def _tie_reason(rewards: tuple[float, float], costs: tuple[float, float], multip
 
 
 def _reward_only_reason(
-    rewards: tuple[float, float], costs: tuple[float, float], limit: float, winner: int, loser: int
+    rewards: tuple[float, float],
+    costs: tuple[float, float],
+    limit: float,
+    winner: int,
+    loser: int,
+    names: tuple[str, str],
 ) -> str:
     reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
     reason = (
-        f"v{winner + 1} is preferred: it is more helpful (reward {reward[winner]} against {reward[loser]}), "
+        f"{names[winner]} is preferred: it is more helpful (reward {reward[winner]} against {reward[loser]}), "
         "and lambda = 0 ignores cost"
     )
     if costs[winner] > limit >= costs[loser]:
@@ -148,7 +157,12 @@ def _reward_only_reason(
 
 
 def _better_on_both_reason(
-    rewards: tuple[float, float], costs: tuple[float, float], limit: float, winner: int, loser: int
+    rewards: tuple[float, float],
+    costs: tuple[float, float],
+    limit: float,
+    winner: int,
+    loser: int,
+    names: tuple[str, str],
 ) -> str:
     reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
     helpful = f"more helpful (reward {reward[winner]} against {reward[loser]})"
@@ -157,21 +171,26 @@ def _better_on_both_reason(
     safe = f"safer (cost {cost[winner]} against {cost[loser]})"
     if costs[winner] == costs[loser]:
         safe = f"equally safe (cost {cost[winner]})"
-    return f"v{winner + 1} is preferred: it is {helpful} and {safe}"
+    return f"{names[winner]} is preferred: it is {helpful} and {safe}"
 
 
 def _trade_off_reason(
-    rewards: tuple[float, float], costs: tuple[float, float], multiplier: float, limit: float, winner: int
+    rewards: tuple[float, float],
+    costs: tuple[float, float],
+    multiplier: float,
+    limit: float,
+    winner: int,
+    names: tuple[str, str],
 ) -> str:
     reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
     helpful, safe = (0, 1) if rewards[0] > rewards[1] else (1, 0)
     harm = f"less safe (cost {cost[helpful]} against {cost[safe]})"
     if costs[helpful] > limit >= costs[safe]:
         harm = f"unsafe (cost {cost[helpful]} > limit {cost[2]})"
-    subject = "it" if helpful == winner else f"v{helpful + 1}"
+    subject = "it" if helpful == winner else f"{names[helpful]}"
     stronger, weaker = ("reward", "cost") if helpful == winner else ("cost", "reward")
     return (
-        f"v{winner + 1} is preferred: {subject} is more helpful (reward {reward[helpful]} against {reward[safe]}) "
+        f"{names[winner]} is preferred: {subject} is more helpful (reward {reward[helpful]} against {reward[safe]}) "
         f"but {harm}, and {_at(multiplier)} its extra {stronger} outweighs its extra {weaker}"
     )
 

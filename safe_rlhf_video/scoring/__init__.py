@@ -1,0 +1,19 @@
+"""Scores for generations, and the choice among them under a safety constraint."""
+
+from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, judge_pair, judge_ranking
+from safe_rlhf_video.scoring.harms import Moderation, judge_harms
+from safe_rlhf_video.scoring.scorer import BestOfN, Scorer, load_calibration, score_pair
+
+__all__ = [
+    "BestOfN",
+    "ModelFacts",
+    "Moderation",
+    "PairScore",
+    "Ranking",
+    "Scorer",
+    "judge_harms",
+    "judge_pair",
+    "judge_ranking",
+    "load_calibration",
+    "score_pair",
+]

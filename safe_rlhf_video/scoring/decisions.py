@@ -1,0 +1,287 @@
+"""What scores decide: which of two videos is preferred, and in which order more of them come. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from safe_rlhf_video import calibration, lagrangian
+from safe_rlhf_video.calibration import HeadCalibration
+from safe_rlhf_video.heads import SUB_HEADS
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What made some scores.
+
+    Attributes:
+        fingerprint: of the weights of all heads and adapters.
+        backbone: folder or hub id.
+        sampling: how frames of a clip are picked and resized, by the names of `Sampling`.
+    """
+
+    fingerprint: str
+    backbone: str
+    sampling: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        low, high = self.sampling["min_pixels"], self.sampling["max_pixels"]
+        pixels = f"{low}" if low == high else f"{low} to {high}"
+        return (
+            f"scored by {self.fingerprint[:12]} on {self.backbone}, up to {self.sampling['num_frames']} frames a clip, "
+            f"{pixels} pixels each"
+        )
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """Two generations for one prompt, judged; every tuple is (v1, v2).
+
+    Attributes:
+        rewards: how helpful; only differences between answers to one prompt mean something.
+        costs: how harmful; above 0 is unsafe.
+        lagrangian_scores: (r - lambda (c - d)) / (1 + lambda).
+        lagrange_multiplier: lambda, the price of a unit of cost in units of reward.
+        cost_limit: d.
+        multiplier_source: where lambda is from: "given", "the default", or what it was calibrated to keep.
+        p_more_helpful: probability that people find v1 more helpful than v2, by Bradley-Terry; too near one half for a
+            model that was trained on ties by Rao and Kupper's.
+        p_safer: probability that people find v1 safer than v2.
+        calibrated: whether these two probabilities were fitted to held-out labels.
+        is_safe: cost <= 0.
+        sub_scores: head -> scores in a sub-dimension of helpfulness, of those that the model has; as rewards.
+        preferred: the side with the higher Lagrangian score; "tie" below `lagrangian.TIE_TOLERANCE`.
+        reason: the choice in a sentence.
+        percentiles: head -> per cent of the reference clips of `scripts/calibrate.py` that score lower; for the cost
+            these are the less harmful ones. None without a calibrated model.
+        model: what scored the two; None for scores from elsewhere.
+    """
+
+    rewards: tuple[float, float]
+    costs: tuple[float, float]
+    lagrangian_scores: tuple[float, float]
+    lagrange_multiplier: float
+    cost_limit: float
+    multiplier_source: str
+    p_more_helpful: float
+    p_safer: float
+    calibrated: bool
+    is_safe: tuple[bool, bool]
+    sub_scores: Mapping[str, tuple[float, float]]
+    preferred: Literal["v1", "v2", "tie"]
+    reason: str
+    percentiles: Mapping[str, tuple[float, float]] | None = None
+    model: ModelFacts | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def explain(self) -> str:
+        """All of it in a few lines of words."""
+        fitted = "fitted to held-out labels" if self.calibrated else "not calibrated"
+        lines = [
+            self.reason,
+            *(_describe_video(f"v{side + 1}", side, self.rewards, self.costs, self.percentiles) for side in (0, 1)),
+            f"people would find v1 more helpful with probability {self.p_more_helpful:.2f}, and safer with "
+            f"{self.p_safer:.2f} ({fitted})",
+            _describe_trade(self.lagrange_multiplier, self.cost_limit, self.multiplier_source),
+        ]
+        return "\n".join([*lines, *([] if self.model is None else [str(self.model)])])
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Any number of generations for one prompt, put in order; every tuple but `order` is in the order given.
+
+    Attributes:
+        order: indices of the videos by Lagrangian score, best first; equal ones keep their order.
+        rewards, costs, lagrangian_scores, is_safe, sub_scores, percentiles: as in `PairScore`, one value a video.
+        is_within_limit: cost <= d. The limit moves all scores alike, so it never changes the order; that is lambda's.
+        is_on_pareto_front: whether some lambda could put the video first: no other has as much reward at less cost.
+        lagrange_multiplier, cost_limit, multiplier_source, model: as in `PairScore`.
+        reason: the first place in a sentence.
+    """
+
+    order: tuple[int, ...]
+    rewards: tuple[float, ...]
+    costs: tuple[float, ...]
+    lagrangian_scores: tuple[float, ...]
+    lagrange_multiplier: float
+    cost_limit: float
+    multiplier_source: str
+    is_safe: tuple[bool, ...]
+    is_within_limit: tuple[bool, ...]
+    is_on_pareto_front: tuple[bool, ...]
+    sub_scores: Mapping[str, tuple[float, ...]]
+    reason: str
+    percentiles: Mapping[str, tuple[float, ...]] | None = None
+    model: ModelFacts | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def explain(self) -> str:
+        """All of it in a few lines of words."""
+        lines = [
+            self.reason,
+            *(_describe_video(f"videos[{at}]", at, self.rewards, self.costs, self.percentiles) for at in self.order),
+            _describe_trade(self.lagrange_multiplier, self.cost_limit, self.multiplier_source),
+        ]
+        return "\n".join([*lines, *([] if self.model is None else [str(self.model)])])
+
+
+def judge_pair(
+    scores: Mapping[str, tuple[float, float]],
+    lagrange_multiplier: float = 1.0,
+    cost_limit: float = 0.0,
+    calibrations: Mapping[str, HeadCalibration] | None = None,
+    *,
+    multiplier_source: str = "given",
+    model: ModelFacts | None = None,
+) -> PairScore:
+    """The decision from scores alone: the Lagrangian of Safe RLHF (arXiv 2310.12773) and its explanation.
+
+    Args:
+        scores: head -> (v1, v2); a reward and a cost must be among them.
+        calibrations: head -> calibration, `Scorer.calibration.heads`. Unless both the reward and the cost have a
+            temperature, neither probability is calibrated.
+        multiplier_source, model: as in `PairScore`.
+    """
+    of_head = calibrations or {}
+    temperatures = {head: one.temperature for head, one in of_head.items() if one.temperature is not None}
+    is_calibrated = {"reward", "cost"} <= temperatures.keys()
+    reward_unit, cost_unit = (temperatures[head] if is_calibrated else 1.0 for head in ("reward", "cost"))
+    rewards, costs = scores["reward"], scores["cost"]
+    first, second = (
+        float(lagrangian.lagrangian_score(reward, cost, lagrange_multiplier, cost_limit))
+        for reward, cost in zip(rewards, costs, strict=True)
+    )
+    preferred = lagrangian.choose(first, second)
+    return PairScore(
+        rewards=rewards,
+        costs=costs,
+        lagrangian_scores=(first, second),
+        lagrange_multiplier=float(lagrange_multiplier),
+        cost_limit=float(cost_limit),
+        multiplier_source=multiplier_source,
+        p_more_helpful=sigmoid((rewards[0] - rewards[1]) / reward_unit),
+        p_safer=sigmoid((costs[1] - costs[0]) / cost_unit),
+        calibrated=is_calibrated,
+        is_safe=(costs[0] <= 0.0, costs[1] <= 0.0),
+        sub_scores={head: scores[head] for head in SUB_HEADS if head in scores},
+        preferred=preferred,
+        reason=lagrangian.explain_choice(rewards, costs, lagrange_multiplier, cost_limit, preferred),
+        percentiles=_percentiles(scores, of_head),
+        model=model,
+    )
+
+
+def judge_ranking(
+    scores: Mapping[str, Sequence[float]],
+    lagrange_multiplier: float = 1.0,
+    cost_limit: float = 0.0,
+    calibrations: Mapping[str, HeadCalibration] | None = None,
+    *,
+    multiplier_source: str = "given",
+    model: ModelFacts | None = None,
+) -> Ranking:
+    """As `judge_pair`, for any number of videos.
+
+    Args:
+        scores: head -> (N,); a reward and a cost must be among them.
+    """
+    table = {head: tuple(map(float, values)) for head, values in scores.items()}
+    rewards, costs = table["reward"], table["cost"]
+    combined = lagrangian.lagrangian_score(np.array(rewards), np.array(costs), lagrange_multiplier, cost_limit)
+    order: list[int] = np.argsort(-combined, kind="stable").tolist()
+    front = set(lagrangian.pareto_front(rewards, costs).tolist())
+    return Ranking(
+        order=tuple(order),
+        rewards=rewards,
+        costs=costs,
+        lagrangian_scores=tuple(combined.tolist()),
+        lagrange_multiplier=float(lagrange_multiplier),
+        cost_limit=float(cost_limit),
+        multiplier_source=multiplier_source,
+        is_safe=tuple(cost <= 0.0 for cost in costs),
+        is_within_limit=tuple(cost <= cost_limit for cost in costs),
+        is_on_pareto_front=tuple(at in front for at in range(len(costs))),
+        sub_scores={head: table[head] for head in SUB_HEADS if head in table},
+        reason=_explain_first(order, table, lagrange_multiplier, cost_limit),
+        percentiles=_percentiles(table, calibrations or {}),
+        model=model,
+    )
+
+
+def sigmoid(difference: float) -> float:
+    """The sigmoid; p(d) and p(-d) add up to exactly 1."""
+    # In [0.5, 1] the subtraction from 1 is exact.
+    larger = 1.0 / (1.0 + math.exp(-abs(difference)))
+    return larger if difference >= 0 else 1.0 - larger
+
+
+def _percentiles(
+    scores: Mapping[str, Sequence[float]], calibrations: Mapping[str, HeadCalibration]
+) -> dict[str, Any] | None:
+    found = {
+        head: tuple(calibration.percentile(score, one.reference) for score in scores[head])
+        for head, one in calibrations.items()
+        if one.reference is not None and head in scores
+    }
+    return found or None
+
+
+def _explain_first(
+    order: Sequence[int], scores: Mapping[str, tuple[float, ...]], multiplier: float, limit: float
+) -> str:
+    if not order:
+        return "there is no video"
+    rewards, costs = scores["reward"], scores["cost"]
+    over = sum(cost > limit for cost in costs)
+    if len(order) == 1:
+        text = "videos[0] is the only one."
+    else:
+        # The one that comes first and its runner-up, as a pair.
+        first, second = order[:2]
+        pair = [(values[first], values[second]) for values in (rewards, costs)]
+        combined = [
+            float(lagrangian.lagrangian_score(reward, cost, multiplier, limit))
+            for reward, cost in zip(*pair, strict=True)
+        ]
+        text = lagrangian.explain_choice(
+            pair[0],
+            pair[1],
+            multiplier,
+            limit,
+            lagrangian.choose(combined[0], combined[1]),
+            names=(f"videos[{first}]", f"videos[{second}]"),
+        )
+    if over > 0 and len(order) > 2:
+        which = "all" if over == len(costs) else f"{over} of {len(costs)}"
+        text = f"{text.removesuffix('.')}; {which} are above the cost limit {limit:z.2f}."
+    return text
+
+
+def _describe_video(
+    name: str,
+    at: int,
+    rewards: Sequence[float],
+    costs: Sequence[float],
+    percentiles: Mapping[str, Sequence[float]] | None,
+) -> str:
+    notes = {"reward": "", "cost": "safe" if costs[at] <= 0 else "unsafe"}
+    for head, words in (("reward", "more helpful than"), ("cost", "more harmful than")):
+        if percentiles is not None and head in percentiles:
+            notes[head] = f"{notes[head]}, {words} {percentiles[head][at]:.0f}% of clips".removeprefix(", ")
+    reward, cost = (f" ({notes[head]})" if notes[head] else "" for head in ("reward", "cost"))
+    return f"{name}: reward {rewards[at]:.2f}{reward}, cost {costs[at]:+.2f}{cost}"
+
+
+def _describe_trade(multiplier: float, limit: float, source: str) -> str:
+    return f"lambda = {multiplier:.4g} ({source}), cost limit {limit:.4g}"

@@ -1,0 +1,586 @@
+"""The scorer: trained models on one backbone, loaded once, that judge videos and texts for their prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from safe_rlhf_video import calibration, lagrangian
+from safe_rlhf_video.calibration import (
+    Calibration,
+    HeadCalibration,
+    LabelCalibration,
+    MultiplierCalibration,
+    fingerprint_model,
+)
+from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset, load_any
+from safe_rlhf_video.data.held_out import held_out
+from safe_rlhf_video.data.preferences import videos_of
+from safe_rlhf_video.data.samples import PairSample, VideoSample
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
+from safe_rlhf_video.heads import HEADS, LABEL_HEADS, SEVERITY
+from safe_rlhf_video.models.checkpoint import (
+    fingerprint_weights,
+    load_models,
+    read_record,
+    resolve_model_folder,
+)
+from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.responses import Response, TextResponse
+from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, judge_pair, judge_ranking
+from safe_rlhf_video.scoring.harms import Moderation, judge_harms
+from safe_rlhf_video.scoring.multiplier import fit_multiplier, group_candidates, store_multiplier
+from safe_rlhf_video.video.pool import DecodePool
+from safe_rlhf_video.video.sampling import Video, sample_video
+
+# A path, bytes of a file, a Video, a TextResponse, or, with fps=, a uint8 array or tensor (T, H, W, 3) or a list of PIL
+# images.
+VideoLike = Any
+Source: TypeAlias = Path | TextResponse | Callable[[], Video]
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """One of the candidates of each of P prompts; tuples are (P,).
+
+    Attributes:
+        chosen: index among the prompt's candidates.
+        rewards, costs: of the chosen.
+        lagrange_multiplier: lambda, None where a cost limit was given that nothing meets.
+        multiplier_source: as in `PairScore`.
+        is_feasible: whether any choice meets the cost limit; if not, the chosen are the least costly. None without one.
+    """
+
+    chosen: tuple[int, ...]
+    rewards: tuple[float, ...]
+    costs: tuple[float, ...]
+    lagrange_multiplier: float | None
+    multiplier_source: str
+    is_feasible: bool | None
+
+
+class Scorer:
+    """Reward and cost on one backbone, loaded once.
+
+    Build it with `from_pretrained`. Paths are decoded in child processes, where a broken file can do no harm; a `with`
+    block stops them at its end.
+    """
+
+    def __init__(
+        self,
+        model_dirs: Sequence[str | Path],
+        device: torch.device,
+        backbone: str | None,
+        workers: int,
+        calibrated: bool = True,
+    ) -> None:
+        self.device = device
+        self.records = [read_record(folder) for folder in model_dirs]
+        # Before the backbone is loaded: a stale calibration is told at once.
+        self.calibration = load_calibration(model_dirs if calibrated else ())
+        self.model, self._backbone, self.record = load_models(model_dirs, device, backbone)
+        self._workers = workers
+        self._pool = DecodePool(self.record.sampling, num_workers=workers)
+        self.fingerprint = fingerprint_weights(model_dirs)
+        self._folder_of = {
+            head: resolve_model_folder(folder)
+            for folder, record in zip(model_dirs, self.records, strict=True)
+            for heads in record.heads_of_adapter.values()
+            for head in heads
+            if head in ("reward", "cost")
+        }
+        # Told when it is needed, not now: another multiplier may be given, or none be asked for.
+        self._stale_multiplier: str | None = None
+        self._adopt_multiplier(self.calibration.multiplier)
+
+    def _adopt_multiplier(self, stored: MultiplierCalibration | None) -> None:
+        self.multiplier = None
+        if stored is None or len(self._folder_of) < 2:
+            return
+        for head, folder in self._folder_of.items():
+            if fingerprint_model(folder) != stored.models[head]:
+                self._stale_multiplier = (
+                    f"{folder}: the stored multiplier was calibrated with another {head} model; run "
+                    f"{calibration.COMMAND} with these two, or give lagrange_multiplier"
+                )
+                return
+        self._stale_multiplier, self.multiplier = None, stored
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        *model_dirs: str | Path,
+        device: str = "auto",
+        backbone: str | None = None,
+        workers: int = 2,
+        calibrated: bool = True,
+    ) -> Self:
+        """Load one or more model folders (a reward and a cost, say) onto one backbone.
+
+        Args:
+            device: "auto" takes CUDA where there is one.
+            backbone: the folder of the backbone, if it lies elsewhere than in training; its weights must be the same.
+            workers: decoding processes.
+            calibrated: whether to read the folders' calibrations, where `scripts/calibrate.py` wrote them.
+
+        Raises:
+            CheckpointError: a folder is no model folder, the folders do not fit each other or the backbone, or a
+                calibration is damaged or belongs to other weights.
+            ConfigError: there is no such device.
+        """
+        return cls(model_dirs, _resolve_device(device), backbone, workers, calibrated)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads of the loaded folders."""
+        return tuple(head for head in HEADS if head in self.model.score_heads)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What made the scores."""
+        return ModelFacts(self.fingerprint, self.record.backbone.path, self.record.sampling.to_dict())
+
+    @property
+    def lagrange_multiplier(self) -> float:
+        """Lambda where none is given: the stored one, else 1.
+
+        Raises:
+            CheckpointError: the stored one belongs to another model.
+        """
+        return self.resolve_trade_off()[0]
+
+    @property
+    def cost_limit(self) -> float:
+        """The cost limit where none is given: that of the stored multiplier, else 0."""
+        return self.resolve_trade_off()[1]
+
+    def describe(self) -> dict[str, Any]:
+        """Model, heads and defaults, as plain values for JSON."""
+        choice: dict[str, Any] = {}
+        if len(self._folder_of) == 2:
+            names = ("lagrange_multiplier", "cost_limit", "multiplier_source")
+            choice = dict(zip(names, self.resolve_trade_off(), strict=True))
+        calibrated = {
+            head: one.temperature is not None for head, one in self.calibration.heads.items() if head in self.heads
+        }
+        return {**asdict(self.facts), "heads": list(self.heads), "calibrated": calibrated, **choice}
+
+    @property
+    def severity_thresholds(self) -> np.ndarray | None:
+        """The scores from which on a severity is rather the next higher one: (3,); None without a head for it."""
+        if SEVERITY not in self.heads:
+            return None
+        thresholds: np.ndarray = self.model.severity_thresholds().detach().double().cpu().numpy()
+        return thresholds
+
+    def read(self, videos: Sequence[VideoLike], fps: float | None = None) -> list[Response]:
+        """Sample videos as the model was trained: files and bytes are decoded, arrays are picked from and resized.
+
+        Raises:
+            VideoDecodeError: a file cannot be read. SampleError: an array without `fps`, or of another form.
+        """
+        # Arrays first: a wrong one is said before any file is decoded.
+        sampled: list[Response | None] = [
+            None if isinstance(video, str | Path | bytes) else self._sample(video, fps) for video in videos
+        ]
+        with tempfile.TemporaryDirectory(prefix="safe_rlhf_video-") as scratch:
+            files: dict[Path, str] = {}  # those of bytes, and what they are called
+            paths = []
+            for place, video in enumerate(videos):
+                if isinstance(video, bytes):
+                    paths.append(Path(scratch, f"{place}"))
+                    paths[-1].write_bytes(video)
+                    files[paths[-1]] = f"videos[{place}], given as bytes"
+                elif isinstance(video, str | Path):
+                    paths.append(Path(video))
+            try:
+                decoded = iter(self._pool.read(paths))
+            except VideoDecodeError as error:
+                text = str(error)
+                for path, name in files.items():
+                    text = text.replace(str(path), name)
+                raise VideoDecodeError(text) from error
+        return [next(decoded) if video is None else video for video in sampled]
+
+    def score_batch(self, prompts: Sequence[str], responses: Sequence[Response]) -> dict[str, np.ndarray]:
+        """Score N >= 1 sampled videos or texts in one batch.
+
+        Returns:
+            head -> float64 (N,).
+
+        Raises:
+            CheckpointError: a score is not finite.
+        """
+        inputs = build_inputs(self._backbone, prompts, responses, self.device)
+        with torch.inference_mode():
+            output = self.model(inputs)
+        scores = {head: values.double().cpu().numpy() for head, values in output.items()}
+        for head, values in scores.items():
+            if not np.isfinite(values).all():
+                bad = prompts[int(np.flatnonzero(~np.isfinite(values))[0])]
+                raise CheckpointError(
+                    f"the {head} of a video for the prompt {bad[:60]!r} is not finite: the model diverged"
+                )
+        return scores
+
+    def score(self, prompt: str, video: VideoLike, *, fps: float | None = None) -> dict[str, float]:
+        """Score one video for its prompt.
+
+        Returns:
+            head -> score, e.g. {"reward": 1.2, "cost": -0.4}.
+        """
+        scores = self.score_batch([prompt], self.read([video], fps))
+        return {head: float(values[0]) for head, values in scores.items()}
+
+    def moderate(self, prompt: str, video: VideoLike, *, fps: float | None = None) -> Moderation:
+        """Which harms a video or a text shows, for its prompt.
+
+        Raises:
+            CheckpointError: no loaded folder has a head of a harm label.
+        """
+        if not set(LABEL_HEADS) & set(self.heads):
+            raise CheckpointError(
+                "no harm label has a head here; give a folder of scripts/train_moderation.py to Scorer.from_pretrained"
+            )
+        scores = self.score(prompt, video, fps=fps)
+        is_text = isinstance(video, TextResponse)
+        return judge_harms(scores, self.records, is_text, self.calibration.labels, self.severity_thresholds)
+
+    def score_pair(
+        self,
+        prompt: str,
+        v1: VideoLike,
+        v2: VideoLike,
+        *,
+        lagrange_multiplier: float | None = None,
+        cost_limit: float | None = None,
+        fps: float | None = None,
+    ) -> PairScore:
+        """Judge two videos for one prompt; swapping them mirrors the result exactly.
+
+        Args:
+            v1, v2: each a path, an encoded video as bytes, a `Video`, or with `fps` a uint8 array or tensor
+                (T, H, W, 3) or a list of PIL images; or a `TextResponse`.
+            lagrange_multiplier: lambda >= 0; 0 ignores cost. By default the stored one, else 1.
+            cost_limit: d, the cost that is allowed. By default that of the stored multiplier, else 0.
+            fps: frames a second of arrays handed in.
+
+        Raises:
+            CheckpointError: a reward or a cost is missing, a score is not finite, or the stored multiplier is needed
+                and belongs to another model.
+        """
+        trade = self.resolve_trade_off(lagrange_multiplier, cost_limit)
+        scores = self._score_by_content(prompt, self.read([v1, v2], fps))
+        pairs = {head: tuple(values.tolist()) for head, values in scores.items()}
+        return judge_pair(pairs, *trade[:2], self.calibration.heads, multiplier_source=trade[2], model=self.facts)
+
+    def rank(
+        self,
+        prompt: str,
+        videos: Sequence[VideoLike],
+        *,
+        lagrange_multiplier: float | None = None,
+        cost_limit: float | None = None,
+        fps: float | None = None,
+    ) -> Ranking:
+        """Put any number of videos for one prompt in order; arguments and errors as those of `score_pair`."""
+        trade = self.resolve_trade_off(lagrange_multiplier, cost_limit)
+        scores = {head: np.zeros(0) for head in self.heads}
+        if videos:
+            scores = self._score_by_content(prompt, self.read(videos, fps))
+        tables = {head: values.tolist() for head, values in scores.items()}
+        return judge_ranking(tables, *trade[:2], self.calibration.heads, multiplier_source=trade[2], model=self.facts)
+
+    def best_of_n(
+        self,
+        prompts: Sequence[str],
+        videos: Sequence[Sequence[VideoLike]],
+        *,
+        lagrange_multiplier: float | None = None,
+        cost_limit: float | None = None,
+        fps: float | None = None,
+    ) -> BestOfN:
+        """Choose one of the candidates of each of many prompts.
+
+        With `cost_limit` alone, the choice that has the most mean reward of all those whose mean cost is within it
+        (`lagrangian.solve_multiplier`); else prompt by prompt the most reward - lambda cost, of equals the least cost.
+
+        Args:
+            videos: the candidates of each prompt, of any numbers from 1.
+            lagrange_multiplier: by default the stored one, else 1.
+
+        Raises:
+            ConfigError: there are not as many lists of candidates as prompts, an empty one, or both a multiplier and a
+                limit. CheckpointError: as `score_pair`.
+        """
+        if len(prompts) != len(videos) or not all(len(row) for row in videos) or not len(prompts):
+            raise ConfigError(
+                f"best_of_n: {len(prompts)} prompts and {len(videos)} lists of candidates; give each prompt a list of "
+                "at least one video"
+            )
+        if cost_limit is not None and lagrange_multiplier is not None:
+            raise ConfigError("best_of_n: give either lagrange_multiplier or cost_limit: the limit has its own lambda")
+        if cost_limit is None:
+            multiplier, _, source = self.resolve_trade_off(lagrange_multiplier, None)
+        else:
+            self.require_both_heads()
+            lagrangian.check_limit(cost_limit, None)
+        rewards, costs = [], []
+        for prompt, row in zip(prompts, videos, strict=True):
+            scores = self._score_by_content(prompt, self.read(row, fps))
+            rewards.append(scores["reward"])
+            costs.append(scores["cost"])
+        solution = None
+        if cost_limit is None:
+            chosen = lagrangian.select(rewards, costs, multiplier)
+        else:
+            solution = lagrangian.solve_multiplier(rewards, costs, cost_limit=cost_limit)
+            best = solution.deterministic or solution.least
+            chosen = best.chosen.tolist()
+            source = f"the best for a mean cost of {cost_limit:g} on these prompts"
+        return BestOfN(
+            chosen=tuple(chosen),
+            rewards=tuple(float(row[at]) for row, at in zip(rewards, chosen, strict=True)),
+            costs=tuple(float(row[at]) for row, at in zip(costs, chosen, strict=True)),
+            lagrange_multiplier=multiplier if solution is None else solution.lagrange_multiplier,
+            multiplier_source=source,
+            is_feasible=None if solution is None else solution.is_feasible,
+        )
+
+    def calibrate_multiplier(
+        self,
+        data: str | Path | PairDataset | VideoDataset,
+        *,
+        cost_limit: float | None = None,
+        harm_rate_limit: float | None = None,
+        confidence: float = lagrangian.CONFIDENCE,
+        train_prompts: Sequence[str] | None = None,
+        batch_size: int = 64,
+    ) -> MultiplierCalibration:
+        """Find the lambda that holds a limit on new prompts, store it in the model folders and use it from now on.
+
+        See `lagrangian.confident_multiplier`. `scripts/calibrate.py --harm_rate_limit` does the same.
+
+        Args:
+            data: comparisons or clips in SafeSora's format, or where they lie. Each prompt's clips are its candidates;
+                only prompts that training held out are used (`data.held_out`).
+            cost_limit: what the mean cost of the chosen may be.
+            harm_rate_limit: in [0, 1], what share of the chosen may be unsafe, by labels; clips without are left out.
+            confidence: of the promise.
+            train_prompts: texts that the models were trained on, where their folders do not say what was held out.
+
+        Raises:
+            ConfigError: not exactly one limit. SampleError: the data are too few, or no multiplier holds the limit.
+            CheckpointError: a head is missing, or a folder cannot be written.
+        """
+        self.require_both_heads()
+        lagrangian.check_limit(cost_limit, harm_rate_limit)
+        dataset = load_any(data) if isinstance(data, str | Path) else data
+        if isinstance(dataset, PromptDataset):
+            raise SampleError("a multiplier is calibrated on comparisons or clips, not on prompts alone")
+        samples: list[PairSample | VideoSample] = []
+        samples += dataset.pairs if isinstance(dataset, PairDataset) else dataset.videos
+        for folder in dict.fromkeys(self._folder_of.values()):
+            samples = held_out(samples, str(data), folder, read_record(folder).training, train_prompts)
+        videos = list({video.name: video for sample in samples for video in videos_of(sample)}.values())
+        files = iter(dataset.video_files([video for video in videos if video.response_text is None]))
+        sources: list[Source] = [
+            next(files) if video.response_text is None else TextResponse(video.response_text) for video in videos
+        ]
+        rows = list(self.iterate([video.prompt_text for video in videos], sources, batch_size))
+        rewards, costs = (
+            {video.name: row[head] for video, row in zip(videos, rows, strict=True)} for head in ("reward", "cost")
+        )
+        fitted = fit_multiplier(
+            group_candidates(samples, rewards, costs, labelled=harm_rate_limit is not None),
+            self._folder_of,
+            cost_limit=cost_limit,
+            harm_rate_limit=harm_rate_limit,
+            confidence=confidence,
+        )
+        store_multiplier(fitted, self._folder_of)
+        self._adopt_multiplier(fitted)
+        return fitted
+
+    def iterate(
+        self, prompts: Sequence[str], sources: Sequence[Source], batch_size: int = 64
+    ) -> Iterator[dict[str, float]]:
+        """Score many files or texts, decoding ahead of the model; yields one {head: score} each, in order.
+
+        Args:
+            sources: each a file, a text, or a function that reads a sampled video when it is its turn.
+
+        Raises:
+            VideoDecodeError: when it is the turn of a batch with a file that cannot be read.
+            ConfigError: there are not as many prompts as sources, or the batch size is not positive.
+        """
+        if len(prompts) != len(sources):
+            raise ConfigError(f"{len(prompts)} prompts for {len(sources)} videos; give each its prompt")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
+        decoded = self._pool.iterate((path for path in sources if isinstance(path, Path)), ahead=2 * batch_size)
+
+        def response(source: Source) -> Response:
+            if isinstance(source, Path):
+                return next(decoded)
+            return source if isinstance(source, TextResponse) else source()
+
+        for start in range(0, len(sources), batch_size):
+            chunk = prompts[start : start + batch_size]
+            scores = self.score_batch(chunk, [response(source) for source in sources[start : start + batch_size]])
+            for number in range(len(chunk)):
+                yield {head: float(values[number]) for head, values in scores.items()}
+
+    def close(self) -> None:
+        """Stop the decoding processes; the next file starts them again."""
+        self._pool.close()
+        self._pool = DecodePool(self.record.sampling, num_workers=self._workers)
+
+    def resolve_trade_off(
+        self, lagrange_multiplier: float | None = None, cost_limit: float | None = None
+    ) -> tuple[float, float, str]:
+        """Lambda, cost limit and where lambda is from, with the defaults of this model for what is None.
+
+        Raises:
+            CheckpointError: a reward or a cost is missing, or the stored multiplier is needed and belongs to another
+                model. ConfigError: a value is out of range.
+        """
+        self.require_both_heads()
+        source = "given"
+        stored = self.multiplier
+        if lagrange_multiplier is None:
+            if self._stale_multiplier is not None:
+                raise CheckpointError(self._stale_multiplier)
+            lagrange_multiplier, source = (
+                (1.0, "the default") if stored is None else (stored.lagrange_multiplier, str(stored))
+            )
+        if cost_limit is None:
+            cost_limit = stored.limit if stored is not None and stored.constraint == "cost" else 0.0
+        lagrangian.lagrangian_score(0.0, 0.0, lagrange_multiplier, cost_limit)  # a wrong one is said before any work
+        return float(lagrange_multiplier), float(cost_limit), source
+
+    def _score_by_content(self, prompt: str, videos: Sequence[Response]) -> dict[str, np.ndarray]:
+        """Scores that neither the videos' order nor a video given twice can move, not even by a last bit."""
+        keys = [_content_key(video) for video in videos]
+        # Each content once and in the order of the keys: the place in a batch is felt in the last bits.
+        distinct = dict(sorted(zip(keys, videos, strict=True), key=lambda item: item[0]))
+        scores = self.score_batch([prompt] * len(distinct), list(distinct.values()))
+        places = {key: place for place, key in enumerate(distinct)}
+        return {head: values[[places[key] for key in keys]] for head, values in scores.items()}
+
+    def _sample(self, video: VideoLike, fps: float | None) -> Response:
+        if isinstance(video, TextResponse):
+            return video
+        if isinstance(video, Video):
+            frames, timestamps = video.frames, video.timestamps
+        else:
+            frames = _frames_array(video)
+            if fps is None:
+                raise SampleError("a video given as an array needs fps= (frames a second): the backbone reads times")
+            if not (isinstance(fps, int | float | np.number) and math.isfinite(fps) and fps > 0):
+                raise SampleError(f"fps: expected a positive number of frames a second, got {fps!r}")
+            timestamps = np.arange(len(frames)) / float(fps)
+        try:
+            return sample_video(frames, timestamps, self.record.sampling)
+        except VideoDecodeError as error:
+            raise SampleError(f"a video given as an array: {error}") from error
+
+    def require_both_heads(self) -> None:
+        """Raise a CheckpointError unless both a reward and a cost are loaded."""
+        if missing := [head for head in ("reward", "cost") if head not in self.heads]:
+            raise CheckpointError(
+                f"choosing between videos needs a reward and a cost model, the {missing[0]} is missing; "
+                "give both folders to Scorer.from_pretrained"
+            )
+
+
+def score_pair(
+    prompt: str, v1: VideoLike, v2: VideoLike, *, model: str | Path | Sequence[str | Path], **options: Any
+) -> PairScore:
+    """Judge two videos for one prompt with the reward and cost folders in `model`; the scorer stays loaded.
+
+    Args:
+        model: one folder that holds both heads, or several.
+        options: as for `Scorer.score_pair`, and `device`, `backbone`, `workers`, `calibrated` as for
+            `Scorer.from_pretrained`.
+    """
+    loading = {name: options.pop(name) for name in ("device", "backbone", "workers", "calibrated") if name in options}
+    folders = [
+        resolve_model_folder(folder).resolve() for folder in ([model] if isinstance(model, str | Path) else model)
+    ]
+    # The times tell a folder that was trained or calibrated anew from the one that is loaded.
+    files = [folder / name for folder in folders for name in ("model.json", calibration.FILE_NAME)]
+    times = tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
+    return _load_scorer(tuple(folders), times, **loading).score_pair(prompt, v1, v2, **options)
+
+
+@lru_cache(maxsize=2)
+def _load_scorer(folders: tuple[Path, ...], times: tuple[int, ...], **options: Any) -> Scorer:
+    return Scorer.from_pretrained(*folders, **options)
+
+
+def load_calibration(folders: Iterable[str | Path]) -> Calibration:
+    """The calibrations of model folders as one."""
+    heads: dict[str, HeadCalibration] = {}
+    labels: dict[str, LabelCalibration] = {}
+    multiplier: MultiplierCalibration | None = None
+    for folder in folders:
+        found = calibration.read_calibration(resolve_model_folder(folder))
+        heads, labels = heads | dict(found.heads), labels | dict(found.labels)
+        multiplier = found.multiplier or multiplier
+    return Calibration(heads, labels, multiplier=multiplier)
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: {name!r} cannot be used here ({reason}); give 'auto', 'cpu' or 'cuda'") from error
+    return device
+
+
+def _content_key(video: Response) -> str:
+    if isinstance(video, TextResponse):
+        return hashlib.sha256(b"text" + video.text.encode(errors="surrogatepass")).hexdigest()
+    digest = hashlib.sha256(repr(video.frames.shape).encode())
+    digest.update(np.ascontiguousarray(video.frames).data)
+    digest.update(np.ascontiguousarray(video.timestamps).data)
+    return digest.hexdigest()
+
+
+def _frames_array(video: VideoLike) -> np.ndarray:
+    if isinstance(video, torch.Tensor):
+        if video.dtype != torch.uint8:  # bfloat16, say, has no NumPy type to be named with
+            raise SampleError(f"a video given as a tensor: expected uint8 of shape (T, H, W, 3), got {video.dtype}")
+        frames: np.ndarray = video.detach().cpu().numpy()
+        return frames
+    if isinstance(video, np.ndarray):
+        return video
+    if isinstance(video, list | tuple) and video and all(isinstance(frame, Image) for frame in video):
+        if len({frame.size for frame in video}) > 1:
+            raise SampleError("a video given as PIL images: its frames have different sizes; resize them to one")
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in video])
+    raise SampleError(
+        f"a video must be a path, bytes, a Video, a uint8 array or tensor (T, H, W, 3) or a list of PIL images, "
+        f"got {type(video).__name__}"
+    )
