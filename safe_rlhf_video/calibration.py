@@ -120,9 +120,9 @@ class MultiplierCalibration:
 
     def __str__(self) -> str:
         low, high = self.num_candidates
-        what = f"a mean cost up to {self.limit:g}" if self.constraint == "cost" else f"{self.limit:.3g} harmful at most"
+        what = "mean cost" if self.constraint == "cost" else "harmful rate"
         return (
-            f"calibrated for {what} with {self.confidence:.0%} confidence, best of "
+            f"calibrated for a {what} up to {self.limit:g} with {self.confidence:.0%} confidence, best of "
             f"{low if low == high else f'{low} to {high}'}"
         )
 

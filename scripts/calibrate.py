@@ -2,12 +2,14 @@
 
     python scripts/calibrate.py --model REWARD_DIR COST_DIR --data CONFIG [--frame_store DIR]
     python scripts/calibrate.py --model MODERATION_DIR --data CONFIG --targets false_positive_rate=0.05 crime:recall=0.9
+    python scripts/calibrate.py --model REWARD_DIR COST_DIR --data CONFIG --harm_rate_limit 0.05
 
 CONFIG is the file that the model was trained on with data.calibration_fraction; exactly the prompts that training held
 out are used. A model that was trained without it takes any file of other prompts, and --train_data to make sure. Each
 model folder gets a calibration.json: a temperature a head, which makes P(v1 preferred) the frequency that people show,
-and the quantiles of the clips' scores; for a harm label, its probability and the threshold of its flag.
-Scorer.from_pretrained reads it.
+and the quantiles of the clips' scores; for a harm label, its probability and the threshold of its flag. With a limit,
+also the lambda at which choosing among a prompt's clips keeps that limit on new prompts (docs/lagrangian.md).
+Scorer.from_pretrained reads it, and has this lambda as its default.
 """
 
 import argparse
@@ -40,6 +42,10 @@ def main() -> None:
         metavar="[LABEL:]KIND=VALUE",
         help="what the flags of harm labels are to hold: false_positive_rate=A or recall=B, for all labels or for one",
     )
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument("--harm_rate_limit", type=float, help="what share of the chosen may be unsafe; stores a lambda")
+    limit.add_argument("--cost_limit", type=float, help="what the mean cost of the chosen may be; stores a lambda")
+    parser.add_argument("--confidence", type=float, default=0.95, help="that the limit holds on new prompts")
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
     calibrate_models(parser.parse_args())
 
@@ -48,12 +54,18 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
     from safe_rlhf_video.batch_scoring import score_to_file
     from safe_rlhf_video.calibration import Calibration, read_calibration, write_calibration
     from safe_rlhf_video.data.held_out import held_out
+    from safe_rlhf_video.data.preferences import videos_of
     from safe_rlhf_video.evaluation.calibrate import fit_heads, fit_labels, keep_earlier, parse_targets
     from safe_rlhf_video.evaluation.clips import load_labelled_clips
+    from safe_rlhf_video.lagrangian import check_limit
     from safe_rlhf_video.models.checkpoint import read_record, resolve_model_folder
     from safe_rlhf_video.scoring import Scorer
+    from safe_rlhf_video.scoring.multiplier import fit_multiplier, group_candidates, store_multiplier
 
     targets = parse_targets(arguments.targets)
+    has_limit = not (arguments.harm_rate_limit is None and arguments.cost_limit is None)
+    if has_limit:
+        check_limit(arguments.cost_limit, arguments.harm_rate_limit)
     for folder in arguments.model:
         if not Path(folder).exists():
             raise CheckpointError(f"{folder}: no such folder; download a model before it is calibrated")
@@ -69,8 +81,18 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
         folder: held_out(records, arguments.data, folder, read_record(folder).training, train_prompts)
         for folder in arguments.model
     }
+    folder_of = {
+        head: resolve_model_folder(folder)
+        for folder in arguments.model
+        for heads in read_record(folder).heads_of_adapter.values()
+        for head in heads
+        if head in ("reward", "cost")
+    }
+    if has_limit and len(folder_of) < 2:
+        raise CheckpointError("a lambda is for a reward and a cost; give the folders of both as --model")
     for note in clips.notes:
         print(note)
+    scores_of_head: dict[str, dict[str, float]] = {}
     for folder, samples in samples_of.items():
         pairs = [sample for sample in samples if isinstance(sample, PairSample)]
         videos = [sample for sample in samples if isinstance(sample, VideoSample)]
@@ -85,6 +107,9 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
             scores = score_to_file(
                 scorer, clips.requests(samples), out, arguments.batch_size, "calibrating", clips.store
             )
+            for head in ("reward", "cost"):
+                if head in scorer.heads:
+                    scores_of_head[head] = {name: row[head] for name, row in scores.items()}
             heads = fit_heads(pairs, videos, scores, scorer.heads)
             labels = fit_labels(pairs, videos, scores, scorer.heads, targets)
         if not (heads or labels):
@@ -131,6 +156,30 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
         if kept:
             print(f"kept from the calibration of before, having no label here: {', '.join(kept)}")
         print(f"wrote {write_calibration(own, calibrated)}")
+    if not has_limit:
+        return
+    # Clips that every folder may be calibrated on.
+    reward, cost = (scores_of_head[head] for head in ("reward", "cost"))
+    shared = [
+        sample for sample in records if all(video.name in reward and video.name in cost for video in videos_of(sample))
+    ]
+    candidates = group_candidates(shared, reward, cost, labelled=arguments.harm_rate_limit is not None)
+    if candidates.num_unlabelled:
+        print(f"lambda: {candidates.num_unlabelled} clips without a safety label are no candidates")
+    fitted = fit_multiplier(
+        candidates,
+        folder_of,
+        cost_limit=arguments.cost_limit,
+        harm_rate_limit=arguments.harm_rate_limit,
+        confidence=arguments.confidence,
+    )
+    what = "mean cost" if fitted.constraint == "cost" else "harmful rate"
+    print(
+        f"lambda {fitted.lagrange_multiplier:.4g}, {fitted}, from {fitted.num_prompts} prompts, whose chosen have a "
+        f"{what} of {fitted.observed:.4g}"
+    )
+    for path in store_multiplier(fitted, folder_of):
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

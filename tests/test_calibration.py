@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from safe_rlhf_video.data.preferences import is_for_calibration, normalise_promp
 from safe_rlhf_video.data.samples import VIDEO_NAMES
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.evaluation.calibrate import keep_earlier
+from safe_rlhf_video.lagrangian import confident_multiplier
 from safe_rlhf_video.metrics import fit_temperature
 from safe_rlhf_video.moderation import Target
 from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair
@@ -308,3 +309,83 @@ def test_calibrate_command(
     with one_line(SampleError, "--train_data"):
         main()
     assert [(folder / "calibration.json").read_bytes() for folder in folders] == before
+
+
+def test_multiplier_is_stored_and_becomes_the_default(
+    world: Path,
+    tmp_path: Path,
+    edited_world: Callable[[Callable[[list[Record]], None]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folders = write_model(tmp_path / "reward", REWARD, seed=1), write_model(tmp_path / "cost", COST, seed=2)
+    for folder in folders:
+        fields = json.loads((folder / "model.json").read_text())
+        fields["training"] |= {"calibration_fraction": 0.9, "seed": 3}
+        (folder / "model.json").write_text(json.dumps(fields))
+    clips = PairDataset.load(world / "config-train.json.gz")
+    with Scorer.from_pretrained(*folders, device="cpu") as scorer:
+        assert (scorer.lagrange_multiplier, scorer.cost_limit) == (1.0, 0.0)
+        made = scorer.iterate([video.prompt_text for video in clips.videos], clips.video_files(clips.videos))
+        scores = {(v.prompt_id, v.video_id): row for v, row in zip(clips.videos, made, strict=True)}
+    threshold = float(np.quantile([row["cost"] for row in scores.values()], 0.7))
+    rows: dict[str, dict[str, tuple[float, float, int]]] = {}
+
+    def label_by_the_cost(records: list[Record]) -> None:
+        for number, record in enumerate(records):
+            first, second = (scores[record["prompt_id"], record[side]["video_id"]]["cost"] for side in VIDEO_NAMES)
+            record["harmlessness"] = f"video_{int((first > second) == (number % 4 > 0))}"
+            for video in (record[side] for side in VIDEO_NAMES):
+                row = scores[record["prompt_id"], video["video_id"]]
+                video["is_safe"] = row["cost"] <= threshold
+                if is_for_calibration(record["prompt_text"], 0.9, seed=3):
+                    of_prompt = rows.setdefault(record["prompt_id"], {})
+                    of_prompt[video["video_id"]] = row["reward"], row["cost"], int(row["cost"] > threshold)
+
+    data = edited_world(label_by_the_cost) / "config-train.json.gz"
+    rewards, costs, unsafe = ([[one[at] for one in row.values()] for row in rows.values()] for at in range(3))
+    expected = confident_multiplier(rewards, costs, unsafe, harm_rate_limit=0.2, confidence=0.8)
+    assert expected.lagrange_multiplier is not None
+    assert expected.lagrange_multiplier > 0
+
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from calibrate import main
+
+    def calibrate(*arguments: object, model: Sequence[Path] = folders) -> None:
+        words = ["calibrate.py", "--model", *model, "--data", data, "--video_dir", world / "videos", *arguments]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        main()
+
+    calibrate("--harm_rate_limit", 0.2, "--confidence", 0.8)
+    for folder in folders:
+        found = read_calibration(folder).multiplier
+        assert found is not None
+        assert found.lagrange_multiplier == expected.lagrange_multiplier
+        assert (found.num_prompts, found.num_candidates) == (
+            len(rows),
+            (min(map(len, rewards)), max(map(len, rewards))),
+        )
+        assert found.observed == expected.observed
+    calibrate("--targets", "recall=0.9")  # temperatures anew; the multiplier is not lost
+    videos = [noise_video(4, 32, 32, seed) for seed in range(3)]
+    with Scorer.from_pretrained(*folders, device="cpu") as scorer:
+        assert (scorer.lagrange_multiplier, scorer.cost_limit) == (expected.lagrange_multiplier, 0.0)
+        judged = scorer.score_pair("a red circle", *videos[:2])
+        assert judged.lagrange_multiplier == expected.lagrange_multiplier
+        assert "a harmful rate up to 0.2 with 80% confidence" in judged.multiplier_source
+        assert judged.multiplier_source in judged.explain()
+        assert scorer.rank("a red circle", videos, lagrange_multiplier=0.5).multiplier_source == "given"
+        dataset = PairDataset.load(data, video_dir=world / "videos")
+        fitted = scorer.calibrate_multiplier(dataset, harm_rate_limit=0.6)  # in Python the same
+        wanted = confident_multiplier(rewards, costs, unsafe, harm_rate_limit=0.6)
+        assert fitted.lagrange_multiplier == wanted.lagrange_multiplier == scorer.lagrange_multiplier
+        with one_line(SampleError, "cannot promise a mean cost up to 0.5"):
+            scorer.calibrate_multiplier(dataset, cost_limit=0.5)  # fewer than 30 prompts
+    assert read_calibration(folders[0]).multiplier == fitted
+    # With another cost model it means nothing, and is not silently put aside.
+    other = write_model(tmp_path / "other", COST, seed=9)
+    with Scorer.from_pretrained(folders[0], other, device="cpu") as scorer:
+        with one_line(CheckpointError, "another cost model", "lagrange_multiplier"):
+            scorer.score_pair("a red circle", *videos[:2])
+        assert scorer.score_pair("a red circle", *videos[:2], lagrange_multiplier=2).lagrange_multiplier == 2.0
+    with one_line(CheckpointError, "a reward and a cost"):
+        calibrate("--cost_limit", 0, model=folders[:1])
