@@ -104,7 +104,7 @@ class MultiplierCalibration:
         lagrange_multiplier: lambda; it weighs the cost head, whatever is limited.
         constraint, limit, confidence, bound, num_prompts, observed, reward: as in `ConfidentMultiplier`.
         num_candidates: the least and the most candidates that one of these prompts had; the promise is about as many.
-        models: head -> fingerprint of the folder with the reward, and of that with the cost; it holds for these two.
+        models: "reward" and "cost" -> `fingerprint_trained` of the folder with this head; it holds for these two.
     """
 
     lagrange_multiplier: float
@@ -342,8 +342,24 @@ def fingerprint_model(folder: Path) -> str:
     Raises:
         CheckpointError: a file cannot be read.
     """
+    return _fingerprint(folder, [folder / "model.json", *_weight_files(folder)])
+
+
+def fingerprint_trained(folder: Path) -> str:
+    """Identifies what was trained, wherever its backbone lies: a copy that is handed on has the same.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    return _fingerprint(folder, _weight_files(folder))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [*folder.glob("*.safetensors"), *folder.glob("adapters/*/*.safetensors")]
+
+
+def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    files = [folder / "model.json", *folder.glob("*.safetensors"), *folder.glob("adapters/*/*.safetensors")]
     try:
         for path in sorted(files):
             with open(path, "rb") as file:

@@ -27,7 +27,14 @@ from stub_hub import COMMIT, StubHub
 from tiny_backbones import SAMPLINGS, write_tiny_backbone
 
 from safe_rlhf_video import Scorer, TextResponse, score_pair
-from safe_rlhf_video.calibration import Calibration, calibrate_head, read_calibration, write_calibration
+from safe_rlhf_video.calibration import (
+    Calibration,
+    calibrate_head,
+    calibrate_multiplier,
+    fingerprint_trained,
+    read_calibration,
+    write_calibration,
+)
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.heads import SUB_HEADS
 from safe_rlhf_video.models import export
@@ -97,10 +104,17 @@ def test_a_calibration_is_handed_on(merge: bool, tmp_path: Path) -> None:
     folder = write(tmp_path / "model")
     fitted = Calibration({"reward": calibrate_head(np.tile([2.0, 2.0, -1.0], 20), np.zeros(60), 9, [0.0, 1.0])}, {},
                          {"data": "/home/somebody/comparisons.json", "num_prompts": 9})  # fmt: skip
-    write_calibration(folder, fitted)
+    models = dict.fromkeys(("reward", "cost"), fingerprint_trained(folder))
+    multiplier = calibrate_multiplier([[0.0, 1.0]] * 40, [[0.0, 1.0]] * 40, models, [[0, 0]] * 40, harm_rate_limit=0.1)
+    write_calibration(folder, replace(fitted, multiplier=multiplier))
     export_model(folder, tmp_path / "out", merge=merge)
     data = {"data": "comparisons.json", "num_prompts": 9}
-    assert read_calibration(tmp_path / "out") == replace(fitted, data=data)
+    found = read_calibration(tmp_path / "out")
+    assert replace(found, multiplier=None) == replace(fitted, data=data)
+    with Scorer.from_pretrained(tmp_path / "out", device="cpu") as scorer:
+        assert scorer.multiplier == found.multiplier
+        assert scorer.lagrange_multiplier == multiplier.lagrange_multiplier
+    assert (found.multiplier == multiplier) != merge
     assert "somebody" not in (tmp_path / "out" / "calibration.json").read_text()
 
 

@@ -89,7 +89,13 @@ def export_model(
         if (folder / calibration.FILE_NAME).exists():
             fitted = calibration.read_calibration(folder)
             data = {**fitted.data, "data": Path(str(fitted.data.get("data"))).name}
-            calibration.write_calibration(partial, replace(fitted, data=data))
+            multiplier = fitted.multiplier
+            if multiplier is not None and merge:
+                # A merge has weights of its own; a copy has not.
+                old, new = (calibration.fingerprint_trained(one) for one in (folder, partial))
+                models = {head: new if name == old else name for head, name in multiplier.models.items()}
+                multiplier = replace(multiplier, models=models)
+            calibration.write_calibration(partial, replace(fitted, data=data, multiplier=multiplier))
         template = _read_json(partial / "model.json")["template"]
         card = build_card(written, out.name, template, has_local_backbone(written), figures, check)
         with naming(partial / "README.md"):

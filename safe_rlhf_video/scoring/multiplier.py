@@ -9,7 +9,7 @@ from pathlib import Path
 from safe_rlhf_video.calibration import (
     MultiplierCalibration,
     calibrate_multiplier,
-    fingerprint_model,
+    fingerprint_trained,
     read_calibration,
     write_calibration,
 )
@@ -90,7 +90,7 @@ def fit_multiplier(
     return calibrate_multiplier(
         candidates.rewards,
         candidates.costs,
-        {head: fingerprint_model(folder) for head, folder in folder_of.items()},
+        {head: fingerprint_trained(folder) for head, folder in folder_of.items()},
         candidates.is_unsafe,
         cost_limit=cost_limit,
         harm_rate_limit=harm_rate_limit,

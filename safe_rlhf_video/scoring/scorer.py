@@ -21,7 +21,7 @@ from safe_rlhf_video.calibration import (
     HeadCalibration,
     LabelCalibration,
     MultiplierCalibration,
-    fingerprint_model,
+    fingerprint_trained,
 )
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset, load_any
 from safe_rlhf_video.data.held_out import held_out
@@ -108,7 +108,7 @@ class Scorer:
         if stored is None or len(self._folder_of) < 2:
             return
         for head, folder in self._folder_of.items():
-            if fingerprint_model(folder) != stored.models[head]:
+            if fingerprint_trained(folder) != stored.models[head]:
                 self._stale_multiplier = (
                     f"{folder}: the stored multiplier was calibrated with another {head} model; run "
                     f"{calibration.COMMAND} with these two, or give lagrange_multiplier"
