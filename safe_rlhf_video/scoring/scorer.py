@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -315,6 +315,7 @@ class Scorer:
         lagrange_multiplier: float | None = None,
         cost_limit: float | None = None,
         fps: float | None = None,
+        batch_size: int = 64,
     ) -> BestOfN:
         """Choose one of the candidates of each of many prompts.
 
@@ -341,11 +342,12 @@ class Scorer:
         else:
             self.require_both_heads()
             lagrangian.check_limit(cost_limit, None)
-        rewards, costs = [], []
-        for prompt, row in zip(prompts, videos, strict=True):
-            scores = self._score_by_content(prompt, self.read(row, fps))
-            rewards.append(scores["reward"])
-            costs.append(scores["cost"])
+        sources = [self._source(video, fps) for row in videos for video in row]
+        scores = self.iterate(
+            [prompt for prompt, row in zip(prompts, videos, strict=True) for _ in row], sources, batch_size
+        )
+        rows = [[next(scores) for _ in row] for row in videos]
+        rewards, costs = ([[one[head] for one in row] for row in rows] for head in ("reward", "cost"))
         solution = None
         if cost_limit is None:
             chosen = lagrangian.select(rewards, costs, multiplier)
@@ -356,8 +358,8 @@ class Scorer:
             source = f"the best for a mean cost of {cost_limit:g} on these prompts"
         return BestOfN(
             chosen=tuple(chosen),
-            rewards=tuple(float(row[at]) for row, at in zip(rewards, chosen, strict=True)),
-            costs=tuple(float(row[at]) for row, at in zip(costs, chosen, strict=True)),
+            rewards=tuple(row[at] for row, at in zip(rewards, chosen, strict=True)),
+            costs=tuple(row[at] for row, at in zip(costs, chosen, strict=True)),
             lagrange_multiplier=multiplier if solution is None else solution.lagrange_multiplier,
             multiplier_source=source,
             is_feasible=None if solution is None else solution.is_feasible,
@@ -483,6 +485,12 @@ class Scorer:
         scores = self.score_batch([prompt] * len(distinct), list(distinct.values()))
         places = {key: place for place, key in enumerate(distinct)}
         return {head: values[[places[key] for key in keys]] for head, values in scores.items()}
+
+    def _source(self, video: VideoLike, fps: float | None) -> Source:
+        """For `iterate`: a file is decoded ahead of its turn, everything else is read when it comes."""
+        if isinstance(video, str | Path):
+            return Path(video)
+        return video if isinstance(video, TextResponse) else lambda: cast(Video, self.read([video], fps)[0])
 
     def _sample(self, video: VideoLike, fps: float | None) -> Response:
         if isinstance(video, TextResponse):
