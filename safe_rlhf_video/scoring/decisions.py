@@ -102,7 +102,8 @@ class Ranking:
         order: indices of the videos by Lagrangian score, best first; equal ones keep their order.
         rewards, costs, lagrangian_scores, is_safe, sub_scores, percentiles: as in `PairScore`, one value a video.
         is_within_limit: cost <= d. The limit moves all scores alike, so it never changes the order; that is lambda's.
-        is_on_pareto_front: whether some lambda could put the video first: no other has as much reward at less cost.
+        is_on_pareto_front: whether no other video beats it, by as much reward at less cost or by more reward at no more
+            cost; whatever lambda, only such a one comes first, unless scores are equal.
         lagrange_multiplier, cost_limit, multiplier_source, model: as in `PairScore`.
         reason: the first place in a sentence.
     """
