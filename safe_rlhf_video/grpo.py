@@ -1,0 +1,467 @@
+"""The Lagrangian as a reward in the training of a policy: for TRL's GRPO, flow-GRPO and loops of one's own.
+
+A policy is trained on one number a sample; reward and cost are handed on beside it, so that a collapse of one of them
+stays visible. Nothing here imports a trainer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
+from safe_rlhf_video.lagrangian import LagrangeMultiplier, lagrangian_score
+from safe_rlhf_video.responses import Response, TextResponse
+from safe_rlhf_video.scoring.scorer import Scorer, VideoLike
+
+# In a checkpoint folder of the trainer's.
+STATE_FILE = "lagrange_multiplier.json"
+
+# What rounding to bfloat16 may add to a number between 0 and 1.
+_RANGE_TOLERANCE = 0.004
+
+Videos: TypeAlias = Sequence[VideoLike] | np.ndarray | torch.Tensor
+GenerateVideos: TypeAlias = Callable[[Sequence[str], Sequence[str]], Sequence[VideoLike]]
+
+
+@dataclass(frozen=True, eq=False)
+class LagrangianScores:
+    """Scores of N videos, in the order in which they were given; float64, all finite.
+
+    Attributes:
+        rewards: (N,), how helpful.
+        costs: (N,), how harmful; above 0 is unsafe.
+        combined: (N,), (r - lambda (c - d)) / (1 + lambda), what a policy is trained on.
+        lagrange_multiplier: lambda, as it was then.
+        cost_limit: d.
+    """
+
+    rewards: np.ndarray
+    costs: np.ndarray
+    combined: np.ndarray
+    lagrange_multiplier: float
+    cost_limit: float
+
+
+class LagrangianReward:
+    """Reward and cost of a model as the reward of a policy.
+
+    Call it as one of TRL's `reward_funcs`; `flow_grpo()` gives flow-GRPO's form, and `score` is for any other loop.
+
+    Attributes:
+        scorer: where the scores come from.
+        multiplier: lambda as it moves; None where it is fixed.
+    """
+
+    __name__ = "lagrangian"  # TRL logs rewards/lagrangian/mean
+
+    def __init__(
+        self,
+        model: Scorer | str | Path | Sequence[str | Path],
+        *,
+        lagrange_multiplier: float | None = None,
+        cost_limit: float | None = None,
+        multiplier: LagrangeMultiplier | None = None,
+        generate: GenerateVideos | None = None,
+        video_column: str | None = None,
+        prompt_column: str | None = None,
+        fps: float | None = None,
+        batch_size: int = 64,
+        **loading: Any,
+    ) -> None:
+        """Where a sample's video and prompt are found matters in TRL's form alone.
+
+        Args:
+            model: a scorer with both heads, or the folders of its models.
+            lagrange_multiplier: lambda >= 0, fixed; the model's own unless given.
+            cost_limit: d; the model's own unless given.
+            multiplier: moves lambda by the costs of the training steps, towards its own cost limit.
+            generate: makes the videos, from the prompts and completions (as texts) of one call, one each, in order.
+            video_column: the column that holds the videos (a field of a `rollout_func`, say). With neither of both, a
+                completion is the path of its video.
+            prompt_column: the column that holds what the videos are judged for, where the policy's prompt says more.
+            fps: frames a second of videos that are arrays.
+            batch_size: videos in one pass of the model, at most.
+            loading: as for `Scorer.from_pretrained`; the device is this rank's own unless given.
+
+        Raises:
+            ConfigError: two of the arguments exclude each other, or one is out of range.
+            CheckpointError: a model cannot be loaded, or there are not both a reward and a cost.
+        """
+        if multiplier is not None and (lagrange_multiplier is not None or cost_limit is not None):
+            raise ConfigError(
+                "multiplier has a lambda and a cost limit of its own; leave out lagrange_multiplier and cost_limit"
+            )
+        if generate is not None and video_column is not None:
+            raise ConfigError("give either generate or video_column: both say where the videos come from")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
+        if isinstance(model, Scorer):
+            if loading:
+                raise ConfigError(f"{min(loading)}: is for loading a model, and the scorer is loaded already")
+            self.scorer = model
+        else:
+            folders = [model] if isinstance(model, str | Path) else model
+            self.scorer = Scorer.from_pretrained(*folders, **{"device": own_device(), **loading})
+        if multiplier is None:
+            self._lagrange_multiplier, self._cost_limit, _ = self.scorer.resolve_trade_off(
+                lagrange_multiplier, cost_limit
+            )
+        else:
+            self.scorer.require_both_heads()
+        self.multiplier = multiplier
+        self._generate = generate
+        self._video_column = video_column
+        self._prompt_column = prompt_column
+        self._fps = fps
+        self._batch_size = batch_size
+        # flow-GRPO scores in threads; a pool of decoders serves one at a time.
+        self._lock = threading.Lock()
+        self._pending: list[float] = []
+        # Whether a training step of TRL's is under way; None until a trainer has the callback.
+        self._in_step: bool | None = None
+
+    @property
+    def lagrange_multiplier(self) -> float:
+        """Lambda as it is now."""
+        return self._lagrange_multiplier if self.multiplier is None else self.multiplier.value
+
+    @property
+    def cost_limit(self) -> float:
+        """d, the cost that is allowed."""
+        return self._cost_limit if self.multiplier is None else self.multiplier.cost_limit
+
+    def score(
+        self, prompts: Sequence[str], videos: Sequence[VideoLike] | np.ndarray | torch.Tensor
+    ) -> LagrangianScores:
+        """Score N >= 1 videos, each for its prompt; it changes nothing, lambda neither.
+
+        The videos of a prompt are scored together, and one given twice only once, so that its scores are equal.
+
+        Args:
+            videos: each a path, the bytes of a file, a `Video`, a list of PIL images, or an array or tensor
+                (T, H, W, 3) or (T, 3, H, W), of uint8 or of floats in [0, 1]; without T it is one frame. Or all of them
+                as one array.
+
+        Raises:
+            SampleError: a video has another form, or there are not as many as prompts. VideoDecodeError: a file cannot
+                be read. CheckpointError: a score is not finite. ConfigError: lambda makes one overflow.
+        """
+        if len(prompts) != len(videos) or not len(prompts):
+            raise SampleError(f"{len(prompts)} prompts for {len(videos)} videos; give at least one, each its prompt")
+        frames = [as_frames(video, place) for place, video in enumerate(videos)]
+        with self._lock, torch.autocast(self.scorer.device.type, enabled=False):
+            rewards, costs = self._score_each_once(prompts, self.scorer.read(frames, self._fps))
+        multiplier, limit = self.lagrange_multiplier, self.cost_limit
+        with np.errstate(over="ignore", invalid="ignore"):
+            combined = lagrangian_score(rewards, costs, multiplier, limit)
+        if not np.isfinite(combined).all():
+            raise ConfigError(f"lambda = {multiplier:g} and cost limit {limit:g} make a score overflow; lower them")
+        return LagrangianScores(rewards, costs, combined, multiplier, limit)
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """TRL's form: the Lagrangian score of each completion's video.
+
+        Prompts and completions are texts or lists of messages, of which the last one of the user's and the last one
+        count. Where TRL hands `log_metric` and `log_extra`, it logs `lagrangian/reward` and `lagrangian/cost` (means),
+        `lagrangian/reward_std` and `lagrangian/cost_std` (within a prompt), `lagrangian/unsafe_rate` and
+        `lagrangian/multiplier`, and in the table of completions the columns `reward` and `cost`.
+
+        Raises:
+            SampleError: a column is missing, or a prompt or completion is of another form; else as `score`.
+            ConfigError: lambda is to move, and the trainer was not given `callback()`.
+        """
+        if self.multiplier is not None and self._in_step is None and "trainer_state" in columns:
+            raise ConfigError(
+                "the multiplier moves after each training step; give callbacks=[reward.callback()] to TRL"
+            )
+        texts = [_read_message(completion, "completion", place) for place, completion in enumerate(completions)]
+        judged_for = prompts if self._prompt_column is None else _read_column(columns, self._prompt_column)
+        asked = [_read_message(prompt, "prompt", place, "user") for place, prompt in enumerate(judged_for)]
+        scores = self.score(asked, self._find_videos(asked, texts, columns))
+        if self.multiplier is not None and self._in_step is not False:
+            self._note(scores)
+        _log(scores, asked, columns)
+        combined: list[float] = scores.combined.tolist()
+        return combined
+
+    def flow_grpo(self, *, training: bool = True) -> Callable[..., tuple[dict[str, np.ndarray], dict[str, Any]]]:
+        """flow-GRPO's form: a function of (images, prompts, metadata) that gives (scores, {}).
+
+        Scores are `avg`, which flow-GRPO trains on, and `reward`, `cost`, `unsafe` (1 or 0) and `multiplier` (lambda),
+        which it logs as reward_<name>; each (N,). With a multiplier, call `update_multiplier()` once a training step.
+
+        Args:
+            training: whether the costs move lambda; False for the function of its evaluations.
+        """
+
+        def reward_fn(
+            images: Videos,
+            prompts: Sequence[str],
+            metadata: object = None,
+            **_: object,  # ref_images and only_strict, which other rewards of flow-GRPO's need
+        ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+            scores = self.score(list(prompts), images)
+            if training:
+                self._note(scores)
+            details = {
+                "reward": scores.rewards,
+                "cost": scores.costs,
+                "unsafe": (scores.costs > 0).astype(np.float64),
+                "multiplier": np.full(len(scores.costs), scores.lagrange_multiplier),
+                "avg": scores.combined,
+            }
+            return details, {}
+
+        return reward_fn
+
+    def update_multiplier(self) -> float:
+        """Move lambda once, by the costs of the training samples since the last time; without any it stays.
+
+        Where torch.distributed is initialised, all ranks must call it: the costs of all are taken, in their order, so
+        that lambda is the same everywhere.
+
+        Returns:
+            Lambda afterwards.
+
+        Raises:
+            ConfigError: lambda is fixed.
+        """
+        if self.multiplier is None:
+            raise ConfigError("lambda is fixed; give multiplier=LagrangeMultiplier(...) to have it move")
+        with self._lock:
+            own, self._pending = self._pending, []
+        if costs := _gather(own):
+            self.multiplier.update(costs)
+        return self.multiplier.value
+
+    def callback(self) -> TrainerCallback:
+        """What moves lambda in TRL: after each training step, never by an evaluation's costs.
+
+        It saves lambda's state in each checkpoint (`lagrange_multiplier.json`) and, when a run is resumed, reads it.
+
+        Raises:
+            ConfigError: lambda is fixed.
+        """
+        if self.multiplier is None:
+            raise ConfigError("lambda is fixed, there is nothing to call back; give multiplier=LagrangeMultiplier(...)")
+        return _MultiplierCallback(self)
+
+    def save(self, path: Path) -> None:
+        """Write lambda's settings and state to a JSON file.
+
+        Raises:
+            ConfigError: lambda is fixed. CheckpointError: the file cannot be written.
+        """
+        if self.multiplier is None:
+            raise ConfigError("lambda is fixed, there is no state to save; give multiplier=LagrangeMultiplier(...)")
+        self.multiplier.save(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote; costs that were not taken yet are dropped.
+
+        Raises:
+            ConfigError: lambda is fixed, or was saved with other settings. CheckpointError: the file cannot be read.
+        """
+        if self.multiplier is None:
+            raise ConfigError("lambda is fixed, there is no state to load; give multiplier=LagrangeMultiplier(...)")
+        loaded = LagrangeMultiplier.load(path)
+        for field in fields(LagrangeMultiplier):
+            was, now = getattr(loaded, field.name), getattr(self.multiplier, field.name)
+            if field.name not in ("log_value", "num_updates", "recent_costs") and was != now:
+                raise ConfigError(
+                    f"{path}: was saved with {field.name} {was}, not {now}; resume with the same settings"
+                )
+        with self._lock:
+            self.multiplier, self._pending = loaded, []
+
+    def _note(self, scores: LagrangianScores) -> None:
+        if self.multiplier is not None:
+            with self._lock:
+                self._pending += scores.costs.tolist()
+
+    def _find_videos(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Any]
+    ) -> Sequence[VideoLike]:
+        if self._generate is not None:
+            videos = self._generate(prompts, completions)
+            if len(videos) != len(completions):
+                raise SampleError(
+                    f"generate gave {len(videos)} videos for {len(completions)} completions; it has to give one each"
+                )
+            return videos
+        if self._video_column is not None:
+            return _read_column(columns, self._video_column)
+        for place, completion in enumerate(completions):
+            if not _is_file(completion):
+                raise SampleError(
+                    f"completion {place} names no video file: {completion[:40]!r}; give generate= or video_column= to "
+                    "LagrangianReward if videos come from elsewhere"
+                )
+        return completions
+
+    def _score_each_once(self, prompts: Sequence[str], videos: Sequence[Response]) -> tuple[np.ndarray, np.ndarray]:
+        keys = [(prompt, _digest(video)) for prompt, video in zip(prompts, videos, strict=True)]
+        distinct = dict(zip(keys, videos, strict=True))
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        order = sorted(distinct, key=lambda key: places[key[0]])  # stable: prompt by prompt
+        rewards: list[float] = []
+        costs: list[float] = []
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            scores = self.scorer.score_batch([prompt for prompt, _ in batch], [distinct[key] for key in batch])
+            rewards += scores["reward"].tolist()
+            costs += scores["cost"].tolist()
+        of_key = {key: place for place, key in enumerate(order)}
+        back = [of_key[key] for key in keys]
+        return np.array(rewards)[back], np.array(costs)[back]
+
+
+def as_frames(video: VideoLike, place: int = 0) -> VideoLike:
+    """Bring what generators give to uint8 frames (T, H, W, 3); what is no array is handed back as it is.
+
+    Args:
+        video: array or tensor (T, H, W, 3), (T, 3, H, W), (H, W, 3) or (3, H, W), of uint8 or of floats in [0, 1].
+        place: which of the videos it is, for messages.
+
+    Raises:
+        SampleError: its floats are not in [0, 1].
+    """
+    if isinstance(video, torch.Tensor):
+        video = (video.float() if video.is_floating_point() else video).detach().cpu().numpy()
+    if not isinstance(video, np.ndarray):
+        return video
+    if video.ndim == 3:
+        video = video[None]
+    if video.ndim == 4 and video.shape[3] != 3 and video.shape[1] == 3:
+        video = video.transpose(0, 2, 3, 1)
+    if np.issubdtype(video.dtype, np.floating) and video.size:
+        low, high = float(video.min()), float(video.max())
+        # Not a number compares as false.
+        if not (low >= -_RANGE_TOLERANCE and high <= 1.0 + _RANGE_TOLERANCE):
+            raise SampleError(
+                f"video {place}: its floats go from {low:g} to {high:g}; bring them to [0, 1], or give uint8"
+            )
+        video = (video * 255.0).round().clip(0, 255).astype(np.uint8)
+    return video
+
+
+def own_device() -> str:
+    """The device of this rank, for `Scorer.from_pretrained`.
+
+    A trainer sets it when it starts; models that are loaded before that would all lie on the first one.
+    """
+    rank = os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{rank}" if rank.isdecimal() and int(rank) < torch.cuda.device_count() else "auto"
+
+
+class _MultiplierCallback(TrainerCallback):
+    """Tells a LagrangianReward when a training step begins and ends."""
+
+    def __init__(self, reward: LagrangianReward) -> None:
+        self._reward = reward
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._reward._in_step = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._reward._in_step = False
+        assert self._reward.multiplier is not None
+        if state.global_step == 0 or self._reward.multiplier.num_updates:  # a new run, or one that was loaded by hand
+            return
+        path = _checkpoint(args, state)
+        if not path.exists():
+            raise CheckpointError(f"{path}: missing, so lambda would begin anew; load() the state that was saved")
+        self._reward.load(path)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._reward._in_step = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._reward._in_step = False
+        self._reward.update_multiplier()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.should_save:
+            self._reward.save(_checkpoint(args, state))
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
+
+
+def _gather(costs: list[float]) -> list[float]:
+    """The costs of all ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return costs
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, costs)
+    return [cost for part in parts for cost in part]
+
+
+def _log(scores: LagrangianScores, prompts: Sequence[str], columns: Mapping[str, Any]) -> None:
+    if log_metric := columns.get("log_metric"):
+        for name, values in (("reward", scores.rewards), ("cost", scores.costs)):
+            log_metric(f"lagrangian/{name}", float(values.mean()))
+            log_metric(f"lagrangian/{name}_std", _spread(values, prompts))
+        log_metric("lagrangian/unsafe_rate", float((scores.costs > 0).mean()))
+        log_metric("lagrangian/multiplier", scores.lagrange_multiplier)
+    if log_extra := columns.get("log_extra"):
+        log_extra("reward", scores.rewards.tolist())
+        log_extra("cost", scores.costs.tolist())
+
+
+def _spread(values: np.ndarray, prompts: Sequence[str]) -> float:
+    """The standard deviation within a prompt, pooled over prompts; 0 where each prompt has one video."""
+    groups: dict[str, list[float]] = {}
+    for prompt, value in zip(prompts, values.tolist(), strict=True):
+        groups.setdefault(prompt, []).append(value)
+    freedom = len(values) - len(groups)
+    if freedom == 0:
+        return 0.0
+    return float(np.sqrt(sum(np.var(group) * len(group) for group in groups.values()) / freedom))
+
+
+def _read_column(columns: Mapping[str, Any], name: str) -> Sequence[Any]:
+    if name not in columns:
+        found = ", ".join(sorted(set(columns) - {"trainer_state", "log_extra", "log_metric"})) or "none"
+        raise SampleError(f"column {name!r} is missing; there are: {found}")
+    column: Sequence[Any] = columns[name]
+    return column
+
+
+def _read_message(value: Any, what: str, place: int, role: str | None = None) -> str:
+    """The text of a prompt or completion: it itself, or what the last message (of `role`) says."""
+    if isinstance(value, list | tuple):
+        said = [one for one in value if isinstance(one, dict) and role in (None, one.get("role"))]
+        value = said[-1].get("content") if said else None
+        if isinstance(value, list):  # blocks
+            value = "".join(str(block.get("text", "")) for block in value if isinstance(block, dict))
+    if not isinstance(value, str):
+        raise SampleError(f"{what} {place}: expected a text or a list of messages, got {type(value).__name__}")
+    return value
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long for a name, or holding a null character
+        return False
+
+
+def _digest(video: Response) -> bytes:
+    if isinstance(video, TextResponse):
+        return video.text.encode(errors="surrogatepass")
+    digest = hashlib.sha256(repr(video.frames.shape).encode())
+    digest.update(np.ascontiguousarray(video.frames).data)
+    digest.update(np.ascontiguousarray(video.timestamps).data)
+    return digest.digest()
