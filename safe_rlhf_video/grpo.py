@@ -6,7 +6,6 @@ stays visible. Nothing here imports a trainer.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +19,8 @@ from transformers import TrainerCallback
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.lagrangian import LagrangeMultiplier, lagrangian_score
-from safe_rlhf_video.responses import Response, TextResponse
-from safe_rlhf_video.scoring.scorer import Scorer, VideoLike
+from safe_rlhf_video.responses import Response, content_digest
+from safe_rlhf_video.scoring import Scorer, VideoLike
 
 # In a checkpoint folder of the trainer's.
 STATE_FILE = "lagrange_multiplier.json"
@@ -310,7 +309,7 @@ class LagrangianReward:
         return completions
 
     def _score_each_once(self, prompts: Sequence[str], videos: Sequence[Response]) -> tuple[np.ndarray, np.ndarray]:
-        keys = [(prompt, _digest(video)) for prompt, video in zip(prompts, videos, strict=True)]
+        keys = [(prompt, content_digest(video)) for prompt, video in zip(prompts, videos, strict=True)]
         distinct = dict(zip(keys, videos, strict=True))
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         order = sorted(distinct, key=lambda key: places[key[0]])  # stable: prompt by prompt
@@ -456,12 +455,3 @@ def _is_file(name: str) -> bool:
         return Path(name).is_file()
     except (OSError, ValueError):  # too long for a name, or holding a null character
         return False
-
-
-def _digest(video: Response) -> bytes:
-    if isinstance(video, TextResponse):
-        return video.text.encode(errors="surrogatepass")
-    digest = hashlib.sha256(repr(video.frames.shape).encode())
-    digest.update(np.ascontiguousarray(video.frames).data)
-    digest.update(np.ascontiguousarray(video.timestamps).data)
-    return digest.digest()

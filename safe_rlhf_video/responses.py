@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TypeAlias
+
+import numpy as np
 
 from safe_rlhf_video.video.sampling import Video
 
@@ -16,3 +19,13 @@ class TextResponse:
 
 
 Response: TypeAlias = Video | TextResponse
+
+
+def content_digest(response: Response) -> str:
+    """The same for two responses if and only if they are judged alike for one prompt: SHA-256, hexadecimal."""
+    if isinstance(response, TextResponse):
+        return hashlib.sha256(b"text" + response.text.encode(errors="surrogatepass")).hexdigest()
+    digest = hashlib.sha256(repr(response.frames.shape).encode())
+    digest.update(np.ascontiguousarray(response.frames).data)
+    digest.update(np.ascontiguousarray(response.timestamps).data)
+    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +35,7 @@ from safe_rlhf_video.models.checkpoint import (
     resolve_model_folder,
 )
 from safe_rlhf_video.models.inputs import build_inputs
-from safe_rlhf_video.responses import Response, TextResponse
+from safe_rlhf_video.responses import Response, TextResponse, content_digest
 from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, judge_pair, judge_ranking
 from safe_rlhf_video.scoring.harms import Moderation, judge_harms
 from safe_rlhf_video.scoring.multiplier import fit_multiplier, group_candidates, store_multiplier
@@ -479,7 +478,7 @@ class Scorer:
 
     def _score_by_content(self, prompt: str, videos: Sequence[Response]) -> dict[str, np.ndarray]:
         """Scores that neither the videos' order nor a video given twice can move, not even by a last bit."""
-        keys = [_content_key(video) for video in videos]
+        keys = [content_digest(video) for video in videos]
         # Each content once and in the order of the keys: the place in a batch is felt in the last bits.
         distinct = dict(sorted(zip(keys, videos, strict=True), key=lambda item: item[0]))
         scores = self.score_batch([prompt] * len(distinct), list(distinct.values()))
@@ -565,15 +564,6 @@ def _resolve_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: {name!r} cannot be used here ({reason}); give 'auto', 'cpu' or 'cuda'") from error
     return device
-
-
-def _content_key(video: Response) -> str:
-    if isinstance(video, TextResponse):
-        return hashlib.sha256(b"text" + video.text.encode(errors="surrogatepass")).hexdigest()
-    digest = hashlib.sha256(repr(video.frames.shape).encode())
-    digest.update(np.ascontiguousarray(video.frames).data)
-    digest.update(np.ascontiguousarray(video.timestamps).data)
-    return digest.hexdigest()
 
 
 def _frames_array(video: VideoLike) -> np.ndarray:
