@@ -47,13 +47,16 @@ class _ClipIndex:
     width: int
 
 
-def read_video(path: str | os.PathLike[str], sampling: Sampling, backend: Backend = "pyav") -> Video:
+def read_video(
+    path: str | os.PathLike[str], sampling: Sampling, backend: Backend = "pyav", max_seconds: float | None = None
+) -> Video:
     """Decode, sample and resize one clip.
 
     Args:
         path: the video file.
         sampling: which frames to keep and their size.
         backend: what decodes. decord reads fewer clips: none that is trimmed by an edit list, few that are turned.
+        max_seconds: a clip whose last frame begins later is not decoded; None for any length.
 
     Returns:
         The clip; frames turned upright as the container says.
@@ -69,6 +72,8 @@ def read_video(path: str | os.PathLike[str], sampling: Sampling, backend: Backen
         index = _read_index(path)
         indices = frame_indices(len(index.timestamps), sampling.num_frames)
         _check_frame_bytes(index, len(indices))
+        if max_seconds is not None and index.timestamps[-1] > max_seconds:
+            raise VideoDecodeError(f"lasts {index.timestamps[-1]:.1f} s, at most {max_seconds:g} s are read; cut it")
         frames = _decode(path, index, indices, backend)
         return Video(fit_frames(frames, sampling), index.timestamps[indices])
     except VideoDecodeError as error:

@@ -67,7 +67,8 @@ class EncodedClip:
 class DecodePool:
     """Reads clips in worker processes that start when they are first needed.
 
-    Use it as a context manager or call `close()`. One thread, of the process that made it, uses a pool at a time.
+    Use it as a context manager or call `close()`. One thread, of the process that made it, uses a pool at a time; only
+    `submit` may be called from any.
 
     Args:
         sampling: which frames of a clip to keep and their size.
@@ -75,6 +76,7 @@ class DecodePool:
         timeout_s: seconds one clip may take; a worker that takes longer is killed and replaced.
         backend: as in `decoding.read_video`.
         memory_bytes: what a worker may take to decode one clip, where the system can limit that (Linux).
+        max_seconds: a clip that is longer is not decoded; None for any length.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -87,6 +89,7 @@ class DecodePool:
         timeout_s: float = 60.0,
         backend: Backend = "pyav",
         memory_bytes: int = MEMORY_BYTES,
+        max_seconds: float | None = None,
     ) -> None:
         if num_workers < 1:
             raise ConfigError(f"num_workers: expected at least 1, got {num_workers}")
@@ -98,6 +101,7 @@ class DecodePool:
             "backend": backend,
             "timeout_s": timeout_s,
             "memory_bytes": memory_bytes,
+            "max_seconds": max_seconds,
         }
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
@@ -133,6 +137,14 @@ class DecodePool:
             VideoDecodeError: of the first clip in `paths` that failed.
         """
         return list(self.iterate(paths))
+
+    def submit(self, path: str | os.PathLike[str]) -> Future[Video]:
+        """Decode one clip when it is its turn; cancelling the future before that spares it.
+
+        The future raises VideoDecodeError where the clip cannot be read, RuntimeError where no worker starts.
+        """
+        self._check_usable()
+        return self._threads.submit(self._decode, Path(path))
 
     def iterate(self, paths: Iterable[str | os.PathLike[str]], ahead: int = 64) -> Iterator[Video]:
         """Decode clips while their predecessors are used, and yield them in the order of `paths`.

@@ -2,7 +2,8 @@
 
 A message is a JSON header behind its length (4 bytes, little-endian); raw bytes follow where the header says so:
 
-    parent -> child   {"sampling": {...}, "backend": "pyav", "timeout_s": 60.0, "memory_bytes": ...}      once
+    parent -> child   {"sampling": {...}, "backend": "pyav", "timeout_s": 60.0, "memory_bytes": ...,
+                       "max_seconds": 60.0 or null}                                                       once
     child -> parent   {"ready": true}                                                                     once
     parent -> child   {"path": "..."}                                                                     per clip
     child -> parent   {"shape": [T, H, W, 3]} + timestamps (8 T bytes) + frames     or {"error": "one line"}
@@ -92,7 +93,7 @@ def _read_message(stream: BinaryIO) -> dict[str, Any] | None:
 
 def _answer(request: dict[str, Any], sampling: Sampling, setup: dict[str, Any]) -> list[bytes | memoryview]:
     if "codec" not in request:
-        return _encode_video(read_video(request["path"], sampling, setup["backend"]))
+        return _encode_video(read_video(request["path"], sampling, setup["backend"], setup.get("max_seconds")))
     path = Path(request["path"])
     try:
         check_file(path)
@@ -104,7 +105,7 @@ def _answer(request: dict[str, Any], sampling: Sampling, setup: dict[str, Any]) 
         raise VideoDecodeError(f"{path}: cannot be read ({error.strerror}); check the file and its disk") from error
     if sha256 == request["known_sha256"]:
         return [encode_message({"unchanged": True})]
-    video = read_video(path, sampling, setup["backend"])
+    video = read_video(path, sampling, setup["backend"], setup.get("max_seconds"))
     pieces = encode_frames(video.frames, Codec.from_dict(request["codec"]))
     header = {"shape": video.frames.shape, "sha256": sha256, "piece_bytes": [len(piece) for piece in pieces]}
     return [encode_message(header), video.timestamps.tobytes(), *pieces]
