@@ -1,0 +1,101 @@
+"""What each route makes of the fields of its request: a plain dictionary, which becomes JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.scoring import judge_pair, judge_ranking
+from safe_rlhf_video.serving import remote_reward
+from safe_rlhf_video.serving.clips import Uploads
+from safe_rlhf_video.serving.fields import NUMBERS, ClipRequest, RequestError, parse_request, read_prompt, read_video
+from safe_rlhf_video.serving.service import Service
+
+# The fields of each route's request.
+CLIP_FIELDS = ("prompt", "video")
+PAIR_FIELDS = ("prompt", "v1", "v2", *NUMBERS)
+RANK_FIELDS = ("prompt", "videos", *NUMBERS)
+
+
+async def score(service: Service, values: Mapping[str, Any], uploads: Uploads) -> dict[str, Any]:
+    """The scores of one clip for its prompt, by head."""
+    scores = await _score(service, parse_request(values, CLIP_FIELDS, service.settings), uploads)
+    return {"scores": _row(scores, 0)}
+
+
+async def score_pair(service: Service, values: Mapping[str, Any], uploads: Uploads) -> dict[str, Any]:
+    """The choice between two clips for one prompt, and its reason."""
+    service.require_both_heads()
+    request = parse_request(values, PAIR_FIELDS, service.settings)
+    scorer = service.scorer
+    multiplier, limit, source = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
+    scores = await _score(service, request, uploads)
+    pairs = {head: (float(found[0]), float(found[1])) for head, found in scores.items()}
+    judged = judge_pair(
+        pairs, multiplier, limit, scorer.calibration.heads, multiplier_source=source, model=scorer.facts
+    )
+    return judged.to_dict()
+
+
+async def rank(service: Service, values: Mapping[str, Any], uploads: Uploads) -> dict[str, Any]:
+    """Any number of clips for one prompt, best first, and where harm labels were trained, the harms of each."""
+    service.require_both_heads()
+    request = parse_request(values, RANK_FIELDS, service.settings)
+    scorer = service.scorer
+    multiplier, limit, source = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
+    scores = await _score(service, request, uploads)
+    ranking = judge_ranking(
+        {head: found.tolist() for head, found in scores.items()},
+        multiplier,
+        limit,
+        scorer.calibration.heads,
+        multiplier_source=source,
+        model=scorer.facts,
+    )
+    harms = None
+    if service.can_moderate:
+        harms = [service.moderate(_row(scores, place)).to_dict() for place in range(len(request.videos))]
+    return {**ranking.to_dict(), "harms": harms}
+
+
+async def moderate(service: Service, values: Mapping[str, Any], uploads: Uploads) -> dict[str, Any]:
+    """Which harms one clip shows."""
+    service.require_moderation()
+    scores = await _score(service, parse_request(values, CLIP_FIELDS, service.settings), uploads)
+    return service.moderate(_row(scores, 0)).to_dict()
+
+
+async def reward(service: Service, values: Mapping[str, Any], uploads: Uploads) -> dict[str, Any]:
+    """Rewards of many clips, each for its prompt, in the forms of OpenRLHF and align-anything."""
+    service.require_both_heads()
+    settings = service.settings
+    try:
+        asked = remote_reward.parse_request(values)
+    except SampleError as error:
+        raise RequestError(400, str(error)) from error
+    if len(asked.videos) > settings.max_videos:
+        raise RequestError(
+            400, f"prompts: has {len(asked.videos)}, at most {settings.max_videos} are taken; send fewer"
+        )
+    prompts = [
+        read_prompt({field: prompt}, field, settings.max_prompt_chars)
+        for field, prompt in ((f"prompts[{place}]", prompt) for place, prompt in enumerate(asked.prompts))
+    ]
+    field = "query" if asked.trainer == "openrlhf" else "responses"
+    videos = [read_video(video, f"{field}[{place}]") for place, video in enumerate(asked.videos)]
+    paths = await service.find(videos, uploads)
+    scores = await service.score(prompts, paths, [video.field for video in videos])
+    multiplier, limit, _ = service.scorer.resolve_trade_off()
+    return remote_reward.build_answer(scores["reward"].tolist(), scores["cost"].tolist(), multiplier, limit)
+
+
+async def _score(service: Service, request: ClipRequest, uploads: Uploads) -> dict[str, np.ndarray]:
+    paths = await service.find(request.videos, uploads)
+    return await service.score([request.prompt] * len(paths), paths, [video.field for video in request.videos])
+
+
+def _row(scores: Mapping[str, np.ndarray], place: int) -> dict[str, float]:
+    return {head: float(values[place]) for head, values in scores.items()}

@@ -1,0 +1,113 @@
+"""Starting and ending the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.serving.app import build_app
+from safe_rlhf_video.serving.gate import Gate
+from safe_rlhf_video.serving.protocol import Protocol
+from safe_rlhf_video.serving.service import Service
+from safe_rlhf_video.serving.settings import ServerSettings
+
+# Idle connections count; requests beyond queue_size are refused in better words long before.
+MAX_CONNECTIONS = 2000
+KEEP_ALIVE_S = 15
+BACKLOG = 1024
+
+
+def serve(settings: ServerSettings) -> None:
+    """Load the models and answer requests until SIGTERM or SIGINT; then end what is in work, and return.
+
+    Raises:
+        CheckpointError, ConfigError: as `Scorer.from_pretrained`, or the address cannot be had.
+    """
+    _allow_open_files(MAX_CONNECTIONS + 200)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # What clients do wrong is answered, not logged: they could fill the log, or put into it what they like.
+    for name in ("uvicorn", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    listening = _listen(settings)  # a port that is taken is told before models are loaded
+    scorer = Scorer.from_pretrained(*settings.model, device=settings.device, backbone=settings.backbone, workers=1)
+    asyncio.run(_serve(scorer, settings, listening))
+
+
+async def _serve(scorer: Scorer, settings: ServerSettings, listening: socket.socket) -> None:
+    service = Service(scorer, settings)
+    try:
+        app = build_app(service)
+        routes = frozenset(path for route in app.routes if "{" not in (path := getattr(route, "path", "{")))
+        config = uvicorn.Config(
+            Gate(app, settings, service.metrics, routes),
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            # What is in work is answered by then; this is for answers that their clients do not take.
+            timeout_graceful_shutdown=int(settings.shutdown_s) + 5,
+        )
+        listening.listen(BACKLOG)  # who reads the line below may ask at once
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        key = "asks for a key" if settings.api_key else "asks for no key: only this machine reaches it"
+        heads = ", ".join(scorer.heads)
+        print(f"http://{shown}:{port}/ scores with {heads} on {scorer.device}, {key}; Ctrl-C ends it", flush=True)
+        await _Server(config, service.stop).serve([listening])
+    finally:
+        service.close()
+    print("ended", flush=True)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's, but a signal ends it as a return, and whoever works is told at once."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+        self._loop.call_soon_threadsafe(self._on_stop)
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"{settings.host} port {settings.port} cannot be had ({error}); give another --host or --port, 0 for any"
+        ) from error
+    return listening
+
+
+def _allow_open_files(num: int) -> None:
+    """Raise the limit of open files to `num`, or as far as the system lets it: every connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        wanted = num if hard == resource.RLIM_INFINITY else min(num, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
