@@ -1,0 +1,155 @@
+"""scripts/serve.py as a process of its own on a free port, and a client that hides nothing of HTTP."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conftest import command, environment
+
+START_S = 120.0
+JSON_HEADERS = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def value(self) -> Any:
+        return json.loads(self.content)
+
+    @property
+    def error(self) -> str:
+        """The message of an answer that is an error, in the form that all errors have."""
+        assert self.status >= 400, self
+        assert list(self.value) == ["error"], self
+        message = self.value["error"]
+        assert message, self
+        assert "\n" not in message, message
+        assert len(message) < 500, message
+        return message
+
+
+@dataclass
+class RunningServer:
+    process: subprocess.Popen[str]
+    port: int
+    log: Path
+    key: str | None = None
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 90
+    ) -> Answer:
+        """One request on a connection of its own; an iterable body is sent in chunks."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        key = {"X-API-Key": self.key} if self.key else {}
+        try:
+            connection.request(method, path, body, {**key, **(headers or {})})
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, headers=headers)
+
+    def post(self, path: str, value: Any, headers: Mapping[str, str] | None = None) -> Answer:
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        return self.ask("POST", path, content, {**JSON_HEADERS, **(headers or {})})
+
+    def upload(self, path: str, parts: Sequence[tuple[str, str | Path | bytes]]) -> Answer:
+        content, kind = encode_parts(parts)
+        return self.ask("POST", path, content, {"Content-Type": kind})
+
+    def send_raw(self, content: bytes, timeout: float = 10.0, is_end: bool = False) -> bytes:
+        """What comes back for any bytes, until the server closes or falls silent."""
+        received = b""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+            try:
+                connection.sendall(content)
+                if is_end:
+                    connection.shutdown(socket.SHUT_WR)
+                while chunk := connection.recv(65536):
+                    received += chunk
+            except (ConnectionError, TimeoutError):
+                pass
+        return received
+
+    def end(self, sent: int = signal.SIGTERM, timeout: float = 60.0) -> int:
+        self.process.send_signal(sent)
+        return self.process.wait(timeout)
+
+
+def in_json(clip: Path) -> dict[str, str]:
+    """A clip as a field of JSON."""
+    return {"data": base64.b64encode(clip.read_bytes()).decode()}
+
+
+def encode_parts(parts: Sequence[tuple[str, str | Path | bytes]]) -> tuple[bytes, str]:
+    """A multipart body and its content type: text, a file by its path, or one by its bytes."""
+    boundary = "3f1d7a"
+    content = b""
+    for name, value in parts:
+        head = f'Content-Disposition: form-data; name="{name}"'
+        if not isinstance(value, str):
+            head += '; filename="clip.mp4"\r\nContent-Type: video/mp4'
+            value = value if isinstance(value, bytes) else value.read_bytes()
+        else:
+            value = value.encode()
+        content += f"--{boundary}\r\n{head}\r\n\r\n".encode() + value + b"\r\n"
+    return content + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+
+
+@contextmanager
+def running_server(folder: Path, *arguments: object, key: str | None = None) -> Iterator[RunningServer]:
+    """Start a server with these arguments; `folder` holds its log and its uploads. It is killed at the end."""
+    log = folder / "server.log"
+    (folder / "tmp").mkdir(exist_ok=True)
+    extra = {"TMPDIR": str(folder / "tmp"), **({"SAFE_RLHF_VIDEO_API_KEY": key} if key else {})}
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            command("scripts/serve.py", "--port", 0, "--device", "cpu", *arguments),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=environment(**extra),
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("http://"), line + log.read_text()
+        yield RunningServer(process, int(line.split("/")[2].rsplit(":", 1)[1]), log, key)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def children_of(process_id: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found = []
+    for task in Path(f"/proc/{process_id}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text()
