@@ -20,6 +20,8 @@ from safe_rlhf_video.models.prompts import Segments, Special
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.video.sampling import Sampling, Video
 
+_MAX_CACHED_CHARS = 512
+
 
 def build_inputs(
     backbone: Backbone, prompts: Sequence[str], responses: Sequence[Response], device: torch.device | str
@@ -131,8 +133,14 @@ def _token_id(tokenizer: PreTrainedTokenizerBase, special: Special) -> int:
     return token_id
 
 
-@lru_cache(maxsize=65536)
 def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str, is_first: bool) -> tuple[int, ...]:
+    # Bounded in memory, not only in number: a server meets long prompts that never come again.
+    encode = _cached_text_ids if len(text) <= _MAX_CACHED_CHARS else _cached_text_ids.__wrapped__
+    return encode(tokenizer, text, is_first)
+
+
+@lru_cache(maxsize=16384)
+def _cached_text_ids(tokenizer: PreTrainedTokenizerBase, text: str, is_first: bool) -> tuple[int, ...]:
     try:
         text.encode()
     except UnicodeEncodeError as error:
