@@ -57,7 +57,7 @@ def main() -> None:
     store = arguments.frame_store or out / "frames"
     if arguments.frame_store is None:
         run("scripts/prepare_videos.py", "--config", arguments.config, "--data.path", train, "--data", test,
-            "--data.video_dir", world / "videos", "--out", store)  # fmt: skip
+            "--data.video_dir", world / "videos", "--video_dir", world / "videos", "--out", store)  # fmt: skip
     if not (out / "run" / "model" / "calibration.json").exists():
         run("scripts/train_moderation.py", "--config", arguments.config, "--out", out / "run", "--seed", seed,
             "--heads", "[cost, moderation]", "--data.path", train, "--data.video_dir", world / "videos",
