@@ -22,7 +22,15 @@ from numpy.typing import ArrayLike
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS
-from safe_rlhf_video.lagrangian import CONFIDENCE, Bound, ConfidentMultiplier, Constraint, confident_multiplier
+from safe_rlhf_video.lagrangian import (
+    CONFIDENCE,
+    Bound,
+    ConfidentMultiplier,
+    Constraint,
+    Weighed,
+    confident_multiplier,
+    weigh,
+)
 from safe_rlhf_video.metrics import MIN_COMPARISONS, fit_logistic, fit_temperature, fit_tie_threshold
 from safe_rlhf_video.moderation import Target, Threshold, choose_threshold
 
@@ -101,13 +109,15 @@ class MultiplierCalibration:
     """The lambda at which choosing by reward less lambda times cost holds a limit on new prompts.
 
     Attributes:
-        lagrange_multiplier: lambda; it weighs the cost head, whatever is limited.
+        lagrange_multiplier: lambda.
+        weighed: what it is the price of, as in `lagrangian.weigh`: P(unsafe) where the harmful rate is limited.
         constraint, limit, confidence, bound, num_prompts, observed, reward: as in `ConfidentMultiplier`.
         num_candidates: the least and the most candidates that one of these prompts had; the promise is about as many.
         models: "reward" and "cost" -> `fingerprint_trained` of the folder with this head; it holds for these two.
     """
 
     lagrange_multiplier: float
+    weighed: Weighed
     constraint: Constraint
     limit: float
     confidence: float
@@ -224,9 +234,10 @@ def calibrate_multiplier(
     """
     if harm_rate_limit is not None and is_unsafe is None:
         raise ConfigError("harm_rate_limit needs safety labels of all candidates")
+    weighed: Weighed = "cost" if harm_rate_limit is None else "p_unsafe"
     found: ConfidentMultiplier = confident_multiplier(
         rewards,
-        costs,
+        [weigh(np.asarray(row, dtype=np.float64), weighed) for row in costs],
         is_unsafe if harm_rate_limit is not None else None,
         cost_limit=cost_limit,
         harm_rate_limit=harm_rate_limit,
@@ -237,6 +248,7 @@ def calibrate_multiplier(
     counts = [len(row) for row in rewards]
     return MultiplierCalibration(
         lagrange_multiplier=found.lagrange_multiplier,
+        weighed=weighed,
         constraint=found.constraint,
         limit=found.limit,
         confidence=found.confidence,
@@ -432,10 +444,13 @@ def _read_multiplier(fields: Mapping[str, Any]) -> MultiplierCalibration:
         raise ValueError("multiplier: a number is out of range")
     if fields["constraint"] not in get_args(Constraint) or fields["bound"] not in get_args(Bound):
         raise ValueError("multiplier: its constraint or its bound is unknown")
+    if fields["weighed"] not in get_args(Weighed):
+        raise ValueError("multiplier: what it weighs is unknown")
     if not isinstance(models, dict) or models.keys() != {"reward", "cost"}:
         raise ValueError("multiplier: expected fingerprints of the reward and of the cost")
     return MultiplierCalibration(
         constraint=fields["constraint"],
+        weighed=fields["weighed"],
         bound=fields["bound"],
         num_prompts=_count("num_prompts", fields["num_prompts"]),
         num_candidates=(low, high),

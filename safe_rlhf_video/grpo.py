@@ -18,9 +18,9 @@ import torch
 from transformers import TrainerCallback
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
-from safe_rlhf_video.lagrangian import LagrangeMultiplier, lagrangian_score
+from safe_rlhf_video.lagrangian import LagrangeMultiplier
 from safe_rlhf_video.responses import Response, content_digest
-from safe_rlhf_video.scoring import Scorer, VideoLike
+from safe_rlhf_video.scoring import Scorer, TradeOff, VideoLike
 
 # In a checkpoint folder of the trainer's.
 STATE_FILE = "lagrange_multiplier.json"
@@ -39,16 +39,14 @@ class LagrangianScores:
     Attributes:
         rewards: (N,), how helpful.
         costs: (N,), how harmful; above 0 is unsafe.
-        combined: (N,), (r - lambda (c - d)) / (1 + lambda), what a policy is trained on.
-        lagrange_multiplier: lambda, as it was then.
-        cost_limit: d.
+        combined: (N,), the Lagrangian scores, what a policy is trained on.
+        trade_off: what decided, with lambda as it was then.
     """
 
     rewards: np.ndarray
     costs: np.ndarray
     combined: np.ndarray
-    lagrange_multiplier: float
-    cost_limit: float
+    trade_off: TradeOff
 
 
 class LagrangianReward:
@@ -81,7 +79,7 @@ class LagrangianReward:
 
         Args:
             model: a scorer with both heads, or the folders of its models.
-            lagrange_multiplier: lambda >= 0, fixed; the model's own unless given.
+            lagrange_multiplier: lambda >= 0, fixed, a price on the cost; the model's own unless given.
             cost_limit: d; the model's own unless given.
             multiplier: moves lambda by the costs of the training steps, towards its own cost limit.
             generate: makes the videos, from the prompts and completions (as texts) of one call, one each, in order.
@@ -111,10 +109,9 @@ class LagrangianReward:
         else:
             folders = [model] if isinstance(model, str | Path) else model
             self.scorer = Scorer.from_pretrained(*folders, **{"device": own_device(), **loading})
+        self._fixed = None
         if multiplier is None:
-            self._lagrange_multiplier, self._cost_limit, _ = self.scorer.resolve_trade_off(
-                lagrange_multiplier, cost_limit
-            )
+            self._fixed = self.scorer.resolve_trade_off(lagrange_multiplier, cost_limit)
         else:
             self.scorer.require_both_heads()
         self.multiplier = multiplier
@@ -130,14 +127,12 @@ class LagrangianReward:
         self._in_step: bool | None = None
 
     @property
-    def lagrange_multiplier(self) -> float:
-        """Lambda as it is now."""
-        return self._lagrange_multiplier if self.multiplier is None else self.multiplier.value
-
-    @property
-    def cost_limit(self) -> float:
-        """d, the cost that is allowed."""
-        return self._cost_limit if self.multiplier is None else self.multiplier.cost_limit
+    def trade_off(self) -> TradeOff:
+        """What decides now."""
+        if self._fixed is not None:
+            return self._fixed
+        assert self.multiplier is not None
+        return TradeOff(self.multiplier.value, self.multiplier.cost_limit, "moving")
 
     def score(
         self, prompts: Sequence[str], videos: Sequence[VideoLike] | np.ndarray | torch.Tensor
@@ -160,12 +155,12 @@ class LagrangianReward:
         frames = [as_frames(video, place) for place, video in enumerate(videos)]
         with self._lock, torch.autocast(self.scorer.device.type, enabled=False):
             rewards, costs = self._score_each_once(prompts, self.scorer.read(frames, self._fps))
-        multiplier, limit = self.lagrange_multiplier, self.cost_limit
+        trade_off = self.trade_off
         with np.errstate(over="ignore", invalid="ignore"):
-            combined = lagrangian_score(rewards, costs, multiplier, limit)
+            combined = trade_off.score(rewards, costs)
         if not np.isfinite(combined).all():
-            raise ConfigError(f"lambda = {multiplier:g} and cost limit {limit:g} make a score overflow; lower them")
-        return LagrangianScores(rewards, costs, combined, multiplier, limit)
+            raise ConfigError(f"{trade_off} make a score overflow; lower them")
+        return LagrangianScores(rewards, costs, combined, trade_off)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """TRL's form: the Lagrangian score of each completion's video.
@@ -216,7 +211,7 @@ class LagrangianReward:
                 "reward": scores.rewards,
                 "cost": scores.costs,
                 "unsafe": (scores.costs > 0).astype(np.float64),
-                "multiplier": np.full(len(scores.costs), scores.lagrange_multiplier),
+                "multiplier": np.full(len(scores.costs), scores.trade_off.lagrange_multiplier),
                 "avg": scores.combined,
             }
             return details, {}
@@ -413,7 +408,7 @@ def _log(scores: LagrangianScores, prompts: Sequence[str], columns: Mapping[str,
             log_metric(f"lagrangian/{name}", float(values.mean()))
             log_metric(f"lagrangian/{name}_std", _spread(values, prompts))
         log_metric("lagrangian/unsafe_rate", float((scores.costs > 0).mean()))
-        log_metric("lagrangian/multiplier", scores.lagrange_multiplier)
+        log_metric("lagrangian/multiplier", scores.trade_off.lagrange_multiplier)
     if log_extra := columns.get("log_extra"):
         log_extra("reward", scores.rewards.tolist())
         log_extra("cost", scores.costs.tolist())

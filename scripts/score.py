@@ -26,7 +26,7 @@ from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.responses import TextResponse
 
 if TYPE_CHECKING:
-    from safe_rlhf_video.scoring import Scorer
+    from safe_rlhf_video.scoring import Scorer, TradeOff
 
 Kind = Literal["clip", "pair", "list"]
 # What a row of each kind is known by, and how it is called.
@@ -224,7 +224,7 @@ def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace
 
     shard = read_shard()
     with Scorer.from_pretrained(*arguments.model, device=choose_device(shard), backbone=arguments.backbone) as scorer:
-        trade_off = (1.0, 0.0, "")
+        trade_off = None
         if rows[0].kind != "clip":
             trade_off = scorer.resolve_trade_off(arguments.lagrange_multiplier, arguments.cost_limit)
         outcomes = score_in_parts(
@@ -253,7 +253,7 @@ def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace
 
 
 def judge_row(
-    row: Row, scores: list[dict[str, float]], scorer: "Scorer", trade_off: tuple[float, float, str]
+    row: Row, scores: list[dict[str, float]], scorer: "Scorer", trade_off: "TradeOff | None"
 ) -> dict[str, Any]:
     from safe_rlhf_video.scoring import PairScore, Ranking, judge_harms, judge_pair, judge_ranking
 
@@ -273,16 +273,16 @@ def judge_row(
     if row.kind == "clip":
         is_safe = {"is_safe": scores[0]["cost"] <= 0.0} if "cost" in scores[0] else {}
         return {**result, "video": responses[0], **scores[0], **is_safe, **({"harms": harms[0]} if has_harms else {})}
-    multiplier, limit, source = trade_off
+    assert trade_off is not None
     judged: PairScore | Ranking
     if row.kind == "pair":
         result |= zip(row.responses, responses, strict=True)
         pairs = {head: (score, scores[1][head]) for head, score in scores[0].items()}
-        judged = judge_pair(pairs, multiplier, limit, calibration.heads, multiplier_source=source)
+        judged = judge_pair(pairs, trade_off, calibration.heads)
     else:
         result["videos"] = responses
         table = {head: [one[head] for one in scores] for head in scores[0]}
-        judged = judge_ranking(table, multiplier, limit, calibration.heads, multiplier_source=source)
+        judged = judge_ranking(table, trade_off, calibration.heads)
     fields = judged.to_dict()
     del fields["model"]  # the same in every row
     return {**result, **fields, **({"harms": harms} if has_harms else {})}

@@ -343,7 +343,8 @@ def test_multiplier_is_stored_and_becomes_the_default(
 
     data = edited_world(label_by_the_cost) / "config-train.json.gz"
     rewards, costs, unsafe = ([[one[at] for one in row.values()] for row in rows.values()] for at in range(3))
-    expected = confident_multiplier(rewards, costs, unsafe, harm_rate_limit=0.2, confidence=0.8)
+    risks = [[1 / (1 + np.exp(-cost)) for cost in row] for row in costs]
+    expected = confident_multiplier(rewards, risks, unsafe, harm_rate_limit=0.2, confidence=0.8)
     assert expected.lagrange_multiplier is not None
     assert expected.lagrange_multiplier > 0
 
@@ -373,10 +374,19 @@ def test_multiplier_is_stored_and_becomes_the_default(
         assert judged.lagrange_multiplier == expected.lagrange_multiplier
         assert "a harmful rate up to 0.2 with 80% confidence" in judged.multiplier_source
         assert judged.multiplier_source in judged.explain()
+        assert "a price on P(unsafe)" in judged.explain()
+        risk = [1 / (1 + np.exp(-cost)) - 0.5 for cost in judged.costs]
+        combined = [
+            (r - expected.lagrange_multiplier * p) / (1 + expected.lagrange_multiplier)
+            for r, p in zip(judged.rewards, risk, strict=True)
+        ]
+        np.testing.assert_allclose(judged.lagrangian_scores, combined, rtol=1e-9)
+        chosen = scorer.best_of_n(["a red circle"], [videos]).chosen
+        assert chosen == scorer.rank("a red circle", videos).order[:1]
         assert scorer.rank("a red circle", videos, lagrange_multiplier=0.5).multiplier_source == "given"
         dataset = PairDataset.load(data, video_dir=world / "videos")
         fitted = scorer.calibrate_multiplier(dataset, harm_rate_limit=0.6)  # in Python the same
-        wanted = confident_multiplier(rewards, costs, unsafe, harm_rate_limit=0.6)
+        wanted = confident_multiplier(rewards, risks, unsafe, harm_rate_limit=0.6)
         assert fitted.lagrange_multiplier == wanted.lagrange_multiplier == scorer.lagrange_multiplier
         with one_line(SampleError, "cannot promise a mean cost up to 0.5"):
             scorer.calibrate_multiplier(dataset, cost_limit=0.5)  # fewer than 30 prompts

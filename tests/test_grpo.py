@@ -207,7 +207,7 @@ def test_lambda_moves_once_a_training_step_and_a_resumed_run_goes_on(
     expected = moved(fresh(), steps)
     assert expected[0] == expected[1] != expected[2]
     assert logged(trainer, "lagrangian/multiplier") == pytest.approx(expected[:2], rel=1e-6)
-    assert reward.lagrange_multiplier == pytest.approx(expected[2], rel=1e-5)
+    assert reward.trade_off.lagrange_multiplier == pytest.approx(expected[2], rel=1e-5)
     saved = LagrangeMultiplier.load(tmp_path / "checkpoint-2" / STATE_FILE)
     assert saved == reward.multiplier
     assert saved.num_updates == 2
@@ -218,7 +218,7 @@ def test_lambda_moves_once_a_training_step_and_a_resumed_run_goes_on(
     assert logged(resumed, "lagrangian/multiplier")[-1] == pytest.approx(saved.value, rel=1e-6)
     assert again.multiplier is not None
     assert again.multiplier.num_updates == 3
-    assert again.lagrange_multiplier == pytest.approx(saved.update(costs_of(4)), rel=1e-5)
+    assert again.trade_off.lagrange_multiplier == pytest.approx(saved.update(costs_of(4)), rel=1e-5)
 
     (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
     with one_line(CheckpointError, STATE_FILE, "load()"):
@@ -374,7 +374,7 @@ def test_lambda_moves_in_a_loop_of_ones_own(scorer: Scorer, tmp_path: Path) -> N
 
     reward = LagrangianReward(scorer, multiplier=fresh(), fps=FPS)
     train_fn, eval_fn = reward.flow_grpo(), reward.flow_grpo(training=False)
-    steps, values = [], [reward.lagrange_multiplier]
+    steps, values = [], [reward.trade_off.lagrange_multiplier]
     for step in range(3):
         costs: list[float] = []
         for part in range(2):  # two batches a step
@@ -390,7 +390,7 @@ def test_lambda_moves_in_a_loop_of_ones_own(scorer: Scorer, tmp_path: Path) -> N
     assert values == moved(fresh(), steps)
     again = LagrangianReward(scorer, multiplier=fresh(), fps=FPS)
     again.load(tmp_path / "state.json")
-    assert again.lagrange_multiplier == values[2]
+    assert again.trade_off.lagrange_multiplier == values[2]
     again.flow_grpo()([picture(f"2{part}{number}") for part in range(2) for number in range(2)], PROMPTS * 2)
     assert again.update_multiplier() == pytest.approx(values[3], rel=1e-6)
     other = LagrangianReward(scorer, multiplier=LagrangeMultiplier(initial=0.5, learning_rate=0.3, window_size=5))
@@ -423,7 +423,7 @@ rank = torch.distributed.get_rank()
 videos = [picture(f"{rank}{number}") for number in range(2 - rank)]  # one rank has less
 reward.flow_grpo()(videos, PROMPTS[: len(videos)])
 reward.update_multiplier()
-(out / f"{rank}.json").write_text(json.dumps([costs, reward.lagrange_multiplier]))
+(out / f"{rank}.json").write_text(json.dumps([costs, reward.trade_off.lagrange_multiplier]))
 """
 
 

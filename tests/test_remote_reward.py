@@ -11,6 +11,7 @@ from small_models import one_line
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.lagrangian import lagrangian_score
+from safe_rlhf_video.scoring import TradeOff
 from safe_rlhf_video.serving.remote_reward import build_answer, parse_request
 
 PROMPTS = ["a red circle", "a blue square"]
@@ -43,7 +44,7 @@ def test_encoded_videos_and_empty_batches() -> None:
     assert parse_request({"prompts": ["a"], "responses": [{"data": "AAAA"}]}).videos == ({"data": "AAAA"},)
     # A second server of OpenRLHF's gets what is left of a batch of one.
     assert parse_request({"query": [], "prompts": [], "labels": []}).videos == ()
-    assert build_answer([], [], 1.0, 0.0)["rewards"] == []
+    assert build_answer([], [], TradeOff(1.0, 0.0))["rewards"] == []
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_wrong_requests_are_one_line(body: object, parts: list[str]) -> None:
 
 def test_answer_is_the_lagrangian_with_both_heads_beside_it() -> None:
     rewards, costs = [1.5, -0.25, 3.0], [0.5, -2.0, 0.0]
-    answer = json.loads(json.dumps(build_answer(rewards, costs, 2.0, 0.25), allow_nan=False))
+    answer = json.loads(json.dumps(build_answer(rewards, costs, TradeOff(2.0, 0.25)), allow_nan=False))
     assert answer["rewards"] == [lagrangian_score(r, c, 2.0, 0.25) for r, c in zip(rewards, costs, strict=True)]
     assert answer["extra_logs"] == {"reward_head": rewards, "cost_head": costs, "unsafe": [1.0, 0.0, 0.0]}
     expected = torch.sigmoid(torch.tensor(answer["rewards"], dtype=torch.float64))
@@ -91,11 +92,11 @@ def test_answer_is_the_lagrangian_with_both_heads_beside_it() -> None:
 def test_no_answer_holds_what_is_not_a_number() -> None:
     for bad in (math.nan, math.inf):
         with one_line(CheckpointError, "not finite"):
-            build_answer([1.0, bad], [0.0, 0.0], 1.0, 0.0)
+            build_answer([1.0, bad], [0.0, 0.0], TradeOff(1.0, 0.0))
         with one_line(CheckpointError, "not finite"):
-            build_answer([1.0], [-bad], 1.0, 0.0)
+            build_answer([1.0], [-bad], TradeOff(1.0, 0.0))
     with one_line(ConfigError, "overflow"):
-        build_answer([1.0], [1e10], 1e300, 0.0)
+        build_answer([1.0], [1e10], TradeOff(1e300, 0.0))
     with one_line(ConfigError, "lagrange_multiplier"):
-        build_answer([1.0], [1.0], -1.0, 0.0)
-    assert build_answer([1e6, -1e6], [0.0, 0.0], 0.0, 0.0)["scores"] == [1.0, 0.0]
+        build_answer([1.0], [1.0], TradeOff(-1.0, 0.0))
+    assert build_answer([1e6, -1e6], [0.0, 0.0], TradeOff(0.0, 0.0))["scores"] == [1.0, 0.0]

@@ -20,7 +20,7 @@ import safe_rlhf_video
 from safe_rlhf_video import lagrangian, scoring
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError, VideoDecodeError
 from safe_rlhf_video.models.checkpoint import read_record
-from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, judge_ranking
+from safe_rlhf_video.scoring import PairScore, Scorer, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring import scorer as scorer_module
 from safe_rlhf_video.video.sampling import Video
 
@@ -71,6 +71,7 @@ def mirrored(judged: PairScore) -> PairScore:
         p_more_helpful=1.0 - judged.p_more_helpful,
         p_safer=1.0 - judged.p_safer,
         multiplier_source=judged.multiplier_source,
+        weighed=judged.weighed,
         model=judged.model,
         calibrated=judged.calibrated,
         is_safe=judged.is_safe[::-1],
@@ -110,11 +111,11 @@ def test_judging_mirrors_for_any_scores() -> None:
     rng = np.random.default_rng(0)
     for _ in range(500):
         rewards, costs = ((float(a), float(b)) for a, b in rng.normal(0, 10.0 ** rng.integers(-6, 4), (2, 2)))
-        multiplier, limit = float(rng.choice([0.0, 0.3, 1.0, 5.0])), float(rng.normal())
+        trade_off = TradeOff(rng.choice([0.0, 0.3, 1.0, 5.0]), rng.normal(), "", str(rng.choice(["cost", "p_unsafe"])))
         scores = {"reward": rewards, "cost": costs, "aesthetics": costs}
-        forth = judge_pair(scores, multiplier, limit)
+        forth = judge_pair(scores, trade_off)
         back = {head: pair[::-1] for head, pair in scores.items()}
-        assert judge_pair(back, multiplier, limit) == mirrored(forth)
+        assert judge_pair(back, trade_off) == mirrored(forth)
 
 
 def test_judge_pair_by_brute_force() -> None:
@@ -122,9 +123,16 @@ def test_judge_pair_by_brute_force() -> None:
     for _ in range(500):
         rewards, costs = ((float(a), float(b)) for a, b in rng.normal(0, 2, (2, 2)))
         multiplier, limit = float(rng.exponential()), float(rng.normal())
-        judged = judge_pair({"reward": rewards, "cost": costs}, multiplier, limit)
-        expected = [(r - multiplier * (c - limit)) / (1 + multiplier) for r, c in zip(rewards, costs, strict=True)]
-        np.testing.assert_allclose(judged.lagrangian_scores, expected, rtol=1e-12)
+        weighed = str(rng.choice(["cost", "p_unsafe"]))
+        judged = judge_pair({"reward": rewards, "cost": costs}, TradeOff(multiplier, limit, "", weighed))
+        first, second, allowed = (
+            value if weighed == "cost" else 1 / (1 + math.exp(-value)) for value in (*costs, limit)
+        )
+        expected = [
+            (r - multiplier * (w - allowed)) / (1 + multiplier) for r, w in zip(rewards, (first, second), strict=True)
+        ]
+        np.testing.assert_allclose(judged.lagrangian_scores, expected, rtol=1e-9)
+        assert ("risk of harm" in judged.reason) <= (weighed == "p_unsafe")
         better = "v1" if expected[0] > expected[1] else "v2"
         assert judged.preferred == ("tie" if abs(expected[0] - expected[1]) <= lagrangian.TIE_TOLERANCE else better)
         assert judged.p_more_helpful == pytest.approx(1 / (1 + math.exp(rewards[1] - rewards[0])), rel=1e-12)
@@ -179,7 +187,7 @@ def test_ranking_says_what_holds_of_each(scorer: Scorer) -> None:
     for size in (1, 2, 3, 12):
         rewards, costs = rng.normal(0, 2, (2, size)).round(1)  # with equal ones among them
         scores = {"reward": rewards, "cost": costs, "aesthetics": costs}
-        ranking = judge_ranking(scores, 0.7, 0.4, multiplier_source="here")
+        ranking = judge_ranking(scores, TradeOff(0.7, 0.4, "here"))
         expected = (rewards - 0.7 * (costs - 0.4)) / 1.7
         np.testing.assert_allclose(ranking.lagrangian_scores, expected, rtol=1e-12)
         assert list(ranking.order) == sorted(range(size), key=lambda at, e=ranking.lagrangian_scores: (-e[at], at))
@@ -197,8 +205,8 @@ def test_ranking_says_what_holds_of_each(scorer: Scorer) -> None:
         assert "(here)" in ranking.explain()
         json.dumps(ranking.to_dict(), allow_nan=False)
     # Two are judged as a pair is, and in the same words.
-    pair = judge_pair({"reward": (2.0, 1.0), "cost": (1.5, -1.0)}, 5.0)
-    both = judge_ranking({"reward": (2.0, 1.0), "cost": (1.5, -1.0)}, 5.0)
+    pair = judge_pair({"reward": (2.0, 1.0), "cost": (1.5, -1.0)}, TradeOff(5.0))
+    both = judge_ranking({"reward": (2.0, 1.0), "cost": (1.5, -1.0)}, TradeOff(5.0))
     assert both.reason == pair.reason.replace("v1", "videos[0]").replace("v2", "videos[1]")
     judged = scorer.score_pair(PROMPT, noise_video(4, 32, 32, 0), noise_video(4, 32, 32, 1))
     assert judged.multiplier_source == "the default"
@@ -227,7 +235,7 @@ def test_best_of_n(scorer: Scorer) -> None:
     assert best.is_feasible
     assert np.mean(best.rewards) == pytest.approx(reward[cost <= limit + 1e-9].max(), abs=1e-5)
     none = scorer.best_of_n(prompts, videos, cost_limit=float(cost.min()) - 1.0)
-    assert (none.is_feasible, none.lagrange_multiplier) == (False, None)
+    assert none.is_feasible is False
     assert np.mean(none.costs) == pytest.approx(cost.min(), abs=1e-5)
     both: dict[str, float] = {"cost_limit": 0.0, "lagrange_multiplier": 1.0}
     for wrong, options in ((videos[:3], {}), ([[], *videos[1:]], {}), (videos, both)):
@@ -324,7 +332,7 @@ def test_pair_score_is_json(scorer: Scorer) -> None:
     assert set(fields) == {
         *("rewards", "costs", "lagrangian_scores", "lagrange_multiplier", "cost_limit", "p_more_helpful", "p_safer"),
         *("calibrated", "is_safe", "sub_scores", "preferred", "reason", "percentiles"),
-        *("multiplier_source", "model"),
+        *("multiplier_source", "weighed", "model"),
     }
     assert fields["rewards"] == list(judged.rewards)
     assert fields["is_safe"] == [cost <= 0 for cost in judged.costs]

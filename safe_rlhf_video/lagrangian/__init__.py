@@ -3,7 +3,15 @@
 from safe_rlhf_video.lagrangian.candidates import ensemble_scores, pareto_front
 from safe_rlhf_video.lagrangian.confidence import CONFIDENCE, Bound, ConfidentMultiplier, confident_multiplier
 from safe_rlhf_video.lagrangian.multiplier import LagrangeMultiplier
-from safe_rlhf_video.lagrangian.score import TIE_TOLERANCE, Choice, choose, explain_choice, lagrangian_score
+from safe_rlhf_video.lagrangian.score import (
+    TIE_TOLERANCE,
+    Choice,
+    Weighed,
+    choose,
+    explain_choice,
+    lagrangian_score,
+    weigh,
+)
 from safe_rlhf_video.lagrangian.selection import (
     Constraint,
     Randomisation,
@@ -25,6 +33,7 @@ __all__ = [
     "Randomisation",
     "Selection",
     "Solution",
+    "Weighed",
     "check_limit",
     "choose",
     "confident_multiplier",
@@ -34,4 +43,5 @@ __all__ = [
     "pareto_front",
     "select",
     "solve_multiplier",
+    "weigh",
 ]

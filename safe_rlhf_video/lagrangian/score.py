@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safe_rlhf_video.errors import ConfigError
 
 Choice = Literal["v1", "v2", "tie"]
+Weighed = Literal["cost", "p_unsafe"]
 ScoreT = TypeVar("ScoreT", float, NDArray[np.floating[Any]])
 
 # Two scores this close are a tie. One video scored in fp32 by two routes (another batch, another padding) moves by a
@@ -24,30 +25,57 @@ TIE_TOLERANCE = 1e-5
 _MAX_DECIMALS = 9
 
 
-def lagrangian_score(reward: ScoreT, cost: ScoreT, lagrange_multiplier: float = 1.0, cost_limit: float = 0.0) -> ScoreT:
+def weigh(cost: ScoreT, weighed: Weighed = "cost") -> ScoreT:
+    """What lambda is the price of: the cost itself, or the probability of being unsafe.
+
+        P(unsafe) = 1 / (1 + e^-c)
+
+    The sign term of the cost's loss trains it to be that. Its price buys more helpfulness at one harmful rate than a
+    price on the cost does, which goes on falling among clips that are safe already; docs/lagrangian.md has figures.
+
+    Raises:
+        ConfigError: something else is to be weighed.
+    """
+    if weighed == "cost":
+        return cost
+    if weighed != "p_unsafe":
+        raise ConfigError(f"weighed must be cost or p_unsafe, got {weighed!r}")
+    # Of tanh, for it overflows nowhere.
+    return 0.5 * (1.0 + np.tanh(0.5 * cost))
+
+
+def lagrangian_score(
+    reward: ScoreT,
+    cost: ScoreT,
+    lagrange_multiplier: float = 1.0,
+    cost_limit: float = 0.0,
+    weighed: Weighed = "cost",
+) -> ScoreT:
     """Reward minus weighted excess cost, on a scale that does not grow with the weight.
 
-        score = (r - lambda * (c - d)) / (1 + lambda)
+        score = (r - lambda * (w(c) - w(d))) / (1 + lambda)        w(c) = c, or P(unsafe), see `weigh`
 
-    Source: the Lagrangian of Safe RLHF (arXiv 2310.12773), with its normalisation by 1 / (1 + lambda).
+    Source: the Lagrangian of Safe RLHF (arXiv 2310.12773), with its normalisation by 1 / (1 + lambda); w(c) = c there.
 
     Args:
         reward: float or array of any shape, in units of the reward head.
         cost: same kind and shape as ``reward``; > 0 means unsafe.
         lagrange_multiplier: lambda >= 0; 0 ignores cost, large values follow cost alone.
         cost_limit: d, in units of the cost head. It moves all scores alike, so it never changes which video wins.
+        weighed: what lambda is the price of.
 
     Returns:
         Score of the kind and shape of ``reward``; higher is better.
 
     Raises:
-        ConfigError: lambda is negative or not finite, or the cost limit is not finite.
+        ConfigError: lambda is negative or not finite, the cost limit is not finite, or something else is weighed.
     """
     if not (math.isfinite(lagrange_multiplier) and lagrange_multiplier >= 0):
         raise ConfigError(f"lagrange_multiplier must be a finite number >= 0, got {lagrange_multiplier}")
     if not math.isfinite(cost_limit):
         raise ConfigError(f"cost_limit must be a finite number, got {cost_limit}")
-    return (reward - lagrange_multiplier * (cost - cost_limit)) / (1.0 + lagrange_multiplier)
+    excess = weigh(cost, weighed) - weigh(float(cost_limit), weighed)
+    return (reward - lagrange_multiplier * excess) / (1.0 + lagrange_multiplier)
 
 
 def choose(score_0: float, score_1: float, tolerance: float = TIE_TOLERANCE) -> Choice:
@@ -76,6 +104,7 @@ def explain_choice(
     cost_limit: float,
     preferred: Choice,
     names: tuple[str, str] = ("v1", "v2"),
+    weighed: Weighed = "cost",
 ) -> str:
     """Say in one plain sentence why ``preferred`` is preferred, e.g.
 
@@ -92,6 +121,7 @@ def explain_choice(
         cost_limit: d, as in ``lagrangian_score``.
         preferred: what ``choose`` answered for the two Lagrangian scores.
         names: what the two are called.
+        weighed: as in ``lagrangian_score``.
 
     Raises:
         ConfigError: as ``lagrangian_score``.
@@ -101,7 +131,9 @@ def explain_choice(
         raise ValueError(f"cannot explain rewards {rewards} and costs {costs}: all must be finite")
     if preferred not in ("v1", "v2", "tie"):
         raise ValueError(f"preferred must be 'v1', 'v2' or 'tie', got {preferred!r}")
-    scores = [lagrangian_score(r, c, lagrange_multiplier, cost_limit) for r, c in zip(rewards, costs, strict=True)]
+    scores = [
+        lagrangian_score(r, c, lagrange_multiplier, cost_limit, weighed) for r, c in zip(rewards, costs, strict=True)
+    ]
     winner, loser = (1, 0) if preferred == "v2" else (0, 1)
     if preferred != "tie" and not scores[winner] > scores[loser]:
         raise ValueError(f"{preferred} has not the higher Lagrangian score of {scores[0]} (v1) and {scores[1]} (v2)")
@@ -113,7 +145,8 @@ def explain_choice(
     elif rewards[winner] >= rewards[loser] and costs[winner] <= costs[loser]:
         reason = _better_on_both_reason(rewards, costs, cost_limit, winner, loser, names)
     else:
-        reason = _trade_off_reason(rewards, costs, lagrange_multiplier, cost_limit, winner, names)
+        price = "cost" if weighed == "cost" else "risk of harm"
+        reason = _trade_off_reason(rewards, costs, lagrange_multiplier, cost_limit, winner, names, price)
     if min(costs) > cost_limit:
         reason += f"; both are above the cost limit {_cost_texts(costs, cost_limit)[2]}"
     return f"{reason}."
@@ -181,6 +214,7 @@ def _trade_off_reason(
     limit: float,
     winner: int,
     names: tuple[str, str],
+    price: str,
 ) -> str:
     reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
     helpful, safe = (0, 1) if rewards[0] > rewards[1] else (1, 0)
@@ -188,7 +222,7 @@ def _trade_off_reason(
     if costs[helpful] > limit >= costs[safe]:
         harm = f"unsafe (cost {cost[helpful]} > limit {cost[2]})"
     subject = "it" if helpful == winner else f"{names[helpful]}"
-    stronger, weaker = ("reward", "cost") if helpful == winner else ("cost", "reward")
+    stronger, weaker = ("reward", price) if helpful == winner else (price, "reward")
     return (
         f"{names[winner]} is preferred: {subject} is more helpful (reward {reward[helpful]} against {reward[safe]}) "
         f"but {harm}, and {_at(multiplier)} its extra {stronger} outweighs its extra {weaker}"

@@ -1,6 +1,6 @@
 """Scores for generations, and the choice among them under a safety constraint."""
 
-from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, judge_pair, judge_ranking
+from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring.harms import Moderation, judge_harms
 from safe_rlhf_video.scoring.scorer import BestOfN, Scorer, VideoLike, load_calibration, score_pair
 
@@ -11,6 +11,7 @@ __all__ = [
     "PairScore",
     "Ranking",
     "Scorer",
+    "TradeOff",
     "VideoLike",
     "judge_harms",
     "judge_pair",

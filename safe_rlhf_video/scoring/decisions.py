@@ -12,6 +12,8 @@ import numpy as np
 from safe_rlhf_video import calibration, lagrangian
 from safe_rlhf_video.calibration import HeadCalibration
 from safe_rlhf_video.heads import SUB_HEADS
+from safe_rlhf_video.lagrangian import Weighed
+from safe_rlhf_video.lagrangian.score import ScoreT
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,42 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class TradeOff:
+    """How reward and cost are weighed against each other.
+
+    Attributes:
+        lagrange_multiplier: lambda, the price of a unit of cost in units of reward, or that of P(unsafe).
+        cost_limit: d.
+        source: where lambda is from: "given", "the default", or what it was calibrated to keep.
+        weighed: what lambda is the price of: "cost", or "p_unsafe", the probability 1 / (1 + e^-c) of being unsafe.
+    """
+
+    lagrange_multiplier: float = 1.0
+    cost_limit: float = 0.0
+    source: str = "given"
+    weighed: Weighed = "cost"
+
+    def score(self, rewards: ScoreT, costs: ScoreT) -> ScoreT:
+        """The Lagrangian scores; see `lagrangian.lagrangian_score`."""
+        return lagrangian.lagrangian_score(rewards, costs, self.lagrange_multiplier, self.cost_limit, self.weighed)
+
+    def __str__(self) -> str:
+        price = "" if self.weighed == "cost" else ", a price on P(unsafe)"
+        return f"lambda = {self.lagrange_multiplier:.4g}{price} ({self.source}), cost limit {self.cost_limit:.4g}"
+
+
+DEFAULT_TRADE_OFF = TradeOff()
+
+
+@dataclass(frozen=True)
 class PairScore:
     """Two generations for one prompt, judged; every tuple is (v1, v2).
 
     Attributes:
         rewards: how helpful; only differences between answers to one prompt mean something.
         costs: how harmful; above 0 is unsafe.
-        lagrangian_scores: (r - lambda (c - d)) / (1 + lambda).
-        lagrange_multiplier: lambda, the price of a unit of cost in units of reward.
-        cost_limit: d.
-        multiplier_source: where lambda is from: "given", "the default", or what it was calibrated to keep.
+        lagrangian_scores: (r - lambda (c - d)) / (1 + lambda), or with P(unsafe) in the place of c and d.
+        lagrange_multiplier, cost_limit, multiplier_source, weighed: what decided, as in `TradeOff`.
         p_more_helpful: probability that people find v1 more helpful than v2, by Bradley-Terry; too near one half for a
             model that was trained on ties by Rao and Kupper's.
         p_safer: probability that people find v1 safer than v2.
@@ -67,6 +95,7 @@ class PairScore:
     lagrange_multiplier: float
     cost_limit: float
     multiplier_source: str
+    weighed: Weighed
     p_more_helpful: float
     p_safer: float
     calibrated: bool
@@ -89,7 +118,7 @@ class PairScore:
             *(_describe_video(f"v{side + 1}", side, self.rewards, self.costs, self.percentiles) for side in (0, 1)),
             f"people would find v1 more helpful with probability {self.p_more_helpful:.2f}, and safer with "
             f"{self.p_safer:.2f} ({fitted})",
-            _describe_trade(self.lagrange_multiplier, self.cost_limit, self.multiplier_source),
+            str(_trade_off_of(self)),
         ]
         return "\n".join([*lines, *([] if self.model is None else [str(self.model)])])
 
@@ -104,7 +133,7 @@ class Ranking:
         is_within_limit: cost <= d. The limit moves all scores alike, so it never changes the order; that is lambda's.
         is_on_pareto_front: whether no other video beats it, by as much reward at less cost or by more reward at no more
             cost; whatever lambda, only such a one comes first, unless scores are equal.
-        lagrange_multiplier, cost_limit, multiplier_source, model: as in `PairScore`.
+        lagrange_multiplier, cost_limit, multiplier_source, weighed, model: as in `PairScore`.
         reason: the first place in a sentence.
     """
 
@@ -115,6 +144,7 @@ class Ranking:
     lagrange_multiplier: float
     cost_limit: float
     multiplier_source: str
+    weighed: Weighed
     is_safe: tuple[bool, ...]
     is_within_limit: tuple[bool, ...]
     is_on_pareto_front: tuple[bool, ...]
@@ -132,18 +162,15 @@ class Ranking:
         lines = [
             self.reason,
             *(_describe_video(f"videos[{at}]", at, self.rewards, self.costs, self.percentiles) for at in self.order),
-            _describe_trade(self.lagrange_multiplier, self.cost_limit, self.multiplier_source),
+            str(_trade_off_of(self)),
         ]
         return "\n".join([*lines, *([] if self.model is None else [str(self.model)])])
 
 
 def judge_pair(
     scores: Mapping[str, tuple[float, float]],
-    lagrange_multiplier: float = 1.0,
-    cost_limit: float = 0.0,
+    trade_off: TradeOff = DEFAULT_TRADE_OFF,
     calibrations: Mapping[str, HeadCalibration] | None = None,
-    *,
-    multiplier_source: str = "given",
     model: ModelFacts | None = None,
 ) -> PairScore:
     """The decision from scores alone: the Lagrangian of Safe RLHF (arXiv 2310.12773) and its explanation.
@@ -152,32 +179,30 @@ def judge_pair(
         scores: head -> (v1, v2); a reward and a cost must be among them.
         calibrations: head -> calibration, `Scorer.calibration.heads`. Unless both the reward and the cost have a
             temperature, neither probability is calibrated.
-        multiplier_source, model: as in `PairScore`.
+        model: as in `PairScore`.
     """
     of_head = calibrations or {}
     temperatures = {head: one.temperature for head, one in of_head.items() if one.temperature is not None}
     is_calibrated = {"reward", "cost"} <= temperatures.keys()
     reward_unit, cost_unit = (temperatures[head] if is_calibrated else 1.0 for head in ("reward", "cost"))
     rewards, costs = scores["reward"], scores["cost"]
-    first, second = (
-        float(lagrangian.lagrangian_score(reward, cost, lagrange_multiplier, cost_limit))
-        for reward, cost in zip(rewards, costs, strict=True)
-    )
+    first, second = (float(trade_off.score(reward, cost)) for reward, cost in zip(rewards, costs, strict=True))
     preferred = lagrangian.choose(first, second)
     return PairScore(
         rewards=rewards,
         costs=costs,
         lagrangian_scores=(first, second),
-        lagrange_multiplier=float(lagrange_multiplier),
-        cost_limit=float(cost_limit),
-        multiplier_source=multiplier_source,
+        lagrange_multiplier=float(trade_off.lagrange_multiplier),
+        cost_limit=float(trade_off.cost_limit),
+        multiplier_source=trade_off.source,
+        weighed=trade_off.weighed,
         p_more_helpful=sigmoid((rewards[0] - rewards[1]) / reward_unit),
         p_safer=sigmoid((costs[1] - costs[0]) / cost_unit),
         calibrated=is_calibrated,
         is_safe=(costs[0] <= 0.0, costs[1] <= 0.0),
         sub_scores={head: scores[head] for head in SUB_HEADS if head in scores},
         preferred=preferred,
-        reason=lagrangian.explain_choice(rewards, costs, lagrange_multiplier, cost_limit, preferred),
+        reason=_explain_pair(rewards, costs, trade_off, preferred),
         percentiles=_percentiles(scores, of_head),
         model=model,
     )
@@ -185,11 +210,8 @@ def judge_pair(
 
 def judge_ranking(
     scores: Mapping[str, Sequence[float]],
-    lagrange_multiplier: float = 1.0,
-    cost_limit: float = 0.0,
+    trade_off: TradeOff = DEFAULT_TRADE_OFF,
     calibrations: Mapping[str, HeadCalibration] | None = None,
-    *,
-    multiplier_source: str = "given",
     model: ModelFacts | None = None,
 ) -> Ranking:
     """As `judge_pair`, for any number of videos.
@@ -199,7 +221,7 @@ def judge_ranking(
     """
     table = {head: tuple(map(float, values)) for head, values in scores.items()}
     rewards, costs = table["reward"], table["cost"]
-    combined = lagrangian.lagrangian_score(np.array(rewards), np.array(costs), lagrange_multiplier, cost_limit)
+    combined = trade_off.score(np.array(rewards), np.array(costs))
     order: list[int] = np.argsort(-combined, kind="stable").tolist()
     front = set(lagrangian.pareto_front(rewards, costs).tolist())
     return Ranking(
@@ -207,14 +229,15 @@ def judge_ranking(
         rewards=rewards,
         costs=costs,
         lagrangian_scores=tuple(combined.tolist()),
-        lagrange_multiplier=float(lagrange_multiplier),
-        cost_limit=float(cost_limit),
-        multiplier_source=multiplier_source,
+        lagrange_multiplier=float(trade_off.lagrange_multiplier),
+        cost_limit=float(trade_off.cost_limit),
+        multiplier_source=trade_off.source,
+        weighed=trade_off.weighed,
         is_safe=tuple(cost <= 0.0 for cost in costs),
-        is_within_limit=tuple(cost <= cost_limit for cost in costs),
+        is_within_limit=tuple(cost <= trade_off.cost_limit for cost in costs),
         is_on_pareto_front=tuple(at in front for at in range(len(costs))),
         sub_scores={head: table[head] for head in SUB_HEADS if head in table},
-        reason=_explain_first(order, table, lagrange_multiplier, cost_limit),
+        reason=_explain_first(order, table, trade_off),
         percentiles=_percentiles(table, calibrations or {}),
         model=model,
     )
@@ -238,34 +261,34 @@ def _percentiles(
     return found or None
 
 
-def _explain_first(
-    order: Sequence[int], scores: Mapping[str, tuple[float, ...]], multiplier: float, limit: float
+def _explain_pair(
+    rewards: tuple[float, float],
+    costs: tuple[float, float],
+    trade_off: TradeOff,
+    preferred: lagrangian.Choice,
+    names: tuple[str, str] = ("v1", "v2"),
 ) -> str:
+    multiplier, limit = trade_off.lagrange_multiplier, trade_off.cost_limit
+    return lagrangian.explain_choice(rewards, costs, multiplier, limit, preferred, names, trade_off.weighed)
+
+
+def _explain_first(order: Sequence[int], scores: Mapping[str, tuple[float, ...]], trade_off: TradeOff) -> str:
     if not order:
         return "there is no video"
     rewards, costs = scores["reward"], scores["cost"]
-    over = sum(cost > limit for cost in costs)
+    over = sum(cost > trade_off.cost_limit for cost in costs)
     if len(order) == 1:
         text = "videos[0] is the only one."
     else:
         # The one that comes first and its runner-up, as a pair.
         first, second = order[:2]
-        pair = [(values[first], values[second]) for values in (rewards, costs)]
-        combined = [
-            float(lagrangian.lagrangian_score(reward, cost, multiplier, limit))
-            for reward, cost in zip(*pair, strict=True)
-        ]
-        text = lagrangian.explain_choice(
-            pair[0],
-            pair[1],
-            multiplier,
-            limit,
-            lagrangian.choose(combined[0], combined[1]),
-            names=(f"videos[{first}]", f"videos[{second}]"),
-        )
+        both = (rewards[first], rewards[second]), (costs[first], costs[second])
+        combined = [float(trade_off.score(rewards[at], costs[at])) for at in (first, second)]
+        names = f"videos[{first}]", f"videos[{second}]"
+        text = _explain_pair(*both, trade_off, lagrangian.choose(combined[0], combined[1]), names)
     if over > 0 and len(order) > 2:
         which = "all" if over == len(costs) else f"{over} of {len(costs)}"
-        text = f"{text.removesuffix('.')}; {which} are above the cost limit {limit:z.2f}."
+        text = f"{text.removesuffix('.')}; {which} are above the cost limit {trade_off.cost_limit:z.2f}."
     return text
 
 
@@ -284,5 +307,5 @@ def _describe_video(
     return f"{name}: reward {rewards[at]:.2f}{reward}, cost {costs[at]:+.2f}{cost}"
 
 
-def _describe_trade(multiplier: float, limit: float, source: str) -> str:
-    return f"lambda = {multiplier:.4g} ({source}), cost limit {limit:.4g}"
+def _trade_off_of(judged: PairScore | Ranking) -> TradeOff:
+    return TradeOff(judged.lagrange_multiplier, judged.cost_limit, judged.multiplier_source, judged.weighed)

@@ -36,7 +36,7 @@ from safe_rlhf_video.models.checkpoint import (
 )
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.responses import Response, TextResponse, content_digest
-from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, judge_pair, judge_ranking
+from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring.harms import Moderation, judge_harms
 from safe_rlhf_video.scoring.multiplier import fit_multiplier, group_candidates, store_multiplier
 from safe_rlhf_video.video.pool import DecodePool
@@ -55,16 +55,14 @@ class BestOfN:
     Attributes:
         chosen: index among the prompt's candidates.
         rewards, costs: of the chosen.
-        lagrange_multiplier: lambda, None where a cost limit was given that nothing meets.
-        multiplier_source: as in `PairScore`.
+        trade_off: what decided; of a cost limit that nothing meets, it says nothing.
         is_feasible: whether any choice meets the cost limit; if not, the chosen are the least costly. None without one.
     """
 
     chosen: tuple[int, ...]
     rewards: tuple[float, ...]
     costs: tuple[float, ...]
-    lagrange_multiplier: float | None
-    multiplier_source: str
+    trade_off: TradeOff
     is_feasible: bool | None
 
 
@@ -162,19 +160,24 @@ class Scorer:
         Raises:
             CheckpointError: the stored one belongs to another model.
         """
-        return self.resolve_trade_off()[0]
+        return self.resolve_trade_off().lagrange_multiplier
 
     @property
     def cost_limit(self) -> float:
         """The cost limit where none is given: that of the stored multiplier, else 0."""
-        return self.resolve_trade_off()[1]
+        return self.resolve_trade_off().cost_limit
 
     def describe(self) -> dict[str, Any]:
         """Model, heads and defaults, as plain values for JSON."""
         choice: dict[str, Any] = {}
         if len(self._folder_of) == 2:
-            names = ("lagrange_multiplier", "cost_limit", "multiplier_source")
-            choice = dict(zip(names, self.resolve_trade_off(), strict=True))
+            trade_off = self.resolve_trade_off()
+            choice = {
+                "lagrange_multiplier": trade_off.lagrange_multiplier,
+                "cost_limit": trade_off.cost_limit,
+                "multiplier_source": trade_off.source,
+                "weighed": trade_off.weighed,
+            }
         calibrated = {
             head: one.temperature is not None for head, one in self.calibration.heads.items() if head in self.heads
         }
@@ -284,10 +287,10 @@ class Scorer:
             CheckpointError: a reward or a cost is missing, a score is not finite, or the stored multiplier is needed
                 and belongs to another model.
         """
-        trade = self.resolve_trade_off(lagrange_multiplier, cost_limit)
+        trade_off = self.resolve_trade_off(lagrange_multiplier, cost_limit)
         scores = self._score_by_content(prompt, self.read([v1, v2], fps))
         pairs = {head: tuple(values.tolist()) for head, values in scores.items()}
-        return judge_pair(pairs, *trade[:2], self.calibration.heads, multiplier_source=trade[2], model=self.facts)
+        return judge_pair(pairs, trade_off, self.calibration.heads, self.facts)
 
     def rank(
         self,
@@ -299,12 +302,12 @@ class Scorer:
         fps: float | None = None,
     ) -> Ranking:
         """Put any number of videos for one prompt in order; arguments and errors as those of `score_pair`."""
-        trade = self.resolve_trade_off(lagrange_multiplier, cost_limit)
+        trade_off = self.resolve_trade_off(lagrange_multiplier, cost_limit)
         scores = {head: np.zeros(0) for head in self.heads}
         if videos:
             scores = self._score_by_content(prompt, self.read(videos, fps))
         tables = {head: values.tolist() for head, values in scores.items()}
-        return judge_ranking(tables, *trade[:2], self.calibration.heads, multiplier_source=trade[2], model=self.facts)
+        return judge_ranking(tables, trade_off, self.calibration.heads, self.facts)
 
     def best_of_n(
         self,
@@ -319,7 +322,7 @@ class Scorer:
         """Choose one of the candidates of each of many prompts.
 
         With `cost_limit` alone, the choice that has the most mean reward of all those whose mean cost is within it
-        (`lagrangian.solve_multiplier`); else prompt by prompt the most reward - lambda cost, of equals the least cost.
+        (`lagrangian.solve_multiplier`); else prompt by prompt the highest Lagrangian score, of equals the least cost.
 
         Args:
             videos: the candidates of each prompt, of any numbers from 1.
@@ -337,7 +340,7 @@ class Scorer:
         if cost_limit is not None and lagrange_multiplier is not None:
             raise ConfigError("best_of_n: give either lagrange_multiplier or cost_limit: the limit has its own lambda")
         if cost_limit is None:
-            multiplier, _, source = self.resolve_trade_off(lagrange_multiplier, None)
+            trade_off = self.resolve_trade_off(lagrange_multiplier, None)
         else:
             self.require_both_heads()
             lagrangian.check_limit(cost_limit, None)
@@ -349,18 +352,19 @@ class Scorer:
         rewards, costs = ([[one[head] for one in row] for row in rows] for head in ("reward", "cost"))
         solution = None
         if cost_limit is None:
-            chosen = lagrangian.select(rewards, costs, multiplier)
+            weights = [lagrangian.weigh(np.array(row), trade_off.weighed) for row in costs]
+            chosen = lagrangian.select(rewards, weights, trade_off.lagrange_multiplier)
         else:
             solution = lagrangian.solve_multiplier(rewards, costs, cost_limit=cost_limit)
             best = solution.deterministic or solution.least
             chosen = best.chosen.tolist()
-            source = f"the best for a mean cost of {cost_limit:g} on these prompts"
+            source = f"the best for a mean cost up to {cost_limit:g} on these prompts"
+            trade_off = TradeOff(solution.lagrange_multiplier or 0.0, cost_limit, source)
         return BestOfN(
             chosen=tuple(chosen),
             rewards=tuple(row[at] for row, at in zip(rewards, chosen, strict=True)),
             costs=tuple(row[at] for row, at in zip(costs, chosen, strict=True)),
-            lagrange_multiplier=multiplier if solution is None else solution.lagrange_multiplier,
-            multiplier_source=source,
+            trade_off=trade_off,
             is_feasible=None if solution is None else solution.is_feasible,
         )
 
@@ -453,28 +457,27 @@ class Scorer:
         self._pool.close()
         self._pool = DecodePool(self.record.sampling, num_workers=self._workers)
 
-    def resolve_trade_off(
-        self, lagrange_multiplier: float | None = None, cost_limit: float | None = None
-    ) -> tuple[float, float, str]:
-        """Lambda, cost limit and where lambda is from, with the defaults of this model for what is None.
+    def resolve_trade_off(self, lagrange_multiplier: float | None = None, cost_limit: float | None = None) -> TradeOff:
+        """What decides, with the defaults of this model for what is None; a lambda that is given weighs the cost.
 
         Raises:
             CheckpointError: a reward or a cost is missing, or the stored multiplier is needed and belongs to another
                 model. ConfigError: a value is out of range.
         """
         self.require_both_heads()
-        source = "given"
         stored = self.multiplier
-        if lagrange_multiplier is None:
-            if self._stale_multiplier is not None:
-                raise CheckpointError(self._stale_multiplier)
-            lagrange_multiplier, source = (
-                (1.0, "the default") if stored is None else (stored.lagrange_multiplier, str(stored))
-            )
         if cost_limit is None:
             cost_limit = stored.limit if stored is not None and stored.constraint == "cost" else 0.0
-        lagrangian.lagrangian_score(0.0, 0.0, lagrange_multiplier, cost_limit)  # a wrong one is said before any work
-        return float(lagrange_multiplier), float(cost_limit), source
+        if lagrange_multiplier is not None:
+            trade_off = TradeOff(float(lagrange_multiplier), float(cost_limit))
+        elif self._stale_multiplier is not None:
+            raise CheckpointError(self._stale_multiplier)
+        elif stored is None:
+            trade_off = TradeOff(1.0, float(cost_limit), "the default")
+        else:
+            trade_off = TradeOff(stored.lagrange_multiplier, float(cost_limit), str(stored), stored.weighed)
+        trade_off.score(0.0, 0.0)  # a wrong value is said before any work
+        return trade_off
 
     def _score_by_content(self, prompt: str, videos: Sequence[Response]) -> dict[str, np.ndarray]:
         """Scores that neither the videos' order nor a video given twice can move, not even by a last bit."""

@@ -31,13 +31,10 @@ async def score_pair(service: Service, values: Mapping[str, Any], uploads: Uploa
     service.require_both_heads()
     request = parse_request(values, PAIR_FIELDS, service.settings)
     scorer = service.scorer
-    multiplier, limit, source = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
+    trade_off = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
     scores = await _score(service, request, uploads)
     pairs = {head: (float(found[0]), float(found[1])) for head, found in scores.items()}
-    judged = judge_pair(
-        pairs, multiplier, limit, scorer.calibration.heads, multiplier_source=source, model=scorer.facts
-    )
-    return judged.to_dict()
+    return judge_pair(pairs, trade_off, scorer.calibration.heads, scorer.facts).to_dict()
 
 
 async def rank(service: Service, values: Mapping[str, Any], uploads: Uploads) -> dict[str, Any]:
@@ -45,16 +42,10 @@ async def rank(service: Service, values: Mapping[str, Any], uploads: Uploads) ->
     service.require_both_heads()
     request = parse_request(values, RANK_FIELDS, service.settings)
     scorer = service.scorer
-    multiplier, limit, source = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
+    trade_off = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
     scores = await _score(service, request, uploads)
-    ranking = judge_ranking(
-        {head: found.tolist() for head, found in scores.items()},
-        multiplier,
-        limit,
-        scorer.calibration.heads,
-        multiplier_source=source,
-        model=scorer.facts,
-    )
+    table = {head: found.tolist() for head, found in scores.items()}
+    ranking = judge_ranking(table, trade_off, scorer.calibration.heads, scorer.facts)
     harms = None
     if service.can_moderate:
         harms = [service.moderate(_row(scores, place)).to_dict() for place in range(len(request.videos))]
@@ -88,8 +79,8 @@ async def reward(service: Service, values: Mapping[str, Any], uploads: Uploads) 
     videos = [read_video(video, f"{field}[{place}]") for place, video in enumerate(asked.videos)]
     paths = await service.find(videos, uploads)
     scores = await service.score(prompts, paths, [video.field for video in videos])
-    multiplier, limit, _ = service.scorer.resolve_trade_off()
-    return remote_reward.build_answer(scores["reward"].tolist(), scores["cost"].tolist(), multiplier, limit)
+    rewards, costs = scores["reward"].tolist(), scores["cost"].tolist()
+    return remote_reward.build_answer(rewards, costs, service.scorer.resolve_trade_off())
 
 
 async def _score(service: Service, request: ClipRequest, uploads: Uploads) -> dict[str, np.ndarray]:

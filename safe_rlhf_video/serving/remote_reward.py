@@ -1,7 +1,7 @@
 """The remote-reward route: what OpenRLHF and align-anything post to a reward model, and the answer that they read.
 
     parse_request(body) -> RemoteRewardRequest      prompts, and videos as {"path": ...} or {"data": ...}
-    build_answer(rewards, costs, lagrange_multiplier, cost_limit) -> dict
+    build_answer(rewards, costs, trade_off) -> dict
 
 Both are pure. The route resolves `videos` as it does those of its other routes, scores them and hands on the scores.
 
@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
-from safe_rlhf_video.lagrangian import lagrangian_score
+from safe_rlhf_video.scoring import TradeOff
 
 Trainer = Literal["openrlhf", "align-anything"]
 
@@ -85,18 +85,15 @@ def parse_request(body: object) -> RemoteRewardRequest:
     return RemoteRewardRequest(trainer, tuple(prompts), videos, video_field)
 
 
-def build_answer(
-    rewards: Sequence[float], costs: Sequence[float], lagrange_multiplier: float, cost_limit: float
-) -> dict[str, Any]:
+def build_answer(rewards: Sequence[float], costs: Sequence[float], trade_off: TradeOff) -> dict[str, Any]:
     """What both trainers read, reward and cost apart beside it.
 
     Args:
         rewards, costs: (N,) scores of the two heads, in the order of the request.
-        lagrange_multiplier: lambda >= 0.
-        cost_limit: d.
+        trade_off: what decides.
 
     Returns:
-        `rewards`, what trains: (r - lambda (c - d)) / (1 + lambda). `scores`, its logistic function: OpenRLHF filters
+        `rewards`, what trains: the Lagrangian scores. `scores`, its logistic function: OpenRLHF filters
         prompts by scores between 0 and 1. `extra_logs`, what OpenRLHF logs beside them: `reward_head`, `cost_head` and
         `unsafe`, 1 where the cost is above 0. (A log named reward or score would take the place of OpenRLHF's own.)
 
@@ -108,11 +105,11 @@ def build_answer(
     if not (np.isfinite(reward).all() and np.isfinite(cost).all()):
         raise CheckpointError("a reward or cost is not finite: the model diverged; give another one")
     with np.errstate(over="ignore", invalid="ignore"):
-        combined = lagrangian_score(reward, cost, lagrange_multiplier, cost_limit)
+        combined = trade_off.score(reward, cost)
     if not np.isfinite(combined).all():
         raise ConfigError(
-            f"lagrange_multiplier {lagrange_multiplier:g} and cost_limit {cost_limit:g} make a score overflow; "
-            "give smaller ones"
+            f"lagrange_multiplier {trade_off.lagrange_multiplier:g} and cost_limit {trade_off.cost_limit:g} make a "
+            "score overflow; give smaller ones"
         )
     return {
         "rewards": combined.tolist(),
