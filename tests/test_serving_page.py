@@ -120,6 +120,7 @@ MODEL = {
     "lagrange_multiplier": 1.0,
     "cost_limit": 0.0,
     "multiplier_source": "the default",
+    "weighed": "cost",
     "limits": {"max_videos": 3, "max_body_mb": 64.0},
 }
 NOWHERE = "http://page.test"
@@ -189,14 +190,15 @@ def visit(browser: Any, address: str) -> Iterator[Visit]:
 
 # --- what the page computes by itself --------------------------------------------------------------------------------
 
-COMPUTE = """async ([points, lambda, limit]) => {
+COMPUTE = """async ([points, lambda, limit, weighed]) => {
   const page = await import("/page/page.js");
   return {
-    scores: points.map((point) => page.lagrangianScore(point.reward, point.cost, lambda, limit)),
-    order: page.rank(points, lambda, limit),
+    scores: points.map((point) => page.lagrangianScore(point.reward, point.cost, lambda, limit, weighed)),
+    order: page.rank(points, lambda, limit, weighed),
     front: page.paretoFront(points),
-    choices: page.findChoices(points),
-    reason: page.explainChoice(...page.rank(points, lambda, limit).slice(0, 2).map((at) => points[at]), lambda, limit),
+    choices: page.findChoices(points, weighed),
+    reason: page.explainChoice(...page.rank(points, lambda, limit, weighed).slice(0, 2).map((at) => points[at]), lambda,
+      limit, weighed),
   };
 }"""
 
@@ -214,8 +216,9 @@ def test_the_browser_computes_what_the_package_does(visit: Visit) -> None:
             {"name": f"v{at}", "reward": float(reward), "cost": float(cost)}
             for at, (reward, cost) in enumerate(zip(rewards, costs, strict=True))
         ]
-        found = visit.page.evaluate(COMPUTE, [points, multiplier, limit])
-        scores = lagrangian.lagrangian_score(rewards, costs, multiplier, limit)
+        weighed = ("cost", "p_unsafe")[trial % 2]
+        found = visit.page.evaluate(COMPUTE, [points, multiplier, limit, weighed])
+        scores = lagrangian.lagrangian_score(rewards, costs, multiplier, limit, weighed)
         order = np.argsort(-scores, kind="stable")
         np.testing.assert_allclose(found["scores"], scores, rtol=1e-12, atol=1e-12)
         assert found["order"] == order.tolist()
@@ -224,7 +227,7 @@ def test_the_browser_computes_what_the_package_does(visit: Visit) -> None:
         pair = [(float(values[first]), float(values[second])) for values in (rewards, costs)]
         preferred = lagrangian.choose(float(scores[first]), float(scores[second]))
         names = (f"v{first}", f"v{second}")
-        assert found["reason"] == lagrangian.explain_choice(*pair, multiplier, limit, preferred, names)
+        assert found["reason"] == lagrangian.explain_choice(*pair, multiplier, limit, preferred, names, weighed)
         # Between two flips the same one is best; at a flip the two that change places are equally good.
         choices = found["choices"]
         assert choices[0]["from"] == 0
@@ -233,7 +236,7 @@ def test_the_browser_computes_what_the_package_does(visit: Visit) -> None:
         for at, choice in enumerate(choices):
             end = choices[at + 1]["from"] if at + 1 < len(choices) else edges[-1] + 10
             for inside in ((edges[at] + end) / 2, end if at + 1 < len(choices) else edges[at]):
-                values = rewards - inside * costs
+                values = rewards - inside * lagrangian.weigh(costs, weighed)
                 assert values[choice["at"]] == pytest.approx(values.max(), abs=1e-9)
 
 

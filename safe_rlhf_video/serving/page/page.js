@@ -5,13 +5,18 @@
 export const TIE_TOLERANCE = 1e-5;
 const MAX_DECIMALS = 9;
 
-export function lagrangianScore(reward, cost, lambda, limit) {
-  return (reward - lambda * (cost - limit)) / (1 + lambda);
+/** What lambda is the price of: the cost itself, or P(unsafe). */
+export function weigh(cost, weighed = "cost") {
+  return weighed === "p_unsafe" ? 0.5 * (1 + Math.tanh(0.5 * cost)) : cost;
+}
+
+export function lagrangianScore(reward, cost, lambda, limit, weighed = "cost") {
+  return (reward - lambda * (weigh(cost, weighed) - weigh(limit, weighed))) / (1 + lambda);
 }
 
 /** Indices of points {reward, cost} by Lagrangian score, best first; equal ones keep their order. */
-export function rank(points, lambda, limit) {
-  const scores = points.map((point) => lagrangianScore(point.reward, point.cost, lambda, limit));
+export function rank(points, lambda, limit, weighed = "cost") {
+  const scores = points.map((point) => lagrangianScore(point.reward, point.cost, lambda, limit, weighed));
   return points.map((_, at) => at).sort((a, b) => scores[b] - scores[a] || a - b);
 }
 
@@ -25,8 +30,9 @@ export function paretoFront(points) {
 }
 
 /** Which point each lambda >= 0 puts first: [{at, from}] by rising lambda, the first from 0. */
-export function findChoices(points) {
-  if (!points.length) return [];
+export function findChoices(given, weighed = "cost") {
+  if (!given.length) return [];
+  const points = given.map(({ reward, cost }) => ({ reward, cost: weigh(cost, weighed) }));
   const first = (candidates, from) => ({
     at: candidates.reduce((a, b) => {
       const [one, other] = [points[a], points[b]];
@@ -71,9 +77,9 @@ function signed(value, decimals) {
 }
 
 /** Why the first of two points {name, reward, cost} is preferred to the second, or why neither is, in a sentence. */
-export function explainChoice(winner, loser, lambda, limit) {
+export function explainChoice(winner, loser, lambda, limit, weighed = "cost") {
   const pair = [winner, loser];
-  const scores = pair.map((point) => lagrangianScore(point.reward, point.cost, lambda, limit));
+  const scores = pair.map((point) => lagrangianScore(point.reward, point.cost, lambda, limit, weighed));
   const rewardDecimals = countDecimals(winner.reward, loser.reward);
   const costDecimals = countDecimals(winner.cost, loser.cost, limit);
   const reward = (point) => roundsTo(point.reward, rewardDecimals);
@@ -113,7 +119,8 @@ export function explainChoice(winner, loser, lambda, limit) {
     const harm = isOnlyOver(helpful, safe)
       ? `unsafe (cost ${cost(helpful)} > limit ${limitText})`
       : `less safe (cost ${cost(helpful)} against ${cost(safe)})`;
-    const [stronger, weaker] = helpful === winner ? ["reward", "cost"] : ["cost", "reward"];
+    const price = weighed === "p_unsafe" ? "risk of harm" : "cost";
+    const [stronger, weaker] = helpful === winner ? ["reward", price] : [price, "reward"];
     reason = `${winner.name} is preferred: ${helpful === winner ? "it" : helpful.name} is more helpful `
       + `(reward ${reward(helpful)} against ${reward(safe)}) but ${harm}, and ${at} its extra ${stronger} `
       + `outweighs its extra ${weaker}`;
@@ -147,6 +154,7 @@ const state = {
   key: null,
   defaults: { lambda: 1, limit: 0 },
   limits: {},
+  weighed: "cost",
   lambda: 1,
   limit: 0,
   scoredPrompt: null,
@@ -297,13 +305,13 @@ function render() {
 }
 
 function renderDecision(clips) {
-  const { lambda, limit } = state;
+  const { lambda, limit, weighed } = state;
   const points = clips.map((clip) => ({ name: clip.name, reward: clip.scores.reward, cost: clip.scores.cost }));
-  const order = rank(points, lambda, limit);
-  const scores = points.map((point) => lagrangianScore(point.reward, point.cost, lambda, limit));
+  const order = rank(points, lambda, limit, weighed);
+  const scores = points.map((point) => lagrangianScore(point.reward, point.cost, lambda, limit, weighed));
   const tied = order.filter((at) => scores[order[0]] - scores[at] <= TIE_TOLERANCE);
   const front = paretoFront(points);
-  const decision = { clips, points, order, scores, tied, front, choices: findChoices(points) };
+  const decision = { clips, points, order, scores, tied, front, choices: findChoices(points, weighed) };
   renderSettings(decision);
   renderChoice(decision);
   renderCards(decision);
@@ -328,7 +336,7 @@ function renderChoice({ clips, points, order, tied, choices }) {
   } else {
     setText("chosen", isTie ? `Tie: ${listed(tied.map((at) => points[at].name))} have equal scores`
       : `${points[first].name} is chosen${isOver ? ", above the limit" : ""}`);
-    const reason = explainChoice(points[first], points[second], lambda, limit);
+    const reason = explainChoice(points[first], points[second], lambda, limit, state.weighed);
     const next = clips.length > 2 && !isTie ? ` The runner-up is ${points[second].name}.` : "";
     setText("reason", reason[0].toUpperCase() + reason.slice(1) + next);
   }
@@ -473,7 +481,7 @@ function ticksOf(low, high, count) {
 }
 
 function renderPlot({ clips, points, order, tied, front }) {
-  const { lambda, limit } = state;
+  const { lambda, limit, weighed } = state;
   const width = Math.max(260, Math.round(find("plot").clientWidth));
   const height = Math.round(Math.min(420, Math.max(270, 0.5 * width)));
   const box = { left: 48, right: width - 14, top: 28, bottom: height - 44 };
@@ -506,11 +514,12 @@ function renderPlot({ clips, points, order, tied, front }) {
   parts.push(write(`limit ${short(limit)}`, { class: "note-text", x: x(limit) + (isLeft ? -6 : 6), y: box.bottom - 8,
     "text-anchor": isLeft ? "end" : "start" }));
 
-  // reward - lambda cost is the same all along this line.
+  // Scores are the same all along this line; it is straight where lambda is a price on the cost.
   const best = points[order[0]];
   const inner = draw("g", { "clip-path": "url(#inner)" });
-  const along = (cost) => best.reward + lambda * (cost - best.cost);
-  inner.append(line("equal", x(x0), y(along(x0)), x(x1), y(along(x1))));
+  const along = (cost) => best.reward + lambda * (weigh(cost, weighed) - weigh(best.cost, weighed));
+  const steps = Array.from({ length: 101 }, (_, step) => x0 + (step / 100) * (x1 - x0));
+  inner.append(draw("polyline", { class: "equal", points: steps.map((cost) => `${x(cost)},${y(along(cost))}`).join(" ") }));
   inner.append(draw("polyline", { class: "front",
     points: front.map((at) => `${x(points[at].cost)},${y(points[at].reward)}`).join(" ") }));
   parts.push(draw("defs", {}, draw("clipPath", { id: "inner" }, draw("rect", { x: box.left, y: box.top,
@@ -624,6 +633,14 @@ async function loadModel() {
   line.textContent = `${name} Lambda begins at ${short(model.lagrange_multiplier)} (${model.multiplier_source}), `
     + `the cost limit at ${short(model.cost_limit)}.`;
   state.defaults = { lambda: model.lagrange_multiplier, limit: model.cost_limit };
+  state.weighed = model.weighed;
+  if (state.weighed === "p_unsafe") {
+    find("lambda-price").textContent = "price of P(unsafe)";
+    find("lambda-help").textContent = "Lambda is how much reward a clip must bring for its risk: for P(unsafe), the "
+      + "probability of being unsafe that follows from its cost; at 0 it is ignored.";
+    find("formula").textContent = "Score = (reward − lambda × (P(unsafe) − P(unsafe) at the limit)) / (1 + lambda), "
+      + "where P(unsafe) = 1 / (1 + exp(−cost)).";
+  }
   if (state.scoredPrompt === null) resetSettings();
   return true;
 }
