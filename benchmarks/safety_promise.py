@@ -51,7 +51,7 @@ from safe_rlhf_video.data.synthetic import (
 )
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.lagrangian import confident_multiplier, solve_multiplier
+from safe_rlhf_video.lagrangian import confident_multiplier, solve_multiplier, weigh
 from safe_rlhf_video.lagrangian.hulls import Hulls, flatten, make_hulls
 from safe_rlhf_video.metrics import fit_logistic
 from safe_rlhf_video.progress import progress_bar
@@ -83,6 +83,7 @@ circle, text.label { fill: currentColor } .leader { fill: none; stroke: currentC
 .c7 { color: #5b6670 }
 """
 
+STORED = "P(unsafe)"  # what the multiplier that scripts/calibrate.py stores is a price of
 LINES = {"oracle": "oracle, by truth", "P(unsafe)": "price on P(unsafe)", "cost": "price on the cost"}
 
 _scorer: Scorer | None = None  # of this process
@@ -161,8 +162,8 @@ def main() -> None:
     fitted, pool = scored.take(slice(NUM_FIT)), scored.take(slice(NUM_FIT, NUM_FIT + num_pool))
     slope, intercept = fit_logistic(fitted.costs.ravel(), fitted.is_unsafe.ravel())
     weights = {
-        "P(unsafe)": sigmoid(slope * pool.costs + intercept),
-        "sigmoid(cost)": sigmoid(pool.costs),
+        STORED: weigh(pool.costs, "p_unsafe"),
+        "P(unsafe), fitted": weigh(slope * pool.costs + intercept, "p_unsafe"),
         "cost": pool.costs,
     }
     rules = {name: Rule.build(pool, values) for name, values in weights.items()}
@@ -184,7 +185,7 @@ def main() -> None:
 
 def check(result: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     """Whether each bound is held, and a line about it."""
-    drawn = result["rules"]["P(unsafe)"]["drawn"]
+    drawn = result["rules"][STORED]["drawn"]
     limit, num_sets = result["settings"]["harm_rate_limit"], drawn["num_sets"]
     what = f"multipliers of sets of {drawn['num_prompts']} that keep {limit:g}, of {num_sets}"
     yield at_least(what, drawn["num_kept"], math.ceil(MIN_KEPT * num_sets))
@@ -240,10 +241,6 @@ def measure(rules: Mapping[str, Rule], num_sets: int, num_prompts: int, limit: f
             for rate in np.geomspace(0.005, float(truth.is_unsafe.mean()), 16).tolist()
         ],
     }
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1.0 + np.tanh(0.5 * logits))
 
 
 def solve_oracle(truth: Candidates, limit: float) -> float:
