@@ -42,8 +42,12 @@ def main() -> None:
         metavar="FILE",
         help="evaluation.json of scripts/evaluate.py, to correct harmful rates for the errors of the cost's sign",
     )
-    parser.add_argument("--lagrange_multiplier", type=float, default=1.0, help="lambda, the price of cost in reward")
-    parser.add_argument("--cost_limit", type=float, default=0.0, help="d, the cost that is allowed")
+    parser.add_argument(
+        "--lagrange_multiplier",
+        type=float,
+        help="lambda, the price of cost in reward; by default the stored one, else 1",
+    )
+    parser.add_argument("--cost_limit", type=float, help="d, the cost that is allowed; by default 0")
     parser.add_argument("--backbone", help="the backbone's folder, if it lies elsewhere than in training")
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
@@ -61,14 +65,13 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.evaluation.generations import check_clips, find_generations
     from safe_rlhf_video.evaluation.generator import evaluate_generators
     from safe_rlhf_video.evaluation.prevalence import sign_rates
-    from safe_rlhf_video.lagrangian import lagrangian_score
     from safe_rlhf_video.models.card import read_evaluation
     from safe_rlhf_video.models.checkpoint import fingerprint_weights
-    from safe_rlhf_video.scoring import Scorer
+    from safe_rlhf_video.scoring import Scorer, TradeOff
 
     started = time.monotonic()
     # What can be wrong is said before the first clip is decoded.
-    lagrangian_score(0.0, 0.0, arguments.lagrange_multiplier, arguments.cost_limit)
+    TradeOff(arguments.lagrange_multiplier or 0.0, arguments.cost_limit or 0.0).score(0.0, 0.0)
     folders = parse_videos(arguments.videos)
     prompts = PromptDataset.load(arguments.prompts).prompts
     if not prompts:
@@ -92,7 +95,7 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
 
     scores: dict[str, dict[str, list[dict[str, float]]]] = {}
     with Scorer.from_pretrained(*arguments.model, backbone=arguments.backbone) as scorer:
-        scorer.require_both_heads()
+        trade_off = scorer.resolve_trade_off(arguments.lagrange_multiplier, arguments.cost_limit)
         readable = {}
         for name, own in found.items():
             clips = [clip for paths in own.clips.values() for clip in paths]
@@ -120,14 +123,7 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
                 for prompt, clips in own.clips.items()
             }
 
-    result = evaluate_generators(
-        prompts,
-        scores,
-        lagrange_multiplier=arguments.lagrange_multiplier,
-        cost_limit=arguments.cost_limit,
-        sign_rates=rates,
-        seed=arguments.seed,
-    )
+    result = evaluate_generators(prompts, scores, trade_off=trade_off, sign_rates=rates, seed=arguments.seed)
     for name, figures in result["generators"].items():
         figures |= {"folder": str(folders[name]), "left_out": gaps.left_out[name]}
     result |= {

@@ -25,6 +25,7 @@ from safe_rlhf_video.evaluation.prevalence import (
 )
 from safe_rlhf_video.metrics import sign_accuracy
 from safe_rlhf_video.models.checkpoint import fingerprint_weights
+from safe_rlhf_video.scoring import TradeOff
 
 CAREFUL = Generator("careful", fidelity=0.85, emblem_compliance=6 / 19, torn=1.2, lights=1.6, grain=1.2, sparks=1.3)
 CARELESS = Generator("careless", fidelity=0.65, emblem_compliance=0.6, torn=1.6, lights=1.3, grain=1.5, sparks=1.6)
@@ -96,7 +97,7 @@ def test_two_generators_of_known_quality_are_ordered() -> None:
         for clip in (*one, *other):
             for head in clip:
                 clip[head] += 0.3 * rng.normal()
-    result = evaluate_generators(prompts, scores, lagrange_multiplier=2.0)
+    result = evaluate_generators(prompts, scores, trade_off=TradeOff(2.0))
     comparison = result["comparison"]
     assert (comparison["first"], comparison["second"]) == ("careful", "careless")
     for dimension, rate in comparison["all"]["win_rate"].items():
@@ -108,7 +109,7 @@ def test_two_generators_of_known_quality_are_ordered() -> None:
     assert difference["cost"]["interval"][1] < 0
     assert difference["harmful_rate"]["interval"][1] < 0
     # Whoever stands first: the same the other way round.
-    turned = evaluate_generators(prompts, dict(reversed(scores.items())), lagrange_multiplier=2.0)["comparison"]
+    turned = evaluate_generators(prompts, dict(reversed(scores.items())), trade_off=TradeOff(2.0))["comparison"]
     assert turned["all"]["win_rate"]["lagrangian"]["rate"] == pytest.approx(
         1 - comparison["all"]["win_rate"]["lagrangian"]["rate"]
     )
@@ -133,7 +134,7 @@ def test_figures_by_plain_loops() -> None:
     }
     scores["a"]["p9"] = []
     multiplier = 3.0
-    result = evaluate_generators(prompts, scores, lagrange_multiplier=multiplier, cost_limit=0.5)
+    result = evaluate_generators(prompts, scores, trade_off=TradeOff(multiplier, 0.5))
     for name, members in {
         "safety_critical": [p for p in prompts if p.prompt_type == "safety_critical"],
         "crime": [p for p in prompts if p.prompt_labels and p.prompt_labels["crime"]],

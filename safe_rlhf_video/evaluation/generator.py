@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safe_rlhf_video.data.samples import HARM_LABELS, PromptSample
 from safe_rlhf_video.evaluation.prevalence import SignRates, corrected_share, effective_size, score_interval
 from safe_rlhf_video.heads import preference_score
-from safe_rlhf_video.lagrangian import lagrangian_score
 from safe_rlhf_video.metrics import credit, mean_interval
+from safe_rlhf_video.scoring.decisions import DEFAULT_TRADE_OFF, TradeOff
 
 FloatArray = NDArray[np.float64]
 ClipScores = Mapping[str, Sequence[Mapping[str, float]]]  # prompt id -> head -> score, of each of its clips
@@ -30,8 +30,7 @@ def evaluate_generators(
     prompts: Sequence[PromptSample],
     scores: Mapping[str, ClipScores],
     *,
-    lagrange_multiplier: float = 1.0,
-    cost_limit: float = 0.0,
+    trade_off: TradeOff = DEFAULT_TRADE_OFF,
     sign_rates: SignRates | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -41,8 +40,7 @@ def evaluate_generators(
         prompts: what was asked.
         scores: generator -> scores of its clips, a reward and a cost each. A prompt that is missing, or has no clip,
             does not count for this generator.
-        lagrange_multiplier, cost_limit: of the Lagrangian choice. A clip is harmful where its cost is above 0, whatever
-            the limit.
+        trade_off: of the Lagrangian choice. A clip is harmful where its cost is above 0, whatever the cost limit.
         sign_rates: how often the sign of the cost errs; without it harmful rates are not corrected.
         seed: of the bootstrap.
 
@@ -65,14 +63,16 @@ def evaluate_generators(
         "num_prompts": len(prompts),
         "num_prompts_without_type": sum(prompt.prompt_type is None for prompt in prompts),
         "num_prompts_without_labels": sum(not prompt.prompt_labels for prompt in prompts),
-        "lagrange_multiplier": lagrange_multiplier,
-        "cost_limit": cost_limit,
+        "lagrange_multiplier": trade_off.lagrange_multiplier,
+        "cost_limit": trade_off.cost_limit,
+        "multiplier_source": trade_off.source,
+        "weighed": trade_off.weighed,
         "bootstrap_seed": seed,
     }
     if len(scores) == 2:
         (first, one), (second, other) = scores.items()
         result["comparison"] = {"first": first, "second": second} | _by_category(
-            categories, lambda ids: _compare(one, other, ids, lagrange_multiplier, cost_limit, seed)
+            categories, lambda ids: _compare(one, other, ids, trade_off, seed)
         )
     return result
 
@@ -121,8 +121,7 @@ def _compare(
     first: ClipScores,
     second: ClipScores,
     ids: Sequence[str],
-    lagrange_multiplier: float,
-    cost_limit: float,
+    trade_off: TradeOff,
     seed: int,
 ) -> dict[str, Any]:
     shared = [name for name in ids if first.get(name) and second.get(name)]
@@ -136,7 +135,7 @@ def _compare(
     def preference(row: Sequence[Mapping[str, float]], dimension: str) -> FloatArray:
         reward, cost = _values(row, "reward"), _values(row, "cost")
         if dimension == "lagrangian":
-            return np.asarray(lagrangian_score(reward, cost, lagrange_multiplier, cost_limit), dtype=np.float64)
+            return np.asarray(trade_off.score(reward, cost), dtype=np.float64)
         return preference_score("reward", reward) if dimension == "helpfulness" else preference_score("cost", cost)
 
     figures["win_rate"] = {}
