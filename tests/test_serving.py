@@ -25,6 +25,7 @@ from small_models import COST, REWARD, noise_video, one_line, write_model
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.serving.bodies import LARGE_BODY_BYTES
 from safe_rlhf_video.serving.model_thread import ModelThread
 from safe_rlhf_video.serving.settings import ServerSettings, read_key
 
@@ -259,6 +260,16 @@ def test_wrong_fields_are_named(server: RunningServer) -> None:
     for kind in ("text/plain", "", multipart, f"{multipart}; boundary=", f"{multipart}; boundary={'a' * 400}"):
         assert server.post("/score", score_of(), {"Content-Type": kind}).status == 400
     assert "compressed" in server.post("/score", score_of(), {"Content-Encoding": "gzip"}).error
+
+
+def test_many_fields_are_refused_at_once(server: RunningServer) -> None:
+    # Comparing every name with every other one would keep all clients waiting for seconds.
+    names = ", ".join(f'"{number}": 0' for number in range(20_000))
+    body = f'{{{names}, "last": 0, "last": 1}}'.encode()
+    assert len(body) < LARGE_BODY_BYTES  # read by the thread that serves all
+    started_s = time.monotonic()
+    assert "'last': stands twice" in server.post("/score", body).error
+    assert time.monotonic() - started_s < 1.0
 
 
 def test_wrong_parts_are_named(server: RunningServer, root: Path) -> None:

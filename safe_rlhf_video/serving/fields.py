@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,8 +176,8 @@ def _read_videos(value: Any, max_videos: int) -> list[VideoReference]:
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twin = next(name for name in values if counts[name] > 1)
         raise RequestError(400, f"{show(twin)}: stands twice in the body; send it once")
     return values
 
