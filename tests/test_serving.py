@@ -25,7 +25,9 @@ from small_models import COST, REWARD, noise_video, one_line, write_model
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.scoring import Scorer
-from safe_rlhf_video.serving.bodies import LARGE_BODY_BYTES
+from safe_rlhf_video.serving.bodies import LARGE_BODY_BYTES, MultipartFields
+from safe_rlhf_video.serving.clips import Uploads
+from safe_rlhf_video.serving.fields import RequestError
 from safe_rlhf_video.serving.model_thread import ModelThread
 from safe_rlhf_video.serving.settings import ServerSettings, read_key
 
@@ -358,6 +360,23 @@ def test_pages_of_other_sites_are_refused(server: RunningServer) -> None:
 
 
 # --- the parts that need no server ------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    content, kind = encode_parts([("prompt", PROMPT), ("video", bytes(50_000))])
+    boundary = kind.partition("boundary=")[2].encode()
+    uploads = Uploads(tmp_path)
+    monkeypatch.setattr(uploads, "create", lambda: Path("/dev/full"))
+
+    def read(size: int) -> None:
+        with MultipartFields(boundary, ("prompt", "video"), SETTINGS, uploads) as parts:
+            for start in range(0, len(content), size):
+                parts.feed(content[start : start + size])
+
+    for size in (len(content), 3000):  # 3000: some bytes still wait to be written when the disk is found full
+        with pytest.raises(RequestError, match="cannot be stored on the server") as caught:
+            read(size)
+        assert caught.value.status == 503
 
 
 def test_settings_are_checked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

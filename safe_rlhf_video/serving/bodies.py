@@ -139,7 +139,8 @@ class MultipartFields:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk, which has been told: what waits cannot be written either
+                self._file.close()
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
