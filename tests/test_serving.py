@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from safe_rlhf_video.serving.bodies import LARGE_BODY_BYTES, MultipartFields
 from safe_rlhf_video.serving.clips import Uploads
 from safe_rlhf_video.serving.fields import RequestError
 from safe_rlhf_video.serving.model_thread import ModelThread
+from safe_rlhf_video.serving.service import Service
 from safe_rlhf_video.serving.settings import ServerSettings, read_key
 
 PROMPT = "a red circle moving left at night"
@@ -377,6 +380,39 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         with pytest.raises(RequestError, match="cannot be stored on the server") as caught:
             read(size)
         assert caught.value.status == 503
+
+
+def test_stopping_reaches_all_requests_also_beside_one_that_is_late(scorer: Scorer) -> None:
+    async def work(service: Service, until: asyncio.Event, messages: list[str]) -> None:
+        try:
+            async with service.within_time():
+                try:
+                    await asyncio.sleep(30)
+                finally:
+                    await until.wait()  # as cleaning up does for a moment
+        except RequestError as error:
+            messages.append(str(error))
+
+    async def stop_while_one_is_late() -> list[str]:
+        messages: list[str] = []
+        service = Service(scorer, replace(SETTINGS, timeout_s=0.2, shutdown_s=0.1))
+        held, free = asyncio.Event(), asyncio.Event()
+        free.set()
+        late = asyncio.ensure_future(work(service, held, messages))
+        await asyncio.sleep(0.3)
+        service.settings = replace(service.settings, timeout_s=30.0)
+        others = [asyncio.ensure_future(work(service, free, messages)) for _ in range(8)]
+        await asyncio.sleep(0)
+        service.stop()
+        await asyncio.wait_for(asyncio.gather(*others), 5.0)
+        held.set()
+        await late
+        service.close()
+        return messages
+
+    messages = asyncio.run(stop_while_one_is_late())
+    assert len(messages) == 9
+    assert all("shutting down" in message for message in messages)
 
 
 def test_settings_are_checked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

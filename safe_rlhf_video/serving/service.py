@@ -110,7 +110,8 @@ class Service:
         self.is_stopping = True
         latest = asyncio.get_running_loop().time() + self.settings.shutdown_s
         for timeout in self._timeouts:
-            timeout.reschedule(min(timeout.when() or latest, latest))
+            if not timeout.expired():  # one whose request is being given up cannot be changed
+                timeout.reschedule(min(timeout.when() or latest, latest))
 
     def close(self) -> None:
         """End the model's thread and the decoding processes."""
