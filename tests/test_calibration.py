@@ -14,9 +14,12 @@ from small_models import COST, REWARD, noise_video, one_line, write_model
 
 from safe_rlhf_video.calibration import (
     Calibration,
+    MultiplierCalibration,
     calibrate_head,
     calibrate_label,
+    calibrate_multiplier,
     describe_reference,
+    fingerprint_trained,
     percentile,
     read_calibration,
     write_calibration,
@@ -309,6 +312,37 @@ def test_calibrate_command(
     with one_line(SampleError, "--train_data"):
         main()
     assert [(folder / "calibration.json").read_bytes() for folder in folders] == before
+
+
+def test_the_multiplier_of_these_two_models_is_taken_in_any_order(tmp_path: Path) -> None:
+    reward, cost, other = (
+        write_model(tmp_path / name, heads, seed=seed)
+        for seed, (name, heads) in enumerate((("reward", REWARD), ("cost", COST), ("other", COST)), start=1)
+    )
+
+    def store(limit: float, second: Path, *folders: Path) -> MultiplierCalibration:
+        models = {"reward": fingerprint_trained(reward), "cost": fingerprint_trained(second)}
+        fitted = calibrate_multiplier(
+            [[0.0, 1.0]] * 60, [[0.0, 1.0]] * 60, models, [[0, 0]] * 60, harm_rate_limit=limit
+        )
+        for folder in folders:
+            write_calibration(folder, Calibration({}, {}, multiplier=fitted))
+        return fitted
+
+    def multiplier_of(*folders: Path) -> MultiplierCalibration | None:
+        with Scorer.from_pretrained(*folders, device="cpu") as scorer:
+            scorer.resolve_trade_off()
+            return scorer.multiplier
+
+    first = store(0.1, cost, reward, cost)
+    second = store(0.2, other, reward, other)  # the reward's folder holds this one now
+    for folders, expected in (((reward, cost), first), ((reward, other), second)):
+        assert multiplier_of(*folders) == multiplier_of(*folders[::-1]) == expected
+    # Two promises for the same two models: which one is meant, nothing tells.
+    store(0.3, cost, reward)
+    for folders in ((reward, cost), (cost, reward)):
+        with one_line(CheckpointError, "two multipliers", "a limit", "lagrange_multiplier"):
+            multiplier_of(*folders)
 
 
 def test_multiplier_is_stored_and_becomes_the_default(

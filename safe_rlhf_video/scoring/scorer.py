@@ -84,7 +84,8 @@ class Scorer:
         self.device = device
         self.records = [read_record(folder) for folder in model_dirs]
         # Before the backbone is loaded: a stale calibration is told at once.
-        self.calibration = load_calibration(model_dirs if calibrated else ())
+        read = _read_calibrations(model_dirs if calibrated else ())
+        self.calibration = _join_calibrations(read)
         self.model, self._backbone, self.record = load_models(model_dirs, device, backbone)
         self._workers = workers
         self._pool = DecodePool(self.record.sampling, num_workers=workers)
@@ -96,22 +97,27 @@ class Scorer:
             for head in heads
             if head in ("reward", "cost")
         }
+        self.multiplier: MultiplierCalibration | None = None
         # Told when it is needed, not now: another multiplier may be given, or none be asked for.
         self._stale_multiplier: str | None = None
-        self._adopt_multiplier(self.calibration.multiplier)
+        self._adopt_multiplier([one.multiplier for one in read if one.multiplier is not None])
 
-    def _adopt_multiplier(self, stored: MultiplierCalibration | None) -> None:
-        self.multiplier = None
-        if stored is None or len(self._folder_of) < 2:
+    def _adopt_multiplier(self, found: Sequence[MultiplierCalibration]) -> None:
+        """Take the one that was calibrated with these two models, whichever of their folders holds it."""
+        if not found or len(self._folder_of) < 2:
             return
-        for head, folder in self._folder_of.items():
-            if fingerprint_trained(folder) != stored.models[head]:
-                self._stale_multiplier = (
-                    f"{folder}: the stored multiplier was calibrated with another {head} model; run "
-                    f"{calibration.COMMAND} with these two, or give lagrange_multiplier"
-                )
-                return
-        self._stale_multiplier, self.multiplier = None, stored
+        names = {head: fingerprint_trained(folder) for head, folder in self._folder_of.items()}
+        fitting = [one for one in found if one.models == names]
+        advice = f"run {calibration.COMMAND} with these two and a limit, or give lagrange_multiplier"
+        if not fitting:
+            head = next(head for head, name in names.items() if name != found[-1].models[head])
+            self._stale_multiplier = (
+                f"{self._folder_of[head]}: the stored multiplier was calibrated with another {head} model; {advice}"
+            )
+        elif any(one != fitting[0] for one in fitting):
+            self._stale_multiplier = f"the folders hold two multipliers, {fitting[0]} and {fitting[1]}; {advice}"
+        else:
+            self._stale_multiplier, self.multiplier = None, fitting[0]
 
     @classmethod
     def from_pretrained(
@@ -420,7 +426,7 @@ class Scorer:
             confidence=confidence,
         )
         store_multiplier(fitted, self._folder_of)
-        self._adopt_multiplier(fitted)
+        self._adopt_multiplier([fitted])
         return fitted
 
     def iterate(
@@ -546,15 +552,20 @@ def _load_scorer(folders: tuple[Path, ...], times: tuple[int, ...], **options: A
 
 
 def load_calibration(folders: Iterable[str | Path]) -> Calibration:
-    """The calibrations of model folders as one."""
+    """The calibrations of model folders as one, without their multipliers: `Scorer.multiplier` is the one that fits."""
+    return _join_calibrations(_read_calibrations(folders))
+
+
+def _read_calibrations(folders: Iterable[str | Path]) -> list[Calibration]:
+    return [calibration.read_calibration(resolve_model_folder(folder)) for folder in folders]
+
+
+def _join_calibrations(found: Iterable[Calibration]) -> Calibration:
     heads: dict[str, HeadCalibration] = {}
     labels: dict[str, LabelCalibration] = {}
-    multiplier: MultiplierCalibration | None = None
-    for folder in folders:
-        found = calibration.read_calibration(resolve_model_folder(folder))
-        heads, labels = heads | dict(found.heads), labels | dict(found.labels)
-        multiplier = found.multiplier or multiplier
-    return Calibration(heads, labels, multiplier=multiplier)
+    for one in found:
+        heads, labels = heads | dict(one.heads), labels | dict(one.labels)
+    return Calibration(heads, labels)
 
 
 def _resolve_device(name: str) -> torch.device:
