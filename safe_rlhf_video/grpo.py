@@ -370,12 +370,13 @@ class _MultiplierCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._reward._in_step = False
         assert self._reward.multiplier is not None
-        if state.global_step == 0 or self._reward.multiplier.num_updates:  # a new run, or one that was loaded by hand
+        if state.global_step == 0:
             return
         path = _checkpoint(args, state)
-        if not path.exists():
+        if path.exists():  # also where lambda has moved since: a run that failed may be resumed by the same process
+            self._reward.load(path)
+        elif not self._reward.multiplier.num_updates:  # else it was loaded by hand
             raise CheckpointError(f"{path}: missing, so lambda would begin anew; load() the state that was saved")
-        self._reward.load(path)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._reward._in_step = True

@@ -220,6 +220,10 @@ def test_lambda_moves_once_a_training_step_and_a_resumed_run_goes_on(
     assert again.multiplier.num_updates == 3
     assert again.trade_off.lagrange_multiplier == pytest.approx(saved.update(costs_of(4)), rel=1e-5)
 
+    # The same process may resume a run, whose lambda has moved since the checkpoint.
+    train(policy, tmp_path, again, resume=True, max_steps=2)
+    assert again.multiplier == LagrangeMultiplier.load(tmp_path / "checkpoint-2" / STATE_FILE)
+
     (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
     with one_line(CheckpointError, STATE_FILE, "load()"):
         train(policy, tmp_path, LagrangianReward(scorer, multiplier=fresh(), generate=generate), resume=True)
