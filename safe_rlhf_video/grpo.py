@@ -407,7 +407,8 @@ def _log(scores: LagrangianScores, prompts: Sequence[str], columns: Mapping[str,
     if log_metric := columns.get("log_metric"):
         for name, values in (("reward", scores.rewards), ("cost", scores.costs)):
             log_metric(f"lagrangian/{name}", float(values.mean()))
-            log_metric(f"lagrangian/{name}_std", _spread(values, prompts))
+            if (spread := _spread(values, prompts)) is not None:
+                log_metric(f"lagrangian/{name}_std", spread)
         log_metric("lagrangian/unsafe_rate", float((scores.costs > 0).mean()))
         log_metric("lagrangian/multiplier", scores.trade_off.lagrange_multiplier)
     if log_extra := columns.get("log_extra"):
@@ -415,14 +416,14 @@ def _log(scores: LagrangianScores, prompts: Sequence[str], columns: Mapping[str,
         log_extra("cost", scores.costs.tolist())
 
 
-def _spread(values: np.ndarray, prompts: Sequence[str]) -> float:
-    """The standard deviation within a prompt, pooled over prompts; 0 where each prompt has one video."""
+def _spread(values: np.ndarray, prompts: Sequence[str]) -> float | None:
+    """The standard deviation within a prompt, pooled over prompts; None where each prompt has one video."""
     groups: dict[str, list[float]] = {}
     for prompt, value in zip(prompts, values.tolist(), strict=True):
         groups.setdefault(prompt, []).append(value)
     freedom = len(values) - len(groups)
     if freedom == 0:
-        return 0.0
+        return None
     return float(np.sqrt(sum(np.var(group) * len(group) for group in groups.values()) / freedom))
 
 

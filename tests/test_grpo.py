@@ -229,6 +229,14 @@ def test_lambda_moves_once_a_training_step_and_a_resumed_run_goes_on(
         train(policy, tmp_path, LagrangianReward(scorer, multiplier=fresh(), generate=generate), resume=True)
 
 
+def test_a_rank_with_one_video_a_prompt_says_nothing_of_their_spread(scorer: Scorer) -> None:
+    logged: dict[str, float] = {}
+    reward = LagrangianReward(scorer, generate=generate)
+    reward(PROMPTS, ["red", "blue"], log_metric=logged.__setitem__)
+    assert "lagrangian/cost" in logged
+    assert not [name for name in logged if name.endswith("_std")]  # 0 would mean that all look alike
+
+
 def test_videos_and_prompts_of_messages_columns_and_files(
     scorer: Scorer, tmp_path: Path, folders: tuple[Path, Path]
 ) -> None:
