@@ -29,7 +29,7 @@ from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.scoring import Scorer
 from safe_rlhf_video.serving.bodies import LARGE_BODY_BYTES, MultipartFields
 from safe_rlhf_video.serving.clips import Uploads
-from safe_rlhf_video.serving.fields import RequestError
+from safe_rlhf_video.serving.fields import MAX_VALUES, RequestError, parse_object
 from safe_rlhf_video.serving.model_thread import ModelThread
 from safe_rlhf_video.serving.service import Service
 from safe_rlhf_video.serving.settings import ServerSettings, read_key
@@ -275,6 +275,15 @@ def test_many_fields_are_refused_at_once(server: RunningServer) -> None:
     started_s = time.monotonic()
     assert "'last': stands twice" in server.post("/score", body).error
     assert time.monotonic() - started_s < 1.0
+
+
+def test_a_body_of_very_many_values_is_not_read() -> None:
+    for value in (b"[]", b"{}", b"0"):
+        many = b'{"prompt": [' + (value + b",") * MAX_VALUES + value + b"]}"
+        with one_line(RequestError, f"body: holds more than {MAX_VALUES} values"):
+            parse_object(many)
+    long = "a, b" * (MAX_VALUES // 8)
+    assert parse_object(json.dumps({"prompt": long}).encode()) == {"prompt": long}
 
 
 def test_wrong_parts_are_named(server: RunningServer, root: Path) -> None:
