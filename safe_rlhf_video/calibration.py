@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -437,6 +438,9 @@ def _read_label(head: str, fields: Mapping[str, Any]) -> LabelCalibration:
 
 def _read_multiplier(fields: Mapping[str, Any]) -> MultiplierCalibration:
     """As `_read_head`."""
+    # A lambda means nothing without all that is said of it, so what is not understood is not passed over.
+    if unknown := sorted(fields.keys() - {one.name for one in dataclass_fields(MultiplierCalibration)}):
+        raise ValueError(f"multiplier: unknown field {unknown[0]!r}")
     low, high = (_count("num_candidates", count) for count in fields["num_candidates"])
     values = {name: _number(name, fields[name]) for name in ("lagrange_multiplier", "limit", "confidence", "reward")}
     models = fields["models"]

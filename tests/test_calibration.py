@@ -193,6 +193,15 @@ def test_head_without_a_temperature_is_not_calibrated() -> None:
     json.dumps(judged.to_dict(), allow_nan=False)
 
 
+MULTIPLIER = calibrate_multiplier(
+    [[0.0, 1.0]] * 60,
+    [[0.0, 1.0]] * 60,
+    {"reward": "a", "cost": "b"},
+    [[0, 0]] * 60,
+    harm_rate_limit=0.1,
+)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -214,13 +223,21 @@ def test_head_without_a_temperature_is_not_calibrated() -> None:
         lambda fields: fields["labels"]["harm_any"]["threshold"].update(logit="0"),
         lambda fields: fields["labels"]["harm_any"].update(threshold=None),
         lambda fields: fields["labels"]["harm_any"].update(slope=None),
+        lambda fields: fields["multiplier"].update(lagrange_multiplier=-1.0),
+        lambda fields: fields["multiplier"].update(constraint="probability"),
+        lambda fields: fields["multiplier"].update(num_candidates=[3, 2]),
+        lambda fields: fields["multiplier"]["models"].pop("cost"),
+        lambda fields: fields["multiplier"].pop("limit"),
+        lambda fields: fields["multiplier"].update(scale=2.0),
         None,
     ],
 )
 def test_stale_or_damaged_calibration_says_to_calibrate_again(
     folders: tuple[Path, Path], damage: Callable[[dict[str, Any]], Any] | None
 ) -> None:
-    path = write_calibration(folders[0], Calibration({"reward": HEADS["reward"]}, {"harm_any": LABEL}))
+    path = write_calibration(
+        folders[0], Calibration({"reward": HEADS["reward"]}, {"harm_any": LABEL}, multiplier=MULTIPLIER)
+    )
     if damage is None:
         path.write_bytes(path.read_bytes()[:-40])
     else:
@@ -322,9 +339,7 @@ def test_the_multiplier_of_these_two_models_is_taken_in_any_order(tmp_path: Path
 
     def store(limit: float, second: Path, *folders: Path) -> MultiplierCalibration:
         models = {"reward": fingerprint_trained(reward), "cost": fingerprint_trained(second)}
-        fitted = calibrate_multiplier(
-            [[0.0, 1.0]] * 60, [[0.0, 1.0]] * 60, models, [[0, 0]] * 60, harm_rate_limit=limit
-        )
+        fitted = replace(MULTIPLIER, models=models, limit=limit)
         for folder in folders:
             write_calibration(folder, Calibration({}, {}, multiplier=fitted))
         return fitted
