@@ -72,6 +72,16 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
     clips = load_labelled_clips(
         arguments.data, arguments.config_filename, arguments.video_dir, arguments.frame_store, arguments.unreadable
     )
+    found = [
+        (head, resolve_model_folder(folder))
+        for folder in arguments.model
+        for heads in read_record(folder).heads_of_adapter.values()
+        for head in heads
+        if head in ("reward", "cost")
+    ]
+    folder_of = dict(found)
+    if has_limit and not len(found) == len(folder_of) == 2:
+        raise CheckpointError("a lambda is for one reward and one cost; give the folders of these as --model")
     train_prompts = None
     if arguments.train_data:
         train_prompts = [video.prompt_text for path in arguments.train_data for video in load_any(path).videos]
@@ -81,15 +91,6 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
         folder: held_out(records, arguments.data, folder, read_record(folder).training, train_prompts)
         for folder in arguments.model
     }
-    folder_of = {
-        head: resolve_model_folder(folder)
-        for folder in arguments.model
-        for heads in read_record(folder).heads_of_adapter.values()
-        for head in heads
-        if head in ("reward", "cost")
-    }
-    if has_limit and len(folder_of) < 2:
-        raise CheckpointError("a lambda is for a reward and a cost; give the folders of both as --model")
     for note in clips.notes:
         print(note)
     scores_of_head: dict[str, dict[str, float]] = {}

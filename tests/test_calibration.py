@@ -446,5 +446,8 @@ def test_multiplier_is_stored_and_becomes_the_default(
         with one_line(CheckpointError, "another cost model", "lagrange_multiplier"):
             scorer.score_pair("a red circle", *videos[:2])
         assert scorer.score_pair("a red circle", *videos[:2], lagrange_multiplier=2).lagrange_multiplier == 2.0
-    with one_line(CheckpointError, "a reward and a cost"):
-        calibrate("--cost_limit", 0, model=folders[:1])
+        with one_line(SampleError, "calibration_fraction", f"prompts of {data};"):
+            scorer.calibrate_multiplier(dataset, harm_rate_limit=0.6)
+    for model in (folders[:1], (*folders, other)):
+        with one_line(CheckpointError, "one reward and one cost"):
+            calibrate("--cost_limit", 0, model=model)

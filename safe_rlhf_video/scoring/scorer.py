@@ -408,7 +408,7 @@ class Scorer:
         samples: list[PairSample | VideoSample] = []
         samples += dataset.pairs if isinstance(dataset, PairDataset) else dataset.videos
         for folder in dict.fromkeys(self._folder_of.values()):
-            samples = held_out(samples, str(data), folder, read_record(folder).training, train_prompts)
+            samples = held_out(samples, str(dataset.config_file), folder, read_record(folder).training, train_prompts)
         videos = list({video.name: video for sample in samples for video in videos_of(sample)}.values())
         files = iter(dataset.video_files([video for video in videos if video.response_text is None]))
         sources: list[Source] = [
