@@ -77,7 +77,9 @@ def main() -> None:
         type=float,
         help="lambda, the price of cost in reward; by default the stored one, else 1",
     )
-    parser.add_argument("--cost_limit", type=float, help="d, the cost that is allowed; by default 0")
+    parser.add_argument(
+        "--cost_limit", type=float, help="d, the cost that is allowed; by default that of the stored lambda, else 0"
+    )
     parser.add_argument("--backbone", help="the backbone's folder, if it lies elsewhere than in training")
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once, in each process")
     parser.add_argument("--workers", type=int, default=2, help="decoding processes beside each process")
