@@ -424,6 +424,27 @@ def test_stopping_reaches_all_requests_also_beside_one_that_is_late(scorer: Scor
     assert all("shutting down" in message for message in messages)
 
 
+def test_a_prompt_that_the_backbone_does_not_take_is_the_clients_fault(
+    scorer: Scorer, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = "\N{TROPICAL FISH}" * 3000  # of several tokens each: within the characters, beyond the backbone
+
+    async def ask() -> list[Any]:
+        service = Service(scorer, SETTINGS)
+        asked = [service.score([prompt], [root / "0.mp4"], ["video"]) for prompt in (tokens, PROMPT)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        service.close()
+        return found
+
+    error, scores = asyncio.run(ask())
+    assert isinstance(error, RequestError), error
+    assert error.status == 400
+    assert str(error).startswith("prompt of video: ")
+    assert "shorten the text" in str(error)
+    assert_close({head: float(values[0]) for head, values in scores.items()}, scorer.score(PROMPT, root / "0.mp4"))
+    assert not caplog.records  # the log is for faults of the server, and for no prompt
+
+
 def test_settings_are_checked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong, part in (
         ({"host": "0.0.0.0"}, "needs a key"),

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.heads import LABEL_HEADS
 from safe_rlhf_video.responses import content_digest
 from safe_rlhf_video.scoring import Moderation, Scorer, judge_harms
@@ -140,7 +140,7 @@ class Service:
             head -> float64 (N,); equal clips with equal prompts have equal scores, to the last bit.
 
         Raises:
-            RequestError: a clip cannot be read, or the model diverged.
+            RequestError: a clip cannot be read, a prompt is none for this backbone, or the model diverged.
         """
         known: dict[tuple[str, str], asyncio.Future[Scores]] = {}
         try:
@@ -169,6 +169,8 @@ class Service:
                 raise RequestError(
                     503, "a score is not finite: the model diverged; tell who runs the server"
                 ) from error
+            except (ConfigError, SampleError) as error:  # a prompt with more tokens than the backbone takes, say
+                raise RequestError(400, f"prompt of {field}: {error}") from error
             except Exception as error:  # of torch or the device: out of memory, say
                 _log.exception("the model failed")
                 raise RequestError(503, "the model failed, the server's log tells why; try again later", 10) from error
