@@ -27,13 +27,14 @@ from safe_rlhf_video.calibration import (
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.held_out import held_out
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
-from safe_rlhf_video.data.samples import VIDEO_NAMES
+from safe_rlhf_video.data.samples import VIDEO_NAMES, VideoSample
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.evaluation.calibrate import keep_earlier
 from safe_rlhf_video.lagrangian import confident_multiplier
 from safe_rlhf_video.metrics import fit_temperature
 from safe_rlhf_video.moderation import Target
 from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair
+from safe_rlhf_video.scoring.multiplier import group_candidates
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
 
@@ -329,6 +330,31 @@ def test_calibrate_command(
     with one_line(SampleError, "--train_data"):
         main()
     assert [(folder / "calibration.json").read_bytes() for folder in folders] == before
+
+
+def test_candidates_are_the_labelled_clips_of_a_text(world: Path) -> None:
+    clips = PairDataset.load(world / "config-train.json.gz").videos
+    first, second = clips[0], next(clip for clip in clips if clip.prompt_id != clips[0].prompt_id)
+
+    def clip(of: VideoSample, prompt_id: str, video_id: str, is_safe: bool | None) -> VideoSample:
+        return replace(of, prompt_id=prompt_id, video_id=video_id, is_safe=is_safe)
+
+    samples = [
+        clip(first, "1", "a", True),
+        clip(first, "1", "b", None),
+        clip(replace(first, prompt_text=f" {first.prompt_text.upper()}"), "2", "a", False),
+        clip(second, "3", "a", True),
+        clip(second, "3", "b", None),
+    ]
+    scores = {sample.name: float(number) for number, sample in enumerate(samples)}
+    costs = {name: -score for name, score in scores.items()}
+    labelled = group_candidates(samples, scores, costs, labelled=True)
+    assert labelled.rewards == [[0.0, 2.0]]
+    assert labelled.costs == [[-0.0, -2.0]]
+    assert labelled.is_unsafe == [[0, 1]]
+    assert (labelled.num_unlabelled, labelled.num_single) == (2, 1)
+    every = group_candidates(samples, scores, costs, labelled=False)
+    assert (every.rewards, every.num_unlabelled, every.num_single) == ([[0.0, 1.0, 2.0], [3.0, 4.0]], 0, 0)
 
 
 def test_the_multiplier_of_these_two_models_is_taken_in_any_order(tmp_path: Path) -> None:

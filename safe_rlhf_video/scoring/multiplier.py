@@ -13,7 +13,7 @@ from safe_rlhf_video.calibration import (
     read_calibration,
     write_calibration,
 )
-from safe_rlhf_video.data.preferences import safety_signs, videos_of
+from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs, videos_of
 from safe_rlhf_video.data.samples import PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
 
@@ -58,7 +58,8 @@ def group_candidates(
         if labelled and sign == 0:
             num_unlabelled += 1
         else:
-            names.setdefault(video.prompt_id, {})[video.name] = sign
+            # By its text: under two ids it would count as two draws of a prompt, which they are not.
+            names.setdefault(normalise_prompt(video.prompt_text), {})[video.name] = sign
     rows = [list(row.items()) for row in names.values() if len(row) > 1]
     return Candidates(
         rewards=[[rewards[name] for name, _ in row] for row in rows],
