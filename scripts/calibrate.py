@@ -167,6 +167,8 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
     candidates = group_candidates(shared, reward, cost, labelled=arguments.harm_rate_limit is not None)
     if candidates.num_unlabelled:
         print(f"lambda: {candidates.num_unlabelled} clips without a safety label are no candidates")
+    if candidates.num_single:
+        print(f"lambda: {candidates.num_single} prompts with a single candidate are left out")
     fitted = fit_multiplier(
         candidates,
         folder_of,

@@ -391,6 +391,7 @@ def test_multiplier_is_stored_and_becomes_the_default(
     tmp_path: Path,
     edited_world: Callable[[Callable[[list[Record]], None]], Path],
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folders = write_model(tmp_path / "reward", REWARD, seed=1), write_model(tmp_path / "cost", COST, seed=2)
     for folder in folders:
@@ -404,6 +405,7 @@ def test_multiplier_is_stored_and_becomes_the_default(
         scores = {(v.prompt_id, v.video_id): row for v, row in zip(clips.videos, made, strict=True)}
     threshold = float(np.quantile([row["cost"] for row in scores.values()], 0.7))
     rows: dict[str, dict[str, tuple[float, float, int]]] = {}
+    unlabelled: list[str] = []
 
     def label_by_the_cost(records: list[Record]) -> None:
         for number, record in enumerate(records):
@@ -415,6 +417,12 @@ def test_multiplier_is_stored_and_becomes_the_default(
                 if is_for_calibration(record["prompt_text"], 0.9, seed=3):
                     of_prompt = rows.setdefault(record["prompt_id"], {})
                     of_prompt[video["video_id"]] = row["reward"], row["cost"], int(row["cost"] > threshold)
+        # One prompt has a single clip whose safety is known.
+        alone, (kept, *others) = rows.popitem()
+        unlabelled.extend(others)
+        for video in (record[side] for record in records if record["prompt_id"] == alone for side in VIDEO_NAMES):
+            if video["video_id"] != kept:
+                video["is_safe"] = None
 
     data = edited_world(label_by_the_cost) / "config-train.json.gz"
     rewards, costs, unsafe = ([[one[at] for one in row.values()] for row in rows.values()] for at in range(3))
@@ -431,7 +439,11 @@ def test_multiplier_is_stored_and_becomes_the_default(
         monkeypatch.setattr(sys, "argv", list(map(str, words)))
         main()
 
+    capsys.readouterr()
     calibrate("--harm_rate_limit", 0.2, "--confidence", 0.8)
+    told = capsys.readouterr().out
+    assert f"lambda: {len(unlabelled)} clips without a safety label are no candidates\n" in told
+    assert "lambda: 1 prompts with a single candidate are left out\n" in told
     for folder in folders:
         found = read_calibration(folder).multiplier
         assert found is not None
