@@ -31,7 +31,7 @@ from safe_rlhf_video.serving.bodies import LARGE_BODY_BYTES, MultipartFields
 from safe_rlhf_video.serving.clips import Uploads
 from safe_rlhf_video.serving.fields import MAX_VALUES, RequestError, parse_object
 from safe_rlhf_video.serving.model_thread import ModelThread
-from safe_rlhf_video.serving.service import Service
+from safe_rlhf_video.serving.service import Service, hide_folder
 from safe_rlhf_video.serving.settings import ServerSettings, read_key
 
 PROMPT = "a red circle moving left at night"
@@ -422,6 +422,14 @@ def test_stopping_reaches_all_requests_also_beside_one_that_is_late(scorer: Scor
     messages = asyncio.run(stop_while_one_is_late())
     assert len(messages) == 9
     assert all("shutting down" in message for message in messages)
+
+
+def test_clients_are_not_told_where_the_backbone_lies(tmp_path: Path) -> None:
+    assert [hide_folder(name) for name in (str(tmp_path), "tiny", "Qwen/no-folder")] == [
+        tmp_path.name,
+        "tiny",
+        "Qwen/no-folder",
+    ]
 
 
 def test_a_prompt_that_the_backbone_does_not_take_is_the_clients_fault(

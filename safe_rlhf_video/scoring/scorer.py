@@ -55,14 +55,14 @@ class BestOfN:
     Attributes:
         chosen: index among the prompt's candidates.
         rewards, costs: of the chosen.
-        trade_off: what decided; of a cost limit that nothing meets, it says nothing.
+        trade_off: what decided; None where a cost limit was given that nothing meets.
         is_feasible: whether any choice meets the cost limit; if not, the chosen are the least costly. None without one.
     """
 
     chosen: tuple[int, ...]
     rewards: tuple[float, ...]
     costs: tuple[float, ...]
-    trade_off: TradeOff
+    trade_off: TradeOff | None
     is_feasible: bool | None
 
 
@@ -345,6 +345,7 @@ class Scorer:
             )
         if cost_limit is not None and lagrange_multiplier is not None:
             raise ConfigError("best_of_n: give either lagrange_multiplier or cost_limit: the limit has its own lambda")
+        trade_off: TradeOff | None = None
         if cost_limit is None:
             trade_off = self.resolve_trade_off(lagrange_multiplier, None)
         else:
@@ -357,15 +358,17 @@ class Scorer:
         rows = [[next(scores) for _ in row] for row in videos]
         rewards, costs = ([[one[head] for one in row] for row in rows] for head in ("reward", "cost"))
         solution = None
-        if cost_limit is None:
+        if trade_off is not None:
             weights = [lagrangian.weigh(np.array(row), trade_off.weighed) for row in costs]
             chosen = lagrangian.select(rewards, weights, trade_off.lagrange_multiplier)
         else:
+            assert cost_limit is not None
             solution = lagrangian.solve_multiplier(rewards, costs, cost_limit=cost_limit)
             best = solution.deterministic or solution.least
             chosen = best.chosen.tolist()
             source = f"the best for a mean cost up to {cost_limit:g} on these prompts"
-            trade_off = TradeOff(solution.lagrange_multiplier or 0.0, cost_limit, source)
+            multiplier = solution.lagrange_multiplier
+            trade_off = None if multiplier is None else TradeOff(multiplier, cost_limit, source)
         return BestOfN(
             chosen=tuple(chosen),
             rewards=tuple(row[at] for row, at in zip(rewards, chosen, strict=True)),

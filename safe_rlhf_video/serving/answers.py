@@ -34,7 +34,7 @@ async def score_pair(service: Service, values: Mapping[str, Any], uploads: Uploa
     trade_off = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
     scores = await _score(service, request, uploads)
     pairs = {head: (float(found[0]), float(found[1])) for head, found in scores.items()}
-    return judge_pair(pairs, trade_off, scorer.calibration.heads, scorer.facts).to_dict()
+    return judge_pair(pairs, trade_off, scorer.calibration.heads, service.facts).to_dict()
 
 
 async def rank(service: Service, values: Mapping[str, Any], uploads: Uploads) -> dict[str, Any]:
@@ -45,7 +45,7 @@ async def rank(service: Service, values: Mapping[str, Any], uploads: Uploads) ->
     trade_off = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
     scores = await _score(service, request, uploads)
     table = {head: found.tolist() for head, found in scores.items()}
-    ranking = judge_ranking(table, trade_off, scorer.calibration.heads, scorer.facts)
+    ranking = judge_ranking(table, trade_off, scorer.calibration.heads, service.facts)
     harms = None
     if service.can_moderate:
         harms = [service.moderate(_row(scores, place)).to_dict() for place in range(len(request.videos))]

@@ -79,8 +79,12 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
 
 
 def _add_state(app: FastAPI, service: Service, key: list[Any]) -> None:
-    described = service.scorer.describe()
-    description = {**described, "can_moderate": service.can_moderate, "limits": service.settings.limits()}
+    description = {
+        **service.scorer.describe(),
+        "backbone": service.facts.backbone,
+        "can_moderate": service.can_moderate,
+        "limits": service.settings.limits(),
+    }
 
     @app.get("/model", dependencies=key, responses=documents.responses())
     async def model() -> Response:

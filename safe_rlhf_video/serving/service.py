@@ -8,6 +8,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,11 @@ _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
+def hide_folder(backbone: str) -> str:
+    """A hub id or an embedded backbone's name as it is, of a folder its last part."""
+    return Path(backbone).name if Path(backbone).is_dir() else backbone
+
+
 class Service:
     """Scores the clips of many clients with one model.
 
@@ -39,6 +45,8 @@ class Service:
         self.scorer = scorer
         self.settings = settings
         self.metrics = ServerMetrics()
+        # Where the backbone lies on this machine is not for clients.
+        self.facts = replace(scorer.facts, backbone=hide_folder(scorer.facts.backbone))
         self.upload_folder = Path(tempfile.mkdtemp(prefix="safe_rlhf_video-uploads-"))
         self.large_bodies = asyncio.Semaphore(NUM_LARGE_BODIES)
         self.is_stopping = False
