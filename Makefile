@@ -87,7 +87,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi; \
 	echo "Installing PyTorch into .venv (1 of 2; downloads about 200 MB, several GB with CUDA) ..."; \
 	$(PIP_INSTALL) torch; \
-	echo "Installing the other packages (2 of 2; downloads about 230 MB, 1 to 3 minutes) ..."; \
+	echo "Installing the other packages (2 of 2; downloads about 290 MB, 1 to 3 minutes) ..."; \
 	$(PIP_INSTALL) -e ".[dev]"; \
 	touch $(STAMP); \
 	echo "Installed: $$(du -sh $(VENV) | cut -f1) in .venv, $$(( $$(date +%s) - $(STARTED) )) s."
