@@ -75,8 +75,7 @@ async def reward(service: Service, values: Mapping[str, Any], uploads: Uploads) 
         read_prompt({field: prompt}, field, settings.max_prompt_chars)
         for field, prompt in ((f"prompts[{place}]", prompt) for place, prompt in enumerate(asked.prompts))
     ]
-    field = "query" if asked.trainer == "openrlhf" else "responses"
-    videos = [read_video(video, f"{field}[{place}]") for place, video in enumerate(asked.videos)]
+    videos = [read_video(video, f"{asked.video_field}[{place}]") for place, video in enumerate(asked.videos)]
     paths = await service.find(videos, uploads)
     scores = await service.score(prompts, paths, [video.field for video in videos])
     rewards, costs = scores["reward"].tolist(), scores["cost"].tolist()

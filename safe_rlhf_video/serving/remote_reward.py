@@ -18,7 +18,6 @@ PKU-Alignment/align-anything, align_anything/models/remote_rm/remote_rm_client.p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +26,7 @@ import numpy as np
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.scoring import TradeOff
+from safe_rlhf_video.scoring.decisions import sigmoid
 
 Trainer = Literal["openrlhf", "align-anything"]
 
@@ -113,7 +113,7 @@ def build_answer(rewards: Sequence[float], costs: Sequence[float], trade_off: Tr
         )
     return {
         "rewards": combined.tolist(),
-        "scores": [_logistic(value) for value in combined.tolist()],
+        "scores": [sigmoid(value) for value in combined.tolist()],
         "extra_logs": {
             "reward_head": reward.tolist(),
             "cost_head": cost.tolist(),
@@ -149,11 +149,6 @@ def _read_video(reference: object, prompt: str, place: str) -> Mapping[str, Any]
     if not path:
         raise SampleError(f"{place}: names no video; give its path under the server's video root")
     return {"path": path}
-
-
-def _logistic(value: float) -> float:
-    larger = 1.0 / (1.0 + math.exp(-abs(value)))
-    return larger if value >= 0 else 1.0 - larger
 
 
 def _kind(value: object) -> str:
