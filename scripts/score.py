@@ -257,7 +257,7 @@ def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace
 def judge_row(
     row: Row, scores: list[dict[str, float]], scorer: "Scorer", trade_off: "TradeOff | None"
 ) -> dict[str, Any]:
-    from safe_rlhf_video.scoring import PairScore, Ranking, judge_harms, judge_pair, judge_ranking
+    from safe_rlhf_video.scoring import PairScore, Ranking, judge_pair, judge_ranking
 
     responses = [
         response.text if isinstance(response, TextResponse) else str(response) for response in row.responses.values()
@@ -265,10 +265,9 @@ def judge_row(
     result: dict[str, Any] = {**row.ids, "prompt": row.prompt}
     calibration = scorer.calibration
     moderations = [
-        judge_harms(
-            one, scorer.records, isinstance(response, TextResponse), calibration.labels, scorer.severity_thresholds
-        )
+        scorer.judge_harms(one, isinstance(response, TextResponse))
         for one, response in zip(scores, row.responses.values(), strict=True)
+        if scorer.can_moderate
     ]
     harms = [{"flags": list(one.flags), "probabilities": dict(one.probabilities)} for one in moderations]
     has_harms = any(one.probabilities for one in moderations)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -155,6 +155,11 @@ class Scorer:
         return tuple(head for head in HEADS if head in self.model.score_heads)
 
     @property
+    def can_moderate(self) -> bool:
+        """Whether a head of a harm label is loaded."""
+        return bool(set(LABEL_HEADS) & set(self.heads))
+
+    @property
     def facts(self) -> ModelFacts:
         """What made the scores."""
         return ModelFacts(self.fingerprint, self.record.backbone.path, self.record.sampling.to_dict())
@@ -207,6 +212,14 @@ class Scorer:
         sampled: list[Response | None] = [
             None if isinstance(video, str | Path | bytes) else self._sample(video, fps) for video in videos
         ]
+        if any(isinstance(video, bytes) for video in videos):
+            decoded = iter(self._decode_with_bytes(videos))
+        else:
+            decoded = iter(self._pool.read([Path(video) for video in videos if isinstance(video, str | Path)]))
+        return [next(decoded) if video is None else video for video in sampled]
+
+    def _decode_with_bytes(self, videos: Sequence[VideoLike]) -> list[Video]:
+        """The paths and bytes among some videos, decoded; bytes lie in a folder of their own meanwhile."""
         with tempfile.TemporaryDirectory(prefix="safe_rlhf_video-") as scratch:
             files: dict[Path, str] = {}  # those of bytes, and what they are called
             paths = []
@@ -218,13 +231,12 @@ class Scorer:
                 elif isinstance(video, str | Path):
                     paths.append(Path(video))
             try:
-                decoded = iter(self._pool.read(paths))
+                return self._pool.read(paths)
             except VideoDecodeError as error:
                 text = str(error)
                 for path, name in files.items():
                     text = text.replace(str(path), name)
                 raise VideoDecodeError(text) from error
-        return [next(decoded) if video is None else video for video in sampled]
 
     def score_batch(self, prompts: Sequence[str], responses: Sequence[Response]) -> dict[str, np.ndarray]:
         """Score N >= 1 sampled videos or texts in one batch.
@@ -262,12 +274,14 @@ class Scorer:
         Raises:
             CheckpointError: no loaded folder has a head of a harm label.
         """
-        if not set(LABEL_HEADS) & set(self.heads):
+        if not self.can_moderate:
             raise CheckpointError(
                 "no harm label has a head here; give a folder of scripts/train_moderation.py to Scorer.from_pretrained"
             )
-        scores = self.score(prompt, video, fps=fps)
-        is_text = isinstance(video, TextResponse)
+        return self.judge_harms(self.score(prompt, video, fps=fps), isinstance(video, TextResponse))
+
+    def judge_harms(self, scores: Mapping[str, float], is_text: bool = False) -> Moderation:
+        """Which harms a video or a text with these scores shows; nothing without a head of a harm label."""
         return judge_harms(scores, self.records, is_text, self.calibration.labels, self.severity_thresholds)
 
     def score_pair(

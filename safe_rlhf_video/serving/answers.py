@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.scoring import judge_pair, judge_ranking
+from safe_rlhf_video.scoring import TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.serving import remote_reward
 from safe_rlhf_video.serving.clips import Uploads
 from safe_rlhf_video.serving.fields import NUMBERS, ClipRequest, RequestError, parse_request, read_prompt, read_video
@@ -28,27 +28,19 @@ async def score(service: Service, values: Mapping[str, Any], uploads: Uploads) -
 
 async def score_pair(service: Service, values: Mapping[str, Any], uploads: Uploads) -> dict[str, Any]:
     """The choice between two clips for one prompt, and its reason."""
-    service.require_both_heads()
-    request = parse_request(values, PAIR_FIELDS, service.settings)
-    scorer = service.scorer
-    trade_off = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
-    scores = await _score(service, request, uploads)
+    scores, trade_off = await _score_for_choice(service, values, PAIR_FIELDS, uploads)
     pairs = {head: (float(found[0]), float(found[1])) for head, found in scores.items()}
-    return judge_pair(pairs, trade_off, scorer.calibration.heads, service.facts).to_dict()
+    return judge_pair(pairs, trade_off, service.scorer.calibration.heads, service.facts).to_dict()
 
 
 async def rank(service: Service, values: Mapping[str, Any], uploads: Uploads) -> dict[str, Any]:
     """Any number of clips for one prompt, best first, and where harm labels were trained, the harms of each."""
-    service.require_both_heads()
-    request = parse_request(values, RANK_FIELDS, service.settings)
-    scorer = service.scorer
-    trade_off = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
-    scores = await _score(service, request, uploads)
+    scores, trade_off = await _score_for_choice(service, values, RANK_FIELDS, uploads)
     table = {head: found.tolist() for head, found in scores.items()}
-    ranking = judge_ranking(table, trade_off, scorer.calibration.heads, service.facts)
+    ranking = judge_ranking(table, trade_off, service.scorer.calibration.heads, service.facts)
     harms = None
-    if service.can_moderate:
-        harms = [service.moderate(_row(scores, place)).to_dict() for place in range(len(request.videos))]
+    if service.scorer.can_moderate:
+        harms = [service.scorer.judge_harms(_row(scores, place)).to_dict() for place in range(len(ranking.order))]
     return {**ranking.to_dict(), "harms": harms}
 
 
@@ -56,7 +48,7 @@ async def moderate(service: Service, values: Mapping[str, Any], uploads: Uploads
     """Which harms one clip shows."""
     service.require_moderation()
     scores = await _score(service, parse_request(values, CLIP_FIELDS, service.settings), uploads)
-    return service.moderate(_row(scores, 0)).to_dict()
+    return service.scorer.judge_harms(_row(scores, 0)).to_dict()
 
 
 async def reward(service: Service, values: Mapping[str, Any], uploads: Uploads) -> dict[str, Any]:
@@ -80,6 +72,16 @@ async def reward(service: Service, values: Mapping[str, Any], uploads: Uploads) 
     scores = await service.score(prompts, paths, [video.field for video in videos])
     rewards, costs = scores["reward"].tolist(), scores["cost"].tolist()
     return remote_reward.build_answer(rewards, costs, service.scorer.resolve_trade_off())
+
+
+async def _score_for_choice(
+    service: Service, values: Mapping[str, Any], fields: tuple[str, ...], uploads: Uploads
+) -> tuple[dict[str, np.ndarray], TradeOff]:
+    service.require_both_heads()
+    request = parse_request(values, fields, service.settings)
+    # A wrong one is said before any clip is decoded.
+    trade_off = service.scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
+    return await _score(service, request, uploads), trade_off
 
 
 async def _score(service: Service, request: ClipRequest, uploads: Uploads) -> dict[str, np.ndarray]:

@@ -82,7 +82,7 @@ def _add_state(app: FastAPI, service: Service, key: list[Any]) -> None:
     description = {
         **service.scorer.describe(),
         "backbone": service.facts.backbone,
-        "can_moderate": service.can_moderate,
+        "can_moderate": service.scorer.can_moderate,
         "limits": service.settings.limits(),
     }
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
-from safe_rlhf_video.heads import LABEL_HEADS
 from safe_rlhf_video.responses import content_digest
-from safe_rlhf_video.scoring import Moderation, Scorer, judge_harms
+from safe_rlhf_video.scoring import Scorer
 from safe_rlhf_video.serving.bodies import NUM_LARGE_BODIES
 from safe_rlhf_video.serving.clips import ClipReader, Uploads
 from safe_rlhf_video.serving.fields import RequestError, VideoReference
@@ -58,11 +57,6 @@ class Service:
         self._decoded = asyncio.Semaphore(2 * settings.batch_size + settings.workers)
         self._num_requests = 0
         self._timeouts: set[asyncio.Timeout] = set()
-
-    @property
-    def can_moderate(self) -> bool:
-        """Whether a head for a harm label is loaded."""
-        return bool(set(LABEL_HEADS) & set(self.scorer.heads))
 
     def gauges(self) -> dict[str, tuple[str, int]]:
         """What `ServerMetrics.text` is told beside its own counts."""
@@ -183,19 +177,9 @@ class Service:
                 _log.exception("the model failed")
                 raise RequestError(503, "the model failed, the server's log tells why; try again later", 10) from error
 
-    def moderate(self, scores: Mapping[str, float]) -> Moderation:
-        """Which harms a clip with these scores shows."""
-        scorer = self.scorer
-        return judge_harms(
-            scores,
-            scorer.records,
-            calibrations=scorer.calibration.labels,
-            severity_thresholds=scorer.severity_thresholds,
-        )
-
     def require_moderation(self) -> None:
         """Raise a RequestError unless a head for a harm label is loaded."""
-        if not self.can_moderate:
+        if not self.scorer.can_moderate:
             raise RequestError(404, "no harm label was trained here; start the server with a moderation folder as well")
 
     def require_both_heads(self) -> None:
