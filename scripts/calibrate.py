@@ -60,7 +60,7 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
     from safe_rlhf_video.lagrangian import check_limit
     from safe_rlhf_video.models.checkpoint import read_record, resolve_model_folder
     from safe_rlhf_video.scoring import Scorer
-    from safe_rlhf_video.scoring.multiplier import fit_multiplier, group_candidates, store_multiplier
+    from safe_rlhf_video.scoring.multiplier import fit_multiplier, folders_of_choice, group_candidates, store_multiplier
 
     targets = parse_targets(arguments.targets)
     has_limit = not (arguments.harm_rate_limit is None and arguments.cost_limit is None)
@@ -72,13 +72,7 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
     clips = load_labelled_clips(
         arguments.data, arguments.config_filename, arguments.video_dir, arguments.frame_store, arguments.unreadable
     )
-    found = [
-        (head, resolve_model_folder(folder))
-        for folder in arguments.model
-        for heads in read_record(folder).heads_of_adapter.values()
-        for head in heads
-        if head in ("reward", "cost")
-    ]
+    found = folders_of_choice(arguments.model)
     folder_of = dict(found)
     if has_limit and not len(found) == len(folder_of) == 2:
         raise CheckpointError("a lambda is for one reward and one cost; give the folders of these as --model")

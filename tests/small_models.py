@@ -76,6 +76,11 @@ def write_model(
     return folder
 
 
+def write_reward_and_cost(base: Path) -> tuple[Path, Path]:
+    """The folders of two untrained models, of other weights each."""
+    return write_model(base / "reward", REWARD, seed=1), write_model(base / "cost", COST, seed=2)
+
+
 def noise_video(num_frames: int, height: int, width: int, seed: int, fps: float = 4.0) -> Video:
     """Frames of blocky noise."""
     blocks = np.random.default_rng(seed).integers(0, 256, (num_frames, height // 8, width // 8, 3), dtype=np.uint8)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from clips import write_clip
 from conftest import ROOT, command, environment, launch
-from small_models import COST, REWARD, one_line, write_model
+from small_models import COST, one_line, write_model, write_reward_and_cost
 
 from safe_rlhf_video import batch_scoring
 from safe_rlhf_video.batch_scoring import ScoreRequest, Shard, content_key, read_shard, score_in_parts
@@ -35,8 +35,7 @@ PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue", "green", "grey") 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return write_model(root / "reward", REWARD, seed=1), write_model(root / "cost", COST, seed=2)
+    return write_reward_and_cost(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

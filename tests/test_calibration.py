@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, Record
-from small_models import COST, REWARD, noise_video, one_line, write_model
+from small_models import COST, REWARD, noise_video, one_line, write_model, write_reward_and_cost
 
 from safe_rlhf_video.calibration import (
     Calibration,
@@ -393,7 +393,7 @@ def test_multiplier_is_stored_and_becomes_the_default(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folders = write_model(tmp_path / "reward", REWARD, seed=1), write_model(tmp_path / "cost", COST, seed=2)
+    folders = write_reward_and_cost(tmp_path)
     for folder in folders:
         fields = json.loads((folder / "model.json").read_text())
         fields["training"] |= {"calibration_fraction": 0.9, "seed": 3}

@@ -20,7 +20,7 @@ import torch
 from clips import write_clip
 from conftest import ROOT
 from PIL import Image
-from small_models import COST, REWARD, noise_video, one_line, write_model
+from small_models import noise_video, one_line, write_reward_and_cost
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.grpo import STATE_FILE, LagrangianReward, as_frames, own_device
@@ -35,8 +35,7 @@ FPS = 4.0
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    base = tmp_path_factory.mktemp("models")
-    return write_model(base / "reward", REWARD, seed=1), write_model(base / "cost", COST, seed=2)
+    return write_reward_and_cost(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from small_models import (
     score,
     whole_weights,
     write_model,
+    write_reward_and_cost,
 )
 from tiny_backbones import edit_json, write_tiny_backbone
 
@@ -78,7 +79,7 @@ def joint() -> tuple[ScoreModel, Backbone]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A reward and a cost folder."""
     base = tmp_path_factory.mktemp("models")
-    return write_model(base / "reward", REWARD, seed=1), write_model(base / "cost", COST, seed=2)
+    return write_reward_and_cost(base)
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import COST, JOINT, REWARD, noise_video, one_line, write_model
+from small_models import JOINT, noise_video, one_line, write_model, write_reward_and_cost
 
 import safe_rlhf_video
 from safe_rlhf_video import lagrangian, scoring
@@ -30,8 +30,7 @@ FPS = 8
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    base = tmp_path_factory.mktemp("models")
-    return write_model(base / "reward", REWARD, seed=1), write_model(base / "cost", COST, seed=2)
+    return write_reward_and_cost(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

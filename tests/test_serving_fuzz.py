@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from clips import write_clip
 from running_server import RunningServer, encode_parts, running_server
-from small_models import COST, REWARD, write_model
+from small_models import write_reward_and_cost
 
 from safe_rlhf_video.scoring import Scorer
 
@@ -219,7 +219,7 @@ def test_fuzzed_requests_leave_the_server_up(tmp_path: Path) -> None:
     (root / "zero.mp4").symlink_to("/dev/zero")
     (root / "playlist.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{canary}\n")
     (root / "concat.txt").write_text(f"ffconcat version 1.0\nfile '{canary}'\n")
-    folders = [write_model(tmp_path / "reward", REWARD, seed=1), write_model(tmp_path / "cost", COST, seed=2)]
+    folders = write_reward_and_cost(tmp_path)
     with Scorer.from_pretrained(*folders, device="cpu", workers=1) as scorer:
         good, secret = (scorer.score("a", clip) for clip in (root / "0.mp4", canary))
     assert abs(good["reward"] - secret["reward"]) > 1e-3

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from clips import write_clip
 from conftest import command, environment
-from small_models import COST, REWARD, write_model
+from small_models import write_reward_and_cost
 
 from safe_rlhf_video import lagrangian
 from safe_rlhf_video.scoring import Moderation, judge_ranking
@@ -78,7 +78,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """scripts/serve.py on a small model, with a key."""
     base = tmp_path_factory.mktemp("served")
-    models = write_model(base / "reward", REWARD, seed=1), write_model(base / "cost", COST, seed=2)
+    models = write_reward_and_cost(base)
     words = command("scripts/serve.py", "--model", *models, "--port", 0, "--device", "cpu", "--workers", 1)
     started = subprocess.Popen(
         words,

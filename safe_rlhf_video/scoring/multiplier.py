@@ -16,6 +16,7 @@ from safe_rlhf_video.calibration import (
 from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs, videos_of
 from safe_rlhf_video.data.samples import PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.models.checkpoint import read_record, resolve_model_folder
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,17 @@ class Candidates:
     is_unsafe: list[list[int]]
     num_unlabelled: int
     num_single: int
+
+
+def folders_of_choice(model_dirs: Sequence[str | Path]) -> list[tuple[str, Path]]:
+    """The reward and cost heads of some model folders, each with the folder that holds model.json."""
+    return [
+        (head, resolve_model_folder(folder))
+        for folder in model_dirs
+        for heads in read_record(folder).heads_of_adapter.values()
+        for head in heads
+        if head in ("reward", "cost")
+    ]
 
 
 def group_candidates(

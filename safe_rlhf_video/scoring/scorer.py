@@ -38,7 +38,7 @@ from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.responses import Response, TextResponse, content_digest
 from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring.harms import Moderation, judge_harms
-from safe_rlhf_video.scoring.multiplier import fit_multiplier, group_candidates, store_multiplier
+from safe_rlhf_video.scoring.multiplier import fit_multiplier, folders_of_choice, group_candidates, store_multiplier
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Video, sample_video
 
@@ -90,13 +90,7 @@ class Scorer:
         self._workers = workers
         self._pool = DecodePool(self.record.sampling, num_workers=workers)
         self.fingerprint = fingerprint_weights(model_dirs)
-        self._folder_of = {
-            head: resolve_model_folder(folder)
-            for folder, record in zip(model_dirs, self.records, strict=True)
-            for heads in record.heads_of_adapter.values()
-            for head in heads
-            if head in ("reward", "cost")
-        }
+        self._folder_of = dict(folders_of_choice(model_dirs))
         self.multiplier: MultiplierCalibration | None = None
         # Told when it is needed, not now: another multiplier may be given, or none be asked for.
         self._stale_multiplier: str | None = None
