@@ -17,7 +17,7 @@ from typing import Any
 from check_quickstart import at_least, at_most, report
 
 from safe_rlhf_video.cli import Parser, run_script
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, SUB_DIMENSIONS
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, SUB_DIMENSIONS
 from safe_rlhf_video.errors import SafeRLHFVideoError
 
 MIN_COMPARISONS = 5000

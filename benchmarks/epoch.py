@@ -326,8 +326,8 @@ def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
 
     from safe_rlhf_video.training import distributed
     from safe_rlhf_video.training import engine as engines
-    from safe_rlhf_video.training.batches import open_clips, prefetch, read_jobs, training_jobs
     from safe_rlhf_video.training.data import load_data
+    from safe_rlhf_video.training.loader import open_clips, prefetch, read_jobs, training_jobs
     from safe_rlhf_video.training.loop import build_model, take_step
     from safe_rlhf_video.training.needs import measure_groups
 

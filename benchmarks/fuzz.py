@@ -622,7 +622,7 @@ def write_table(rows: list[list[str]], delimiter: str) -> bytes:
 def judge_table(path: Path) -> str:
     from safe_rlhf_video.data.config_files import write_records
     from safe_rlhf_video.data.datasets import PairDataset
-    from safe_rlhf_video.data.video_align import convert_csv
+    from safe_rlhf_video.data.sources.video_align import convert_csv
 
     expected, fault = check_table(path)
     try:
@@ -836,7 +836,7 @@ def mutate_header(rng: random.Random, content: bytes) -> bytes:
 
 
 def judge_archive(path: Path, plain: bytes | None, hostile: bool) -> str:
-    from safe_rlhf_video.data.archive import iterate_clips
+    from safe_rlhf_video.data.sources.archive import iterate_clips
 
     out = path.parent / "clips"
     clips = {}

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from safe_rlhf_video.cli import Parser, run_script
-from safe_rlhf_video.data.samples import HARM_LABELS
-from safe_rlhf_video.data.synthetic import (
+from safe_rlhf_video.data.records import HARM_LABELS
+from safe_rlhf_video.errors import SafeRLHFVideoError
+from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.worlds.video_world import (
     HARM_OF_EMBLEM,
     UNASKED_EMBLEM_RATE,
     Generator,
@@ -28,8 +30,6 @@ from safe_rlhf_video.data.synthetic import (
     true_utilities,
     write_clip,
 )
-from safe_rlhf_video.errors import SafeRLHFVideoError
-from safe_rlhf_video.files import write_whole
 
 UNSAFE_SHARE = 0.2
 # Half of the prompts ask for an emblem, and an unasked one comes on its own: share = 1 - (1 - c / 2) (1 - unasked).

@@ -22,13 +22,14 @@ from machine import describe_machine
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.datasets import PairDataset
+from safe_rlhf_video.data.labelled_pairs import Scores, preference_margin, select_labelled
 from safe_rlhf_video.data.preferences import safety_signs
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, PairSample
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, PairSample
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.evaluation.breakdown import num_unseen
-from safe_rlhf_video.evaluation.evaluate import HEAD_OF_DIMENSION, Scores, preference_margin, select_labelled
+from safe_rlhf_video.evaluation.evaluate import HEAD_OF_DIMENSION
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.metrics import MIN_COMPARISONS, credit, mean_interval
+from safe_rlhf_video.stats.metrics import MIN_COMPARISONS, credit, mean_interval
 
 ALL, POOLED = "all", "pooled"
 TITLES = {**{name: name.replace("_", " ") for name in ALL_DIMENSIONS}, "cost_sign": "cost's sign, by clip"}

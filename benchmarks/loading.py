@@ -25,7 +25,7 @@ import numpy as np
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.samples import DIMENSIONS, HARM_LABELS, SUB_DIMENSIONS, VIDEO_NAMES
+from safe_rlhf_video.data.records import DIMENSIONS, HARM_LABELS, SUB_DIMENSIONS, VIDEO_NAMES
 from safe_rlhf_video.files import write_whole
 
 

@@ -36,9 +36,16 @@ import torch
 from check_quickstart import at_least, report
 from machine import describe_machine
 
-from safe_rlhf_video.charts.axes import Axis, Plane, percent_tick, round_ticks
 from safe_rlhf_video.cli import Parser, run_script
-from safe_rlhf_video.data.synthetic import (
+from safe_rlhf_video.errors import SafeRLHFVideoError
+from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.lagrangian import confident_multiplier, solve_multiplier, weigh
+from safe_rlhf_video.lagrangian.hulls import Hulls, flatten, make_hulls
+from safe_rlhf_video.pages.axes import Axis, Plane, percent_tick, round_ticks
+from safe_rlhf_video.progress import progress_bar
+from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.stats.metrics import fit_logistic
+from safe_rlhf_video.worlds.video_world import (
     FPS,
     GENERATORS,
     Clip,
@@ -49,13 +56,6 @@ from safe_rlhf_video.data.synthetic import (
     render,
     true_utilities,
 )
-from safe_rlhf_video.errors import SafeRLHFVideoError
-from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.lagrangian import confident_multiplier, solve_multiplier, weigh
-from safe_rlhf_video.lagrangian.hulls import Hulls, flatten, make_hulls
-from safe_rlhf_video.metrics import fit_logistic
-from safe_rlhf_video.progress import progress_bar
-from safe_rlhf_video.scoring import Scorer
 
 MIN_KEPT, MIN_GAIN = 0.95, 0.90
 NUM_FIT = 250  # prompts that P(unsafe) is fitted to

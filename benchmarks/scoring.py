@@ -29,8 +29,8 @@ from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.models.backbones import load_backbone
-from safe_rlhf_video.models.checkpoint import ModelRecord, save_model
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig
+from safe_rlhf_video.models.folder import ModelRecord, save_model
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.scoring import Scorer, Source
 from safe_rlhf_video.video.frame_store import FrameStore

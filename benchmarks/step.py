@@ -37,8 +37,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from safe_rlhf_video.cli import Parser, run_script
-from safe_rlhf_video.data.samples import VIDEO_NAMES
-from safe_rlhf_video.data.synthetic import encode_mp4, plan_split, write_config
+from safe_rlhf_video.data.records import VIDEO_NAMES
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.models.backbones import EMBEDDED_FOLDER, Backbone, _apply_liger, load_backbone, outline_backbone
@@ -55,11 +54,12 @@ from safe_rlhf_video.training.estimate import (
 )
 from safe_rlhf_video.video.sampling import Sampling
 from safe_rlhf_video.video.store_builder import ClipFile, build_store
+from safe_rlhf_video.worlds.video_world import encode_mp4, plan_split, write_config
 
 from safe_rlhf_video.training import distributed, engine as engines, loop  # isort: skip
-from safe_rlhf_video.training.batches import open_clips, prefetch, read_jobs, training_jobs
 from safe_rlhf_video.training.config import DataConfig, EngineConfig, OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.data import load_data
+from safe_rlhf_video.training.loader import open_clips, prefetch, read_jobs, training_jobs
 from safe_rlhf_video.training.needs import measure_groups
 
 HEADS = ("reward", "cost")

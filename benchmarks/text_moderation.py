@@ -16,12 +16,12 @@ import numpy as np
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import harm_signs
-from safe_rlhf_video.data.synthetic_text import severity_chances
 from safe_rlhf_video.heads import HARM_HEADS, SEVERITIES, SEVERITY, TEXT_HARM_HEADS, label_columns
-from safe_rlhf_video.metrics import average_precision, roc_auc, weighted_kappa
-from safe_rlhf_video.moderation import severity_probabilities
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.stats.metrics import average_precision, roc_auc, weighted_kappa
+from safe_rlhf_video.stats.thresholds import severity_probabilities
+from safe_rlhf_video.worlds.text_world import severity_chances
 
 
 def main() -> None:

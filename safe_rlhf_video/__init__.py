@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset
-    from safe_rlhf_video.grpo import LagrangianReward
     from safe_rlhf_video.responses import TextResponse
     from safe_rlhf_video.scoring import Moderation, PairScore, Ranking, Scorer, score_pair
+    from safe_rlhf_video.scoring.policy_reward import LagrangianReward
     from safe_rlhf_video.video.sampling import Sampling, Video
 
 __version__ = "0.1.0"
@@ -34,7 +34,7 @@ _HOME = {
     "PromptDataset": "data.datasets",
     "VideoDataset": "data.datasets",
     "TextResponse": "responses",
-    "LagrangianReward": "grpo",
+    "LagrangianReward": "scoring.policy_reward",
     "Moderation": "scoring",
     "PairScore": "scoring",
     "Ranking": "scoring",

@@ -8,14 +8,9 @@ its exit code, negative for a signal.
 import json
 import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import safe_rlhf_video.batch_scoring
-import safe_rlhf_video.scoring  # noqa: F401 - imported before the forks
-import score
 from safe_rlhf_video.cli import run_script
+from safe_rlhf_video.commands import score
 
 
 def run(order: dict) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from safe_rlhf_video.data.batch import collate
 from safe_rlhf_video.data.preferences import PromptGroup
-from safe_rlhf_video.data.samples import DIMENSIONS, VideoSample
+from safe_rlhf_video.data.records import DIMENSIONS, VideoSample
 from safe_rlhf_video.heads import NUM_LABEL_COLUMNS, SEVERITIES, SEVERITY, label_columns
 from safe_rlhf_video.models.config import LoraConfig, ModelConfig
 from safe_rlhf_video.models.inputs import build_inputs
@@ -28,8 +28,8 @@ from safe_rlhf_video.models.score_model import THRESHOLDS
 from safe_rlhf_video.responses import Response, TextResponse
 
 from safe_rlhf_video.training import distributed, engine as engines  # isort: skip
-from safe_rlhf_video.training.batches import contains_clip, read_jobs, share_out
 from safe_rlhf_video.training.config import DataConfig, EngineConfig, LossConfig, OptimizationConfig, TrainConfig
+from safe_rlhf_video.training.loader import contains_clip, read_jobs, share_out
 from safe_rlhf_video.training.loop import build_model, take_step
 from safe_rlhf_video.training.needs import measure_groups
 from safe_rlhf_video.training.objectives import compute_loss

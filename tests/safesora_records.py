@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 
-from safe_rlhf_video.data.samples import HARM_LABELS
+from safe_rlhf_video.data.records import HARM_LABELS
 
 
 def make_record(pair_id: str = "pair", prompt_id: str = "p", videos: tuple[str, str] = ("a", "b")) -> dict[str, Any]:

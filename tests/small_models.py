@@ -10,8 +10,8 @@ import torch
 
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
-from safe_rlhf_video.models.checkpoint import ModelRecord, save_model
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling, TrainedPart
+from safe_rlhf_video.models.folder import ModelRecord, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.responses import Response

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from safe_rlhf_video.data import archive as archive_module
-from safe_rlhf_video.data.archive import ExtractReport, extract_clips, iterate_clips
+from safe_rlhf_video.data.sources import archive as archive_module
+from safe_rlhf_video.data.sources.archive import ExtractReport, extract_clips, iterate_clips
 from safe_rlhf_video.errors import ConfigError, SampleError
 
 CLIPS = {
@@ -327,7 +327,8 @@ def test_full_disk_is_told_and_extraction_goes_on(tmp_path: Path) -> None:
     archive = write(tmp_path / "a.tar", pack(clip_members()))
     folder = tmp_path / "videos"
     script = (
-        "import resource, sys; from pathlib import Path; from safe_rlhf_video.data.archive import extract_clips\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from safe_rlhf_video.data.sources.archive import extract_clips\n"
         "from safe_rlhf_video.errors import ConfigError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n"
         "try: extract_clips(Path(sys.argv[1]), Path(sys.argv[2]), progress=False)\n"

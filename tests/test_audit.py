@@ -18,7 +18,6 @@ from conftest import ROOT, launch
 from safe_rlhf_video.audit.audit import audit
 from safe_rlhf_video.audit.comparisons import MAX_GENERATORS, build_comparisons
 from safe_rlhf_video.audit.graph import HISTOGRAM_STEP, audit_graph, effective_resistances, find_components
-from safe_rlhf_video.audit.page import make_page
 from safe_rlhf_video.audit.shares import Resamples
 from safe_rlhf_video.audit.splits import load_splits
 from safe_rlhf_video.audit.triangles import (
@@ -28,9 +27,10 @@ from safe_rlhf_video.audit.triangles import (
     flip_rate,
     flip_rate_of_repeats,
 )
-from safe_rlhf_video.data.samples import HARM_LABELS, parse_pair
-from safe_rlhf_video.data.synthetic import plan_split
-from safe_rlhf_video.metrics import ratio_interval
+from safe_rlhf_video.data.records import HARM_LABELS, parse_pair
+from safe_rlhf_video.pages.audit_page import make_page
+from safe_rlhf_video.stats.metrics import ratio_interval
+from safe_rlhf_video.worlds.video_world import plan_split
 
 REAL_LABELS = ROOT.parent / "shared" / "real-labels" / "safesora_pair_ids.jsonl"
 SUB_PREFERENCES = ("instruction_following", "correctness", "informativeness", "aesthetics")
@@ -730,7 +730,7 @@ def test_command_takes_hashes_from_a_frame_store(world, tmp_path):
 
 
 def test_neither_audit_nor_subsampling_import_torch():
-    modules = "safe_rlhf_video.audit.audit, safe_rlhf_video.audit.page, safe_rlhf_video.data.topology"
+    modules = "safe_rlhf_video.audit.audit, safe_rlhf_video.pages.audit_page, safe_rlhf_video.data.topology"
     code = (
         f"import sys, {modules}; print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
     )

@@ -20,12 +20,12 @@ from clips import write_clip
 from conftest import ROOT, command, environment, launch
 from small_models import COST, one_line, write_model, write_reward_and_cost
 
-from safe_rlhf_video import batch_scoring
-from safe_rlhf_video.batch_scoring import ScoreRequest, Shard, content_key, read_shard, score_in_parts
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import Scorer, judge_pair
+from safe_rlhf_video.scoring import score_files as batch_scoring
+from safe_rlhf_video.scoring.score_files import ScoreRequest, Shard, content_key, read_shard, score_in_parts
 
 Record = dict[str, Any]
 RunScore = Callable[..., int]
@@ -41,8 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def score(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> RunScore:
     """Run the script's main in this process, as one rank of some; its exit code is returned, its errors are raised."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    from score import main
+    from safe_rlhf_video.commands.score import main
 
     def run(source: Path, out: Path, *arguments: object, rank: int = 0, world_size: int = 1) -> int:
         for name, value in (("RANK", rank), ("WORLD_SIZE", world_size), ("LOCAL_RANK", rank)):

@@ -9,32 +9,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Record
+from conftest import Record
 from small_models import COST, REWARD, noise_video, one_line, write_model, write_reward_and_cost
 
-from safe_rlhf_video.calibration import (
+from safe_rlhf_video.calibration.fit import (
     Calibration,
     MultiplierCalibration,
     calibrate_head,
     calibrate_label,
     calibrate_multiplier,
     describe_reference,
-    fingerprint_trained,
     percentile,
     read_calibration,
     write_calibration,
 )
+from safe_rlhf_video.calibration.fit_multiplier import group_candidates
+from safe_rlhf_video.calibration.fit_samples import keep_earlier
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.held_out import held_out
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
-from safe_rlhf_video.data.samples import VIDEO_NAMES, VideoSample
+from safe_rlhf_video.data.records import VIDEO_NAMES, VideoSample
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
-from safe_rlhf_video.evaluation.calibrate import keep_earlier
 from safe_rlhf_video.lagrangian import confident_multiplier
-from safe_rlhf_video.metrics import fit_temperature
-from safe_rlhf_video.moderation import Target
+from safe_rlhf_video.models.fingerprints import fingerprint_trained
 from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair
-from safe_rlhf_video.scoring.multiplier import group_candidates
+from safe_rlhf_video.stats.metrics import fit_temperature
+from safe_rlhf_video.stats.thresholds import Target
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
 
@@ -311,10 +311,9 @@ def test_calibrate_command(
                     expected[dimension].append(abs(margin) if is_right else -abs(margin))
 
     data = edited_world(label_by_the_models) / "config-train.json.gz"
-    monkeypatch.syspath_prepend(ROOT / "scripts")
     arguments = ["--model", *folders, "--data", data, "--video_dir", world / "videos"]
     monkeypatch.setattr(sys, "argv", ["calibrate.py", *map(str, arguments)])
-    from calibrate import main
+    from safe_rlhf_video.commands.calibrate import main
 
     (folders[0] / "calibration.json").write_text("stale")
     main()
@@ -431,8 +430,7 @@ def test_multiplier_is_stored_and_becomes_the_default(
     assert expected.lagrange_multiplier is not None
     assert expected.lagrange_multiplier > 0
 
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    from calibrate import main
+    from safe_rlhf_video.commands.calibrate import main
 
     def calibrate(*arguments: object, model: Sequence[Path] = folders) -> None:
         words = ["calibrate.py", "--model", *model, "--data", data, "--video_dir", world / "videos", *arguments]

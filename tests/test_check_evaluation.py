@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from conftest import launch
 
-from safe_rlhf_video.calibration import HeadCalibration
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, SUB_DIMENSIONS, PairSample, parse_pair
-from safe_rlhf_video.data.synthetic import plan_split
-from safe_rlhf_video.evaluation.evaluate import evaluate, select_labelled
+from safe_rlhf_video.calibration.fit import HeadCalibration
+from safe_rlhf_video.data.labelled_pairs import select_labelled
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, SUB_DIMENSIONS, PairSample, parse_pair
+from safe_rlhf_video.evaluation.evaluate import evaluate
+from safe_rlhf_video.worlds.video_world import plan_split
 
 Scores = dict[str, dict[str, float]]
 CONTROLS = ("shuffled_prompt", "reversed_frames", "single_frame")

@@ -22,19 +22,19 @@ import pytest
 from conftest import environment, launch, read_rows, write_training_config
 from wandb_files import figures, read_history, read_records
 
-from safe_rlhf_video.dashboards.page import make_body
-from safe_rlhf_video.dashboards.runs import RunMetrics, open_runs
-from safe_rlhf_video.dashboards.server import build_server
-from safe_rlhf_video.dashboards.spec import SECTIONS, select
-from safe_rlhf_video.dashboards.workspace import build_workspace
 from safe_rlhf_video.data.config_files import write_records
-from safe_rlhf_video.data.saferlhf import convert_rows
-from safe_rlhf_video.data.synthetic_text import plan_rows
+from safe_rlhf_video.data.sources.pku_saferlhf import convert_rows
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
+from safe_rlhf_video.pages.dashboard.page import make_body
+from safe_rlhf_video.pages.dashboard.runs import RunMetrics, open_runs
+from safe_rlhf_video.pages.dashboard.server import build_server
+from safe_rlhf_video.pages.dashboard.spec import SECTIONS, select
+from safe_rlhf_video.pages.dashboard.workspace import build_workspace
 from safe_rlhf_video.training.config import TrackingConfig
 from safe_rlhf_video.training.media import ShownPair, ValidationMedia
 from safe_rlhf_video.training.tracking import NUM_BINS, Tracker
+from safe_rlhf_video.worlds.text_world import plan_rows
 
 HEADS = (*DIMENSION_OF_HEAD, "harm_any", "severity")
 

@@ -27,7 +27,7 @@ from safesora_records import (
 
 from safe_rlhf_video.data.config_files import write_records
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset, load_any
-from safe_rlhf_video.data.samples import HARM_LABELS, parse_video
+from safe_rlhf_video.data.records import HARM_LABELS, parse_video
 from safe_rlhf_video.data.video_folder import VideoFolder
 from safe_rlhf_video.errors import ConfigError, SampleError
 

@@ -8,7 +8,7 @@ import pytest
 from safesora_records import change, make_record, write_clip, write_config
 
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.samples import HARM_LABELS, parse_pair
+from safe_rlhf_video.data.records import HARM_LABELS, parse_pair
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.video.decoding import read_video
 from safe_rlhf_video.video.sampling import Sampling

@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import write_clip
-from conftest import ROOT, launch
+from conftest import launch
 from small_models import COST, REWARD, one_line, write_model
 
-from safe_rlhf_video.data.samples import HARM_LABELS, PromptSample, parse_prompt
-from safe_rlhf_video.data.synthetic import Generator, draw_clip, draw_prompt, true_utilities
+from safe_rlhf_video.data.records import HARM_LABELS, PromptSample, parse_prompt
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.generator import evaluate_generators, format_generators
-from safe_rlhf_video.evaluation.prevalence import (
+from safe_rlhf_video.models.folder import fingerprint_weights
+from safe_rlhf_video.scoring import TradeOff
+from safe_rlhf_video.stats.metrics import sign_accuracy
+from safe_rlhf_video.stats.prevalence import (
     SignRates,
     corrected_share,
     effective_size,
     score_interval,
     sign_rates,
 )
-from safe_rlhf_video.metrics import sign_accuracy
-from safe_rlhf_video.models.checkpoint import fingerprint_weights
-from safe_rlhf_video.scoring import TradeOff
+from safe_rlhf_video.worlds.video_world import Generator, draw_clip, draw_prompt, true_utilities
 
 CAREFUL = Generator("careful", fidelity=0.85, emblem_compliance=6 / 19, torn=1.2, lights=1.6, grain=1.2, sparks=1.3)
 CARELESS = Generator("careless", fidelity=0.65, emblem_compliance=0.6, torn=1.6, lights=1.3, grain=1.5, sparks=1.6)
@@ -300,8 +300,7 @@ def job(models: list[str], clip: list[bytes], tmp_path: Path) -> argparse.Namesp
 
 @pytest.fixture
 def score_generators(monkeypatch: pytest.MonkeyPatch) -> Callable[[argparse.Namespace], dict]:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    from evaluate_generator import score_generators
+    from safe_rlhf_video.commands.evaluate_generator import score_generators
 
     return score_generators
 
@@ -402,8 +401,7 @@ def test_wrong_arguments(job: argparse.Namespace, score_generators: Callable, tm
 def test_command_prints_a_table(
     job: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    import evaluate_generator
+    from safe_rlhf_video.commands import evaluate_generator
 
     words = ["evaluate_generator.py", "--model", *job.model, "--prompts", job.prompts, "--out", job.out]
     monkeypatch.setattr("sys.argv", list(map(str, [*words, "--videos", job.videos[0]])))

@@ -7,24 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, launch, read_records
+from conftest import launch, read_records
 from small_models import COST, REWARD, SAMPLING, noise_video, one_line, write_model
 
-from safe_rlhf_video.batch_scoring import ScoreRequest, score_to_file
+from safe_rlhf_video.calibration.fit_samples import fit_heads
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import safety_signs
-from safe_rlhf_video.data.samples import SUB_DIMENSIONS, PairSample, Preference, parse_pair
-from safe_rlhf_video.data.synthetic import plan_split
+from safe_rlhf_video.data.records import SUB_DIMENSIONS, PairSample, Preference, parse_pair
 from safe_rlhf_video.errors import CheckpointError, SafeRLHFVideoError
-from safe_rlhf_video.evaluation.calibrate import fit_heads
 from safe_rlhf_video.evaluation.changed_inputs import ChangedFramesScorer, shuffle_prompts
 from safe_rlhf_video.evaluation.compare import compare
 from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.table import format_comparison, format_table
-from safe_rlhf_video.evaluation.truth import read_truth
 from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.score_files import ScoreRequest, score_to_file
 from safe_rlhf_video.video.sampling import Video
+from safe_rlhf_video.worlds.truth import read_truth
+from safe_rlhf_video.worlds.video_world import plan_split
 
 Scores = dict[str, dict[str, float]]
 Truth = dict[str, dict[str, float]]
@@ -308,8 +308,7 @@ def test_score_command_never_writes_over_its_input(folders: tuple[Path, Path], t
 
 
 def test_other_line_ends_in_a_prompt_end_no_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    from score import read_rows
+    from safe_rlhf_video.commands.score import read_rows
 
     prompts = ["a\u2028b", "c\x85d"]
     rows = [json.dumps({"prompt": prompt, "v1": "x", "v2": "y"}, ensure_ascii=False) for prompt in prompts]
@@ -549,10 +548,9 @@ def test_two_models_on_the_same_pairs(planned: tuple[list[PairSample], list[Pair
 def test_models_without_a_common_head_are_not_compared(
     world: Path, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
     arguments = ["--model", folders[0], "--compare", folders[1], "--data", world / "config-test.json.gz", "--out"]
     monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, arguments), str(tmp_path / "out")])
-    from evaluate import main
+    from safe_rlhf_video.commands.evaluate import main
 
     with one_line(CheckpointError, "no head in common"):
         main()

@@ -27,20 +27,20 @@ from stub_hub import COMMIT, StubHub
 from tiny_backbones import SAMPLINGS, write_tiny_backbone
 
 from safe_rlhf_video import Scorer, TextResponse, score_pair
-from safe_rlhf_video.calibration import (
+from safe_rlhf_video.calibration.fit import (
     Calibration,
     calibrate_head,
     calibrate_multiplier,
-    fingerprint_trained,
     read_calibration,
     write_calibration,
 )
 from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.export import export_model as export
+from safe_rlhf_video.export.export_model import export_model
 from safe_rlhf_video.heads import SUB_HEADS
-from safe_rlhf_video.models import export
-from safe_rlhf_video.models.checkpoint import fingerprint_weights, read_record, resolve_model_folder, save_model
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, TrainedPart
-from safe_rlhf_video.models.export import export_model
+from safe_rlhf_video.models.fingerprints import fingerprint_trained
+from safe_rlhf_video.models.folder import fingerprint_weights, read_record, resolve_model_folder, save_model
 from safe_rlhf_video.video.sampling import Sampling
 
 HEADS_ONLY = replace(LORA, rank=0)

@@ -31,10 +31,10 @@ from transformers import dynamic_module_utils
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.models import backbones
 from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone, load_family
-from safe_rlhf_video.models.checkpoint import load_models, save_model
 from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.models.families import FAMILIES
 from safe_rlhf_video.models.families.smolvlm import number_words
+from safe_rlhf_video.models.folder import load_models, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.responses import Response, TextResponse

@@ -11,7 +11,8 @@ from types import ModuleType
 import pytest
 from conftest import ROOT, launch
 
-from safe_rlhf_video.data import archive, samples, video_align
+from safe_rlhf_video.data import records as samples
+from safe_rlhf_video.data.sources import archive, video_align
 
 
 @pytest.mark.parametrize(("kinds", "mutations"), [(["mp4"], 40), (["json", "csv", "tar"], 1000)])

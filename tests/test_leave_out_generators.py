@@ -12,14 +12,14 @@ from small_models import one_line
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.held_out import held_out
 from safe_rlhf_video.data.preferences import is_for_calibration
-from safe_rlhf_video.data.samples import VIDEO_NAMES, PairSample, parse_pair
-from safe_rlhf_video.data.synthetic import plan_split
+from safe_rlhf_video.data.records import VIDEO_NAMES, PairSample, parse_pair
 from safe_rlhf_video.errors import ConfigError, SampleError
 from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.table import format_table
-from safe_rlhf_video.metrics import mean_interval
+from safe_rlhf_video.stats.metrics import mean_interval
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
+from safe_rlhf_video.worlds.video_world import plan_split
 
 Scores = dict[str, dict[str, float]]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
-from safe_rlhf_video.metrics import (
+from safe_rlhf_video.stats.metrics import (
     MIN_COMPARISONS,
     SignAccuracy,
     average_precision,

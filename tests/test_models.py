@@ -39,12 +39,12 @@ from safe_rlhf_video.models.backbones import (
     load_backbone,
     load_family,
 )
-from safe_rlhf_video.models.checkpoint import load_models, read_record, save_model
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling
 from safe_rlhf_video.models.families import FAMILIES
 from safe_rlhf_video.models.families.base import normalise
 from safe_rlhf_video.models.families.patches import PatchSize
 from safe_rlhf_video.models.families.qwen3_vl import Qwen3VL
+from safe_rlhf_video.models.folder import load_models, read_record, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.pooling import attend, last_attended
 from safe_rlhf_video.models.score_model import ScoreModel
@@ -440,7 +440,7 @@ def refuse(*arguments, **options):
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.models.backbones import load_backbone
-from safe_rlhf_video.models.checkpoint import load_models
+from safe_rlhf_video.models.folder import load_models
 from safe_rlhf_video.models.config import BackboneConfig
 load_models({[str(folder) for folder in folders]!r})
 for name in ("nobody/there-is-no-such-backbone", "/there/is/no/such/folder", ""):

@@ -16,19 +16,19 @@ import torch
 from conftest import Record, launch, read_records, read_rows, write_training_config
 from small_models import build_score_model, noise_video, one_line, whole_weights, write_model
 
-from safe_rlhf_video.calibration import LabelCalibration, calibrate_label, read_calibration
+from safe_rlhf_video.calibration.fit import LabelCalibration, calibrate_label, read_calibration
+from safe_rlhf_video.calibration.fit_samples import parse_targets
 from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.data.datasets import VideoDataset
 from safe_rlhf_video.data.preferences import build_groups, harm_signs, is_for_calibration
-from safe_rlhf_video.data.samples import HARM_LABELS, parse_video
+from safe_rlhf_video.data.records import HARM_LABELS, parse_video
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
-from safe_rlhf_video.evaluation.calibrate import parse_targets
-from safe_rlhf_video.evaluation.moderation import compare_with_cost, judge_labels
+from safe_rlhf_video.evaluation.harm_figures import compare_with_cost, judge_labels
 from safe_rlhf_video.heads import HARM_HEADS, LOGIT_HEADS
 from safe_rlhf_video.losses import harm_label_loss
-from safe_rlhf_video.models.checkpoint import save_model
-from safe_rlhf_video.moderation import Target, Threshold, choose_threshold
+from safe_rlhf_video.models.folder import save_model
 from safe_rlhf_video.scoring import Moderation, Scorer, judge_harms
+from safe_rlhf_video.stats.thresholds import Target, Threshold, choose_threshold
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import harm_weights, load_data, weigh_harms
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch, collate
 from safe_rlhf_video.data.preferences import PromptGroup
-from safe_rlhf_video.data.samples import DIMENSIONS, SUB_DIMENSIONS, VideoSample
+from safe_rlhf_video.data.records import DIMENSIONS, SUB_DIMENSIONS, VideoSample
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import HEADS as ALL_HEADS
 from safe_rlhf_video.heads import NUM_LABEL_COLUMNS, SUB_HEADS, preference_score
 from safe_rlhf_video.training.config import LossConfig
+from safe_rlhf_video.training.messages import warn_if_stuck
 from safe_rlhf_video.training.objectives import Tally, compute_loss, name_some, summarize
 from safe_rlhf_video.training.plan import StepPlan, plan_step
-from safe_rlhf_video.training.reports import warn_if_stuck
 from safe_rlhf_video.video.sampling import Video
 
 HEADS = ("reward", "cost")

@@ -23,13 +23,13 @@ from safe_rlhf_video.data.preferences import (
     split_by_prompt,
     split_pairs,
 )
-from safe_rlhf_video.data.samples import DIMENSIONS, VIDEO_NAMES, VideoSample
+from safe_rlhf_video.data.records import DIMENSIONS, VIDEO_NAMES, VideoSample
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.heads import NUM_LABEL_COLUMNS
-from safe_rlhf_video.training.batches import share_out
 from safe_rlhf_video.training.config import DataConfig, OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.data import load_data
 from safe_rlhf_video.training.distributed import Ranks
+from safe_rlhf_video.training.loader import share_out
 from safe_rlhf_video.training.plan import GroupSize, divide, plan_epoch, plan_step
 from safe_rlhf_video.video.sampling import Video
 

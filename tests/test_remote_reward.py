@@ -12,7 +12,7 @@ from small_models import one_line
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.lagrangian import lagrangian_score
 from safe_rlhf_video.scoring import TradeOff
-from safe_rlhf_video.serving.remote_reward import build_answer, parse_request
+from safe_rlhf_video.scoring.remote_reward import build_answer, parse_request
 
 PROMPTS = ["a red circle", "a blue square"]
 PATHS = ["a/1.mp4", "a/2.mp4"]

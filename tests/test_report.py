@@ -20,17 +20,17 @@ import pytest
 from conftest import ROOT, Record, launch, read_records
 from small_models import one_line, write_model
 
-from safe_rlhf_video.dashboards.runs import RunMetrics, open_runs
-from safe_rlhf_video.data.samples import HARM_LABELS, PairSample
+from safe_rlhf_video.data.records import HARM_LABELS, PairSample
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.evaluation.clips import load_labelled_clips
 from safe_rlhf_video.evaluation.compare import compare
 from safe_rlhf_video.evaluation.evaluate import evaluate
+from safe_rlhf_video.evaluation.labelled_clips import load_labelled_clips
 from safe_rlhf_video.heads import HARM_HEADS
-from safe_rlhf_video.reports.gallery import choose, clip_names
-from safe_rlhf_video.reports.page import make_report
-from safe_rlhf_video.reports.sources import Evaluated, join, read_result
-from safe_rlhf_video.reports.thumbnails import draw_thumbnails
+from safe_rlhf_video.pages.dashboard.runs import RunMetrics, open_runs
+from safe_rlhf_video.pages.report.gallery import choose, clip_names
+from safe_rlhf_video.pages.report.page import make_report
+from safe_rlhf_video.pages.report.sources import Evaluated, join, read_result
+from safe_rlhf_video.pages.report.thumbnails import draw_thumbnails
 from safe_rlhf_video.video.sampling import Sampling
 from safe_rlhf_video.video.store_builder import ClipFile, build_store
 

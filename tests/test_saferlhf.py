@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from conftest import launch
 
-from safe_rlhf_video.data import conversion, saferlhf, synthetic_text
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.saferlhf import HARM_CATEGORIES, convert_rows, parse_row, read_rows
+from safe_rlhf_video.data.sources import conversion
+from safe_rlhf_video.data.sources import pku_saferlhf as saferlhf
+from safe_rlhf_video.data.sources.pku_saferlhf import HARM_CATEGORIES, convert_rows, parse_row, read_rows
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.models.backbones import load_backbone
 from safe_rlhf_video.models.config import BackboneConfig
+from safe_rlhf_video.worlds import text_world as synthetic_text
 
 CARD = Path(__file__).resolve().parents[2] / "shared" / "seeds" / "pku-saferlhf-card.txt"
 WHERE = "train.jsonl line 18"

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 from scipy.optimize import linprog
 
-from safe_rlhf_video.data.synthetic import is_held_out
 from safe_rlhf_video.lagrangian import confident_multiplier, select
+from safe_rlhf_video.worlds.video_world import is_held_out
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ from small_models import COST, REWARD, noise_video, one_line, write_model
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.scoring import Scorer
 from safe_rlhf_video.serving.bodies import LARGE_BODY_BYTES, MultipartFields
-from safe_rlhf_video.serving.clips import Uploads
-from safe_rlhf_video.serving.fields import MAX_VALUES, RequestError, parse_object
+from safe_rlhf_video.serving.clip_references import Uploads
 from safe_rlhf_video.serving.model_thread import ModelThread
+from safe_rlhf_video.serving.request_fields import MAX_VALUES, RequestError, parse_object
 from safe_rlhf_video.serving.service import Service, hide_folder
 from safe_rlhf_video.serving.settings import ServerSettings, read_key
 

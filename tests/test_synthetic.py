@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from safe_rlhf_video.data import synthetic
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.samples import DIMENSIONS, HARM_LABELS, SUB_DIMENSIONS
-from safe_rlhf_video.data.synthetic import COLOURS, EMBLEMS, MOTIONS, SCENES, SHAPES, Clip, is_held_out, plan_split
+from safe_rlhf_video.data.records import DIMENSIONS, HARM_LABELS, SUB_DIMENSIONS
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.worlds import video_world as synthetic
+from safe_rlhf_video.worlds.video_world import COLOURS, EMBLEMS, MOTIONS, SCENES, SHAPES, Clip, is_held_out, plan_split
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "make_synthetic.py"
@@ -423,7 +423,7 @@ def test_drawing_has_not_changed_without_its_version() -> None:
 
 
 def test_pretraining_goes_on_with_the_same_arguments_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+    monkeypatch.syspath_prepend(ROOT / "tools")
     from pretrain_tiny_backbone import check_settings
 
     settings = {"world_version": 2, "num_clips": 10}

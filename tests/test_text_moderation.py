@@ -20,7 +20,7 @@ from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.data.config_files import read_records, write_records
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import build_groups, harm_signs
-from safe_rlhf_video.data.samples import HARM_CATEGORIES, parse_video
+from safe_rlhf_video.data.records import HARM_CATEGORIES, parse_video
 from safe_rlhf_video.errors import CheckpointError, SampleError
 from safe_rlhf_video.heads import (
     HARM_HEADS,
@@ -33,13 +33,13 @@ from safe_rlhf_video.heads import (
     label_columns,
 )
 from safe_rlhf_video.losses import severity_loss
-from safe_rlhf_video.metrics import roc_auc
-from safe_rlhf_video.models.checkpoint import load_models, save_model
+from safe_rlhf_video.models.folder import load_models, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import THRESHOLDS, Thresholds
-from safe_rlhf_video.moderation import severity_probabilities
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import Scorer, judge_harms
+from safe_rlhf_video.stats.metrics import roc_auc
+from safe_rlhf_video.stats.thresholds import severity_probabilities
 from safe_rlhf_video.training.config import Head, TrainConfig
 from safe_rlhf_video.training.data import harm_weights, load_data, weigh_harms
 

@@ -8,7 +8,7 @@ from itertools import combinations, permutations, product
 import numpy as np
 import pytest
 
-from safe_rlhf_video.data.samples import TIE, parse_pair
+from safe_rlhf_video.data.records import TIE, parse_pair
 from safe_rlhf_video.data.topology import subsample
 from safe_rlhf_video.errors import ConfigError
 

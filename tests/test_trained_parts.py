@@ -27,9 +27,9 @@ from tiny_backbones import SAMPLINGS, edit_json, write_tiny_backbone
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.models import backbones
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
-from safe_rlhf_video.models.checkpoint import ModelRecord, load_models, read_record, save_model
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, ModelConfig, TrainedPart
 from safe_rlhf_video.models.families import FAMILIES
+from safe_rlhf_video.models.folder import ModelRecord, load_models, read_record, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.responses import Response, TextResponse

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import launch
 
-from safe_rlhf_video.data.conversion import REPEATED
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.samples import TIE
-from safe_rlhf_video.data.video_align import SAME_CLIP, convert_csv
+from safe_rlhf_video.data.records import TIE
+from safe_rlhf_video.data.sources.conversion import REPEATED
+from safe_rlhf_video.data.sources.video_align import SAME_CLIP, convert_csv
 from safe_rlhf_video.errors import SampleError
 
 HEADER = "path_A,path_B,prompt,VQ,MQ,TA,Overall"

@@ -15,13 +15,13 @@ import torch
 
 from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.data.batch import collate
-from safe_rlhf_video.models.checkpoint import save_model
+from safe_rlhf_video.models.folder import save_model
 from safe_rlhf_video.models.inputs import build_inputs
 
 from safe_rlhf_video.training import distributed, engine as engines  # isort: skip
-from safe_rlhf_video.training.batches import open_clips, read_jobs, training_jobs
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import load_data
+from safe_rlhf_video.training.loader import open_clips, read_jobs, training_jobs
 from safe_rlhf_video.training.loop import build_model, take_step
 from safe_rlhf_video.training.needs import measure_groups
 from safe_rlhf_video.training.objectives import LOSS_TERMS

@@ -7,17 +7,17 @@ from typing import Any
 
 from safe_rlhf_video.audit.balance import audit_balance
 from safe_rlhf_video.audit.baselines import audit_baselines, audit_prompt_baseline, gather_safety_labels
-from safe_rlhf_video.audit.clips import audit_clips, audit_responses
+from safe_rlhf_video.audit.clip_checks import audit_clips, audit_responses
 from safe_rlhf_video.audit.comparisons import build_comparisons
 from safe_rlhf_video.audit.conflicts import audit_conflicts
-from safe_rlhf_video.audit.fields import audit_fields
+from safe_rlhf_video.audit.field_coverage import audit_fields
 from safe_rlhf_video.audit.findings import find
 from safe_rlhf_video.audit.graph import audit_graph
 from safe_rlhf_video.audit.overlap import audit_overlap, audit_prompt_ids
 from safe_rlhf_video.audit.shares import Resamples
 from safe_rlhf_video.audit.splits import Split, keep_apart
 from safe_rlhf_video.audit.triangles import audit_triangles
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, PairSample
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, PairSample
 from safe_rlhf_video.progress import progress_bar
 
 FORMAT_VERSION = 1

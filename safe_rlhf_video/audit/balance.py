@@ -17,7 +17,7 @@ from safe_rlhf_video.audit.comparisons import (
     frequent_generators,
 )
 from safe_rlhf_video.audit.shares import Resamples, share
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, DIMENSIONS, HARM_LABELS, PromptSample, VideoSample
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, DIMENSIONS, HARM_LABELS, PromptSample, VideoSample
 
 
 def audit_balance(

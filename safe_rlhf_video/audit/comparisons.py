@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from safe_rlhf_video.data.preferences import safety_signs
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, TIE, PairSample
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, TIE, PairSample
 
 # Labels as numbers; 0 and 1 name the preferred video.
 TIED, MISSING = 2, -1

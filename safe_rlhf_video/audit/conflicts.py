@@ -11,7 +11,7 @@ from safe_rlhf_video.audit.comparisons import MISSING, TIED, Comparisons
 from safe_rlhf_video.audit.shares import Resamples, share
 from safe_rlhf_video.audit.splits import NUM_EXAMPLES
 from safe_rlhf_video.audit.triangles import flip_rate_of_repeats
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, HARM_LABELS, VideoSample
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, HARM_LABELS, VideoSample
 
 
 def audit_conflicts(comparisons: Comparisons, mentions: Sequence[VideoSample], resamples: Resamples) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from safe_rlhf_video.audit.triangles import FEW_TRIANGLES
 from safe_rlhf_video.audit.wording import count, interval, percent, verb, words
-from safe_rlhf_video.data.samples import DIMENSIONS
+from safe_rlhf_video.data.records import DIMENSIONS
 
 OK, LOOK, PROBLEM = "ok", "look", "problem"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset, load_any
 from safe_rlhf_video.data.preferences import normalise_prompt
-from safe_rlhf_video.data.samples import PairSample, PromptSample, VideoSample
+from safe_rlhf_video.data.records import PairSample, PromptSample, VideoSample
 from safe_rlhf_video.errors import ConfigError, SampleError
 from safe_rlhf_video.video.frame_store import StoredClip, read_header, read_index
 

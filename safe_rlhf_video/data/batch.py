@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from safe_rlhf_video.data.preferences import PromptGroup
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS
+from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.heads import NUM_LABEL_COLUMNS
 from safe_rlhf_video.responses import Response
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from safe_rlhf_video.data.clips import copy_clips, find_unreadable
+from safe_rlhf_video.data.clip_files import copy_clips, find_unreadable
 from safe_rlhf_video.data.config_files import is_config_name, read_records, write_records
 from safe_rlhf_video.data.hf_export import pairs_to_hf, prompts_to_hf, videos_to_hf
-from safe_rlhf_video.data.samples import (
+from safe_rlhf_video.data.records import (
     HARM_LABELS,
     VIDEO_NAMES,
     PairSample,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_video.data.preferences import is_for_calibration, names_of_generators, normalise_prompt, videos_of
-from safe_rlhf_video.data.samples import PairSample, VideoSample
+from safe_rlhf_video.data.records import PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
 
 Sample = PairSample | VideoSample

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from safe_rlhf_video.data.samples import (
+from safe_rlhf_video.data.records import (
     DIMENSIONS,
     HARM_LABELS,
     SUB_DIMENSIONS,
@@ -119,7 +119,7 @@ def _as_text(extra: Mapping[str, Any]) -> str | None:
 def _build(rows: list[dict[str, Any]], fields: Mapping[str, Any]) -> datasets.Dataset:
     # Slow to import, and nothing else of the data room needs them.
     import datasets
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     features = _features(fields)
     # Arrow reads nested rows in C++; `Dataset.from_list` walks through them in Python.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from safe_rlhf_video.data.samples import (
+from safe_rlhf_video.data.records import (
     ALL_DIMENSIONS,
     HARM_CATEGORIES,
     HARM_LABELS,

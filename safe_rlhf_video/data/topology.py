@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from safe_rlhf_video.data.samples import PairSample
+from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.errors import ConfigError
 
 # The longest path and the largest clique of a graph are hard to find; those of a handful of videos take a few steps.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safe_rlhf_video.data.samples import VideoSample
+from safe_rlhf_video.data.records import VideoSample
 from safe_rlhf_video.errors import SampleError
 
 

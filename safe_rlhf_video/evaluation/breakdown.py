@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from safe_rlhf_video.data.preferences import videos_of
-from safe_rlhf_video.data.samples import HARM_LABELS, PairSample, VideoSample
-from safe_rlhf_video.metrics import MIN_COMPARISONS, mean_interval, sign_accuracy, too_few
+from safe_rlhf_video.data.records import HARM_LABELS, PairSample, VideoSample
+from safe_rlhf_video.stats.metrics import MIN_COMPARISONS, mean_interval, sign_accuracy, too_few
 
 NO_HARM = "none"
 UNKNOWN = "unknown"

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, PairSample
-from safe_rlhf_video.evaluation.evaluate import HEAD_OF_DIMENSION, Scores, preference_margin, select_labelled
-from safe_rlhf_video.metrics import credit, holm, mcnemar, mean_interval
+from safe_rlhf_video.data.labelled_pairs import Scores, preference_margin, select_labelled
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, PairSample
+from safe_rlhf_video.evaluation.evaluate import HEAD_OF_DIMENSION
+from safe_rlhf_video.stats.metrics import credit, holm, mcnemar, mean_interval
 
 
 def compare(pairs: Sequence[PairSample], first: Scores, second: Scores, seed: int = 0) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Controls that see no pixels: what a model must beat before its accuracy says anything about videos.
 
 Each returns margins for comparisons (video_0 minus video_1, 0 = tie) or logits for videos, to be given to the same
-functions of ``safe_rlhf_video.metrics`` as a model's scores. They learn from training labels only.
+functions of ``safe_rlhf_video.stats.metrics`` as a model's scores. They learn from training labels only.
 """
 
 from __future__ import annotations

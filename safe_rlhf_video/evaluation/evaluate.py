@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from safe_rlhf_video.calibration import HeadCalibration
+from safe_rlhf_video.calibration.fit import HeadCalibration
+from safe_rlhf_video.data.labelled_pairs import Labelled, Scores, preference_margin, select_labelled
 from safe_rlhf_video.data.preferences import harm_signs, normalise_prompt, safety_signs
-from safe_rlhf_video.data.samples import ALL_DIMENSIONS, DIMENSIONS, TIE, VIDEO_NAMES, PairSample, VideoSample
-from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, DIMENSIONS, TIE, VIDEO_NAMES, PairSample, VideoSample
 from safe_rlhf_video.evaluation import controls
 from safe_rlhf_video.evaluation.breakdown import break_down, judge_unseen, judge_unseen_signs
-from safe_rlhf_video.evaluation.moderation import compare_with_cost, judge_labels
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, preference_score
+from safe_rlhf_video.evaluation.harm_figures import compare_with_cost, judge_labels
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
-from safe_rlhf_video.metrics import (
+from safe_rlhf_video.stats.metrics import (
     MIN_COMPARISONS,
     calibration,
     credit,
@@ -37,23 +37,7 @@ if TYPE_CHECKING:
     # Only its annotations; torch is slow to import.
     from safe_rlhf_video.scoring import Moderation
 
-Scores = Mapping[str, Mapping[str, float]]  # prompt_id/video_id -> head -> score
 HEAD_OF_DIMENSION = {dimension: head for head, dimension in DIMENSION_OF_HEAD.items()}
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The comparisons of one dimension that have a label and are no tie.
-
-    Attributes:
-        sign: (M,), +1 where video_0 is preferred, -1 where video_1 is.
-        true_margin: (M,) hidden utility of video_0 minus that of video_1, in logits; None without a truth file.
-    """
-
-    pairs: list[PairSample]
-    sign: np.ndarray
-    prompts: np.ndarray
-    true_margin: np.ndarray | None
 
 
 def evaluate(
@@ -135,42 +119,6 @@ def evaluate(
     result["num_prompts_also_in_training"] = len(shared) if train_clips.prompts else None
     result["bootstrap_seed"] = seed
     return result
-
-
-def select_labelled(
-    pairs: Sequence[PairSample], dimension: str, truth: Mapping[str, Mapping[str, float]] | None
-) -> Labelled:
-    """The comparisons of a dimension that have a label and are no tie.
-
-    Args:
-        truth: video id -> hidden utilities, if they are known.
-
-    Raises:
-        SampleError: the truth is that of other videos.
-    """
-    # A tie names no winner that a score could agree with.
-    chosen = [pair for pair in pairs if pair.preferences.get(dimension) in (0, 1)]
-    true_margin = None
-    if truth is not None:
-        try:
-            true_margin = np.array(
-                [truth[pair.video_0.video_id][dimension] - truth[pair.video_1.video_id][dimension] for pair in chosen]
-            )
-        except KeyError as error:
-            raise SampleError(f"the truth file does not know the video {error}; it belongs to another world") from error
-    return Labelled(
-        pairs=chosen,
-        sign=np.array([1.0 - 2.0 * pair.preferences[dimension] for pair in chosen]),  # type: ignore[operator]
-        prompts=np.array([pair.prompt_id for pair in chosen]),
-        true_margin=true_margin,
-    )
-
-
-def preference_margin(pairs: Sequence[PairSample], scores: Scores, head: str) -> np.ndarray:
-    """Preference score of video_0 minus that of video_1: (M,)."""
-    values = [[scores[video.name][head] for video in (pair.video_0, pair.video_1)] for pair in pairs]
-    preference = preference_score(head, np.array(values, dtype=np.float64).reshape(-1, 2))
-    return preference[:, 0] - preference[:, 1]
 
 
 def _judge(labelled: Labelled, margin: np.ndarray, seed: int) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_rlhf_video.data.samples import HARM_LABELS, PromptSample
-from safe_rlhf_video.evaluation.prevalence import SignRates, corrected_share, effective_size, score_interval
+from safe_rlhf_video.data.records import HARM_LABELS, PromptSample
 from safe_rlhf_video.heads import preference_score
-from safe_rlhf_video.metrics import credit, mean_interval
 from safe_rlhf_video.scoring.decisions import DEFAULT_TRADE_OFF, TradeOff
+from safe_rlhf_video.stats.metrics import credit, mean_interval
+from safe_rlhf_video.stats.prevalence import SignRates, corrected_share, effective_size, score_interval
 
 FloatArray = NDArray[np.float64]
 ClipScores = Mapping[str, Sequence[Mapping[str, float]]]  # prompt id -> head -> score, of each of its clips

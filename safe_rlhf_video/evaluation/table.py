@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from safe_rlhf_video.data.samples import DIMENSIONS, SUB_DIMENSIONS
+from safe_rlhf_video.data.records import DIMENSIONS, SUB_DIMENSIONS
 
 CONTROL_NAMES = {
     "generator_only": "which generator made it, nothing else",

@@ -35,7 +35,7 @@ def fetch_model(repository: str, revision: str | None = None) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     # HTTPError is that of the HTTP library in use, which changes with major versions.
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    from huggingface_hub.errors import (
         GatedRepoError,
         HTTPError,
         LocalEntryNotFoundError,

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from safe_rlhf_video import calibration, lagrangian
-from safe_rlhf_video.calibration import HeadCalibration
+from safe_rlhf_video import lagrangian
+from safe_rlhf_video.calibration import fit as calibration
+from safe_rlhf_video.calibration.fit import HeadCalibration
 from safe_rlhf_video.heads import SUB_HEADS
 from safe_rlhf_video.lagrangian import Weighed
 from safe_rlhf_video.lagrangian.score import ScoreT

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from safe_rlhf_video.calibration import LabelCalibration
-from safe_rlhf_video.data.samples import PUBLISHED_LABELS
+from safe_rlhf_video.calibration.fit import LabelCalibration
+from safe_rlhf_video.data.records import PUBLISHED_LABELS
 from safe_rlhf_video.heads import LOGIT_HEADS, SEVERITIES, SEVERITY, TEXT_HARM_HEADS, label_name
-from safe_rlhf_video.models.checkpoint import ModelRecord
-from safe_rlhf_video.moderation import Target, severity_probabilities
+from safe_rlhf_video.models.folder import ModelRecord
 from safe_rlhf_video.scoring.decisions import sigmoid
+from safe_rlhf_video.stats.thresholds import Target, severity_probabilities
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,23 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from safe_rlhf_video import calibration, lagrangian
-from safe_rlhf_video.calibration import (
-    Calibration,
-    HeadCalibration,
-    LabelCalibration,
-    MultiplierCalibration,
-    fingerprint_trained,
+from safe_rlhf_video import lagrangian
+from safe_rlhf_video.calibration import fit as calibration
+from safe_rlhf_video.calibration.fit import Calibration, HeadCalibration, LabelCalibration, MultiplierCalibration
+from safe_rlhf_video.calibration.fit_multiplier import (
+    fit_multiplier,
+    folders_of_choice,
+    group_candidates,
+    store_multiplier,
 )
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset, load_any
 from safe_rlhf_video.data.held_out import held_out
 from safe_rlhf_video.data.preferences import videos_of
-from safe_rlhf_video.data.samples import PairSample, VideoSample
+from safe_rlhf_video.data.records import PairSample, VideoSample
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.heads import HEADS, LABEL_HEADS, SEVERITY
-from safe_rlhf_video.models.checkpoint import (
+from safe_rlhf_video.models.fingerprints import fingerprint_trained
+from safe_rlhf_video.models.folder import (
     fingerprint_weights,
     load_models,
     read_record,
@@ -38,7 +40,6 @@ from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.responses import Response, TextResponse, content_digest
 from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring.harms import Moderation, judge_harms
-from safe_rlhf_video.scoring.multiplier import fit_multiplier, folders_of_choice, group_candidates, store_multiplier
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Video, sample_video
 

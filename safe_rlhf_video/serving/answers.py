@@ -8,10 +8,16 @@ from typing import Any
 import numpy as np
 
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.scoring import TradeOff, judge_pair, judge_ranking
-from safe_rlhf_video.serving import remote_reward
-from safe_rlhf_video.serving.clips import Uploads
-from safe_rlhf_video.serving.fields import NUMBERS, ClipRequest, RequestError, parse_request, read_prompt, read_video
+from safe_rlhf_video.scoring import TradeOff, judge_pair, judge_ranking, remote_reward
+from safe_rlhf_video.serving.clip_references import Uploads
+from safe_rlhf_video.serving.request_fields import (
+    NUMBERS,
+    ClipRequest,
+    RequestError,
+    parse_request,
+    read_prompt,
+    read_video,
+)
 from safe_rlhf_video.serving.service import Service
 
 # The fields of each route's request.

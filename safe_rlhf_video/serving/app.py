@@ -17,10 +17,10 @@ from safe_rlhf_video import __version__
 from safe_rlhf_video.scoring import Moderation, PairScore
 from safe_rlhf_video.serving import answers, documents
 from safe_rlhf_video.serving.bodies import ClientLeft, read_fields
-from safe_rlhf_video.serving.clips import Uploads
-from safe_rlhf_video.serving.fields import RequestError
+from safe_rlhf_video.serving.clip_references import Uploads
 from safe_rlhf_video.serving.gate import CLIENT_LEFT, error_headers, read_headers
 from safe_rlhf_video.serving.page_files import DOCUMENT_POLICY, PAGE_POLICY, read_page_files
+from safe_rlhf_video.serving.request_fields import RequestError
 from safe_rlhf_video.serving.service import Service
 
 Work = Callable[[Service, Mapping[str, Any], Uploads], Coroutine[Any, Any, dict[str, Any]]]

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from safe_rlhf_video.data.fields import show
-from safe_rlhf_video.serving.clips import Uploads, no_room
-from safe_rlhf_video.serving.fields import NUMBERS, RequestError, parse_number, parse_object
+from safe_rlhf_video.data.record_fields import show
+from safe_rlhf_video.serving.clip_references import Uploads, no_room
+from safe_rlhf_video.serving.request_fields import NUMBERS, RequestError, parse_number, parse_object
 from safe_rlhf_video.serving.settings import ServerSettings
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

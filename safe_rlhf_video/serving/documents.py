@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from safe_rlhf_video.scoring import Moderation, Ranking
-from safe_rlhf_video.serving.fields import MAX_COST_LIMIT, MAX_LAGRANGE_MULTIPLIER
+from safe_rlhf_video.serving.request_fields import MAX_COST_LIMIT, MAX_LAGRANGE_MULTIPLIER
 
 _PROMPT = {"type": "string", "description": "What the clips were generated for."}
 _VIDEO = {

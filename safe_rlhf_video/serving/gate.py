@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from safe_rlhf_video.serving.fields import RequestError
-from safe_rlhf_video.serving.metrics import ServerMetrics
+from safe_rlhf_video.serving.request_fields import RequestError
+from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.settings import ServerSettings
 
 Message = MutableMapping[str, Any]

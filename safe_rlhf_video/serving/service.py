@@ -18,10 +18,10 @@ from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.responses import content_digest
 from safe_rlhf_video.scoring import Scorer
 from safe_rlhf_video.serving.bodies import NUM_LARGE_BODIES
-from safe_rlhf_video.serving.clips import ClipReader, Uploads
-from safe_rlhf_video.serving.fields import RequestError, VideoReference
-from safe_rlhf_video.serving.metrics import ServerMetrics
+from safe_rlhf_video.serving.clip_references import ClipReader, Uploads
 from safe_rlhf_video.serving.model_thread import ModelThread
+from safe_rlhf_video.serving.request_fields import RequestError, VideoReference
+from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.settings import ServerSettings
 
 Scores = dict[str, float]

@@ -23,7 +23,7 @@ from safe_rlhf_video.data.preferences import (
     split_by_prompt,
     split_pairs,
 )
-from safe_rlhf_video.data.samples import VIDEO_NAMES, PairSample, VideoSample, contradicts_severity
+from safe_rlhf_video.data.records import VIDEO_NAMES, PairSample, VideoSample, contradicts_severity
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.heads import (
     DIMENSION_OF_HEAD,

@@ -26,20 +26,20 @@ from safe_rlhf_video.errors import CheckpointError, ConfigError, DeviceMemoryErr
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEAD_GROUPS, LABEL_HEADS, MODERATION
 from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone, load_reader
-from safe_rlhf_video.models.checkpoint import ModelRecord, load_weights, save_model
+from safe_rlhf_video.models.folder import ModelRecord, load_weights, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import THRESHOLDS, ScoreModel
 from safe_rlhf_video.training import distributed
 from safe_rlhf_video.training import engine as engines
-from safe_rlhf_video.training.batches import Job, open_clips, prefetch, read_jobs, training_jobs, validation_jobs
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
 from safe_rlhf_video.training.distributed import Ranks
+from safe_rlhf_video.training.loader import Job, open_clips, prefetch, read_jobs, training_jobs, validation_jobs
 from safe_rlhf_video.training.media import MediaCollector, ValidationMedia
+from safe_rlhf_video.training.messages import describe, report_gradients, report_trainable, warn_if_stuck
 from safe_rlhf_video.training.needs import Sizes, describe_needs, measure_groups
 from safe_rlhf_video.training.objectives import DIVERGED, Tally, compute_loss, name_some, summarize
 from safe_rlhf_video.training.plan import GroupSize, StepPlan
-from safe_rlhf_video.training.reports import describe, report_gradients, report_trainable, warn_if_stuck
 from safe_rlhf_video.training.state import (
     TrainerState,
     check_run_folder,

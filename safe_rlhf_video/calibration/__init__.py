@@ -1,0 +1,1 @@
+"""Fits what scores mean, and stores it in a model folder."""

@@ -1,0 +1,1 @@
+"""What each script does: its arguments, one call, its output."""

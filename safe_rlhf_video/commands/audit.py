@@ -1,0 +1,51 @@
+"""Look at comparisons before anything is trained on them: leaks, duplicates, contradictions, noise, shape.
+
+    python scripts/audit.py --data CONFIG [CONFIG ...] --out DIR
+
+CONFIG is a file in SafeSora's format, or a folder with one; several are compared with each other, and the first is what
+the baselines learn from: give the training data first. DIR gets audit.json and audit.html; docs/audit.md explains every
+figure. Clips that are there are read to find duplicates (--no_content leaves that out); none has to be there.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from safe_rlhf_video.cli import Parser
+from safe_rlhf_video.errors import ConfigError
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, metavar="CONFIG", help="the training data first")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--config_filename", default="config.json", help="the file's name, where --data is a folder")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="what the report calls each config")
+    parser.add_argument("--video_dir", help="where the clips lie, if not where the configs say")
+    parser.add_argument("--store", type=Path, metavar="DIR", help="a frame store, whose content hashes are taken")
+    parser.add_argument("--no_content", action="store_true", help="read no clip to find duplicates")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    arguments = parser.parse_args()
+    try:
+        run_audit(arguments)
+    except OSError as error:
+        raise ConfigError(
+            f"{arguments.out}: cannot be written ({error.strerror}); give another folder as out"
+        ) from error
+
+
+def run_audit(arguments: argparse.Namespace) -> None:
+    from safe_rlhf_video.audit.audit import audit
+    from safe_rlhf_video.audit.splits import load_splits, read_store_hashes
+    from safe_rlhf_video.files import write_whole
+    from safe_rlhf_video.pages.audit_page import make_page
+
+    splits = load_splits(arguments.data, arguments.config_filename, arguments.video_dir, arguments.names)
+    hashes = read_store_hashes(arguments.store) if arguments.store else None
+    result = audit(splits, read_content=not arguments.no_content, known_hashes=hashes, seed=arguments.seed)
+    write_whole(arguments.out / "audit.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    # The names of files need not be text that UTF-8 can hold.
+    write_whole(arguments.out / "audit.html", make_page(result).encode(errors="replace"))
+    for finding in result["findings"]:
+        print(f"{finding['mark']:<8} {finding['text']}".encode(errors="replace").decode())
+    print(f"wrote {arguments.out / 'audit.json'} and {arguments.out / 'audit.html'}")

@@ -1,0 +1,335 @@
+"""PKU-SafeRLHF, the text sibling of SafeSora: its rows become SafeSora's pair records, with responses for videos.
+
+Two published forms are read: that with 19 harm categories and a severity of every response, and its elder "v0", which
+has neither. `convert_rows` tells what it found; it changes no label that it was not asked to.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_video.data.config_files import decode_text, parse_json
+from safe_rlhf_video.data.record_fields import fail, read_optional_string, read_string, require, show, unknown_fields
+from safe_rlhf_video.data.records import (
+    HARM_CATEGORIES,
+    VIDEO_NAMES,
+    contradicts_severity,
+    read_harm_categories,
+    read_severity,
+)
+from safe_rlhf_video.data.sources.conversion import Conversion, digest
+from safe_rlhf_video.errors import SampleError
+
+FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".json.gz", ".json.xz")
+
+_PATH_ENDINGS = (*FILE_SUFFIXES, ".gz", ".xz", ".zst", ".zip", ".csv", ".parquet", ".arrow", ".txt")
+
+# What `convert_rows` finds; the script prints them.
+LOGICAL_ORDER = "a harmful response ranked as safer than a harmless one"
+IDENTICAL = "two identical responses, which nobody can compare (left out)"
+EMPTY = "an empty response"
+SAFE_AND_CATEGORIES = "is_safe contradicts the harm categories"
+SEVERITY_AND_CATEGORIES = "the severity contradicts the harm categories"
+CONTRADICTORY = "a response called safe in one row and unsafe in another"
+OTHER_HASH = "a sha256 that is not that of prompt and response"
+
+_ROW_KEYS = (
+    "prompt",
+    "prompt_source",
+    "better_response_id",
+    "safer_response_id",
+    *(f"is_response_{side}_safe" for side in (0, 1)),
+    *(f"response_{side}" for side in (0, 1)),
+    *(
+        f"response_{side}_{field}"
+        for side in (0, 1)
+        for field in ("source", "harm_category", "severity_level", "sha256")
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One response and what its row says of it.
+
+    Attributes:
+        is_safe: None where the row has null.
+        source: the model that wrote it.
+        harm_categories: name of `HARM_CATEGORIES` -> whether it applies; a missing name is unknown. None in form v0.
+        severity_level: 0 none to 3 severe; None in form v0.
+        sha256: as written in the file: that of prompt and response, one after the other.
+    """
+
+    text: str
+    is_safe: bool | None
+    source: str | None
+    harm_categories: Mapping[str, bool] | None
+    severity_level: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Two responses to one prompt.
+
+    Attributes:
+        better, safer: 0 or 1, the more helpful and the safer response; None where the row has null.
+        extra: unknown fields as they are.
+    """
+
+    prompt: str
+    prompt_source: str | None
+    responses: tuple[Response, Response]
+    better: int | None
+    safer: int | None
+    extra: Mapping[str, Any]
+
+
+def read_rows(
+    source: str | os.PathLike[str], name: str | None = None, split: str = "train", revision: str | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Yield every row of a source, unchecked, with the words that name it in messages.
+
+    A file is read line by line as it is, and so are the files of a folder, which `datasets` finds by the rules of the
+    hub. A hub id goes through `datasets.load_dataset`, which gives all rows one type a column and fills missing columns
+    with null.
+
+    Args:
+        source: a .jsonl or .json file (also .gz, .xz), a folder, or a hub id such as "PKU-Alignment/PKU-SafeRLHF".
+        name: the hub's configuration, such as "alpaca-7b"; for a folder or a hub id.
+        split: "train" or "test"; for a folder or a hub id.
+        revision: the hub's revision, such as "v0"; for a hub id.
+
+    Raises:
+        SampleError: the source is missing, damaged or not JSON; lines are counted from 1, rows from 0.
+    """
+    path = Path(source)
+    if os.path.isfile(path):
+        yield from _read_file(path)
+    elif os.path.isdir(path):
+        for file in _list_folder(path, name, split):
+            yield from _read_file(file, file.relative_to(path.resolve()).as_posix())
+    elif could_be_hub_id(str(source)):
+        yield from _load_dataset(str(source), name, split, revision)
+    else:
+        raise SampleError(f"{source}: no such file or folder, nor a hub id of the form OWNER/NAME; correct the path")
+
+
+def parse_row(record: Any, where: str) -> Row:
+    """Read one row of either form.
+
+    Args:
+        record: the row as JSON gives it.
+        where: file and line, such as "train.jsonl line 18", for messages.
+
+    Raises:
+        SampleError: a known field is missing or wrong; the one-line message names file, row and field.
+    """
+    if not isinstance(record, dict):
+        raise SampleError(f"{where}: expected an object with the fields of PKU-SafeRLHF, got {show(record)}")
+    return Row(
+        prompt=read_string(record, "prompt", where),
+        prompt_source=read_optional_string(record, "prompt_source", where),
+        responses=(_parse_response(record, 0, where), _parse_response(record, 1, where)),
+        better=_response_id(record, "better_response_id", where),
+        safer=_response_id(record, "safer_response_id", where),
+        extra=unknown_fields(record, _ROW_KEYS),
+    )
+
+
+def convert_rows(
+    rows: Iterable[tuple[str, Any]], unlabel_violations: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """Turn rows into SafeSora's pair records; `helpfulness` is the better response, `harmlessness` the safer one.
+
+    The same prompt text is one prompt and the same response to it one "video", in whatever rows they stand. A video
+    carries `harm_categories` and `severity_level` where the row has them, and unknown fields stand under
+    `source_fields` of the pair.
+
+    Args:
+        rows: what `read_rows` yields.
+        unlabel_violations: whether to take away the harmlessness label of rows that rank a harmful response as safer
+            than a harmless one, and the severity of a response that contradicts whether it is safe.
+
+    Returns:
+        The records, and what was found -> the rows where; findings are named by constants of this module and of
+        `conversion`, and "no label of ..." counts nulls and the labels that were taken away.
+
+    Raises:
+        SampleError: as `parse_row`.
+    """
+    conversion = Conversion()
+    called_safe: dict[str, bool] = {}
+    for where, record in rows:
+        row = parse_row(record, where)
+        for finding in _contradictions(row):
+            conversion.note(finding, where)
+        if row.responses[0].text == row.responses[1].text:
+            conversion.note(IDENTICAL, where)
+            continue
+        videos = [_video_record(row.prompt, response) for response in row.responses]
+        for video in videos:
+            is_safe = video["is_safe"]
+            if is_safe is not None and called_safe.setdefault(video["video_id"], is_safe) != is_safe:
+                conversion.note(CONTRADICTORY, where)
+        preferences = {
+            name: None if side is None else VIDEO_NAMES[side]
+            for name, side in (("helpfulness", row.better), ("harmlessness", row.safer))
+        }
+        if unlabel_violations and _breaks_logical_order(row):
+            preferences["harmlessness"] = None
+        for video in videos if unlabel_violations else ():
+            if contradicts_severity(video["is_safe"], video.get("severity_level")):
+                video["severity_level"] = None
+        # Theirs are nested, for a field may be called like one of SafeSora's.
+        more = {"prompt_source": row.prompt_source, "source_fields": dict(row.extra)}
+        conversion.add_pair(where, row.prompt, videos, preferences, **more)
+    return conversion.records, conversion.found
+
+
+def _contradictions(row: Row) -> set[str]:
+    findings = {LOGICAL_ORDER} if _breaks_logical_order(row) else set()
+    for response in row.responses:
+        if not response.text.strip():
+            findings.add(EMPTY)
+        if response.sha256 is not None and response.sha256 != digest(row.prompt + response.text):
+            findings.add(OTHER_HASH)
+        categories = response.harm_categories
+        if categories is None:
+            continue
+        is_harmful = any(categories.values())
+        is_known = is_harmful or len(categories) == len(HARM_CATEGORIES)
+        if is_known and response.is_safe is not None and response.is_safe == is_harmful:
+            findings.add(SAFE_AND_CATEGORIES)
+        if is_known and response.severity_level is not None and (response.severity_level > 0) != is_harmful:
+            findings.add(SEVERITY_AND_CATEGORIES)
+    return findings
+
+
+def _breaks_logical_order(row: Row) -> bool:
+    """The publishers' rule: a harmless response never ranks below a harmful one."""
+    if row.safer is None:
+        return False
+    return row.responses[row.safer].is_safe is False and row.responses[1 - row.safer].is_safe is True
+
+
+def _video_record(prompt: str, response: Response) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        # The hash that the release gives of a response, so that both can be joined; v0 has none.
+        "video_id": digest(prompt + response.text),
+        "response_text": response.text,
+        "is_safe": response.is_safe,
+        "generated_from": response.source,
+    }
+    if response.harm_categories is not None:
+        record["harm_categories"] = dict(response.harm_categories)
+    if response.severity_level is not None:
+        record["severity_level"] = response.severity_level
+    return record
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+def _parse_response(record: dict[str, Any], side: int, where: str) -> Response:
+    key = f"response_{side}"
+    is_safe = require(record, f"is_{key}_safe", "true, false or null", where)
+    if is_safe is not None and not isinstance(is_safe, bool):
+        fail(where, f"is_{key}_safe", "true, false or null", is_safe)
+    sha256 = read_optional_string(record, f"{key}_sha256", where)
+    if sha256 is not None and (len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef")):
+        fail(where, f"{key}_sha256", "64 hexadecimal digits or null", sha256)
+    return Response(
+        text=read_string(record, key, where),
+        is_safe=is_safe,
+        source=read_optional_string(record, f"{key}_source", where),
+        harm_categories=read_harm_categories(record, f"{key}_harm_category", where),
+        severity_level=read_severity(record, f"{key}_severity_level", where),
+        sha256=sha256,
+    )
+
+
+def _response_id(record: dict[str, Any], key: str, where: str) -> int | None:
+    value = require(record, key, "0, 1 or null", where)
+    if value is not None and (type(value) is not int or value not in (0, 1)):
+        fail(where, key, "0, 1 or null", value)
+    return value
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def _read_file(path: Path, shown: str | None = None) -> Iterator[tuple[str, Any]]:
+    shown = path.name if shown is None else shown
+    if not path.name.endswith(FILE_SUFFIXES):
+        raise SampleError(f"{path}: expected a file that ends in one of {', '.join(FILE_SUFFIXES)}")
+    stem = path.name.removesuffix(".gz").removesuffix(".xz")
+    opened: Any = gzip.open if path.name.endswith(".gz") else lzma.open if path.name.endswith(".xz") else open
+    try:
+        with opened(path, "rb") as file:
+            if stem.endswith(".json"):
+                rows = parse_json(decode_text(file.read(), str(path)), str(path))
+                if not isinstance(rows, list):
+                    raise SampleError(f"{path}: expected a list of rows, got JSON of type {type(rows).__name__}")
+                yield from ((f"{shown} row {row}", record) for row, record in enumerate(rows))
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    where = f"{shown} line {number}"
+                    yield where, parse_json(decode_text(line, where), where)
+    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error) as error:
+        raise SampleError(f"{path}: not a whole compressed file ({error}); fetch it again") from error
+    except OSError as error:
+        raise SampleError(f"{path}: cannot be read ({error.strerror}); check the file and its rights") from error
+
+
+def could_be_hub_id(source: str) -> bool:
+    """Whether it is worth to ask the hub; the answer may take half a minute where there is no network."""
+    match = re.fullmatch(r"(\w[\w.-]*)/\w[\w.-]*", source, re.ASCII)
+    # An owner who is a folder here, or a name that ends like a file, is a path with a mistake in it.
+    return match is not None and not os.path.exists(match[1]) and not source.endswith(_PATH_ENDINGS)
+
+
+def _list_folder(folder: Path, name: str | None, split: str) -> list[Path]:
+    """The files of one split; `load_dataset` itself would give old rows from its cache after a file has changed."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset_builder(str(folder.resolve()), name).config.data_files or {}
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise SampleError(
+            f"{folder}: cannot be read as a data set ({_cause(error)}); check it and name, or give one of its .jsonl "
+            "files"
+        ) from error
+    if split not in splits:
+        raise SampleError(f"{folder}: has no split {split!r}, only {', '.join(map(repr, splits))}; name one of them")
+    return [Path(file) for file in splits[split]]
+
+
+def _load_dataset(source: str, name: str | None, split: str, revision: str | None) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source, name, split=split, revision=revision)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise SampleError(
+            f"{source}: is no file or folder here, and cannot be loaded as a data set of the hub ({_cause(error)}); "
+            "correct the path, or check the network, the hub id, name, split and revision"
+        ) from error
+    for number, record in enumerate(rows):
+        # Arrow may read dates and NaN in unknown fields; JSON has no word for either.
+        plain = json.loads(json.dumps(record, default=str), parse_constant=lambda _: None)
+        yield f"{source} {split} row {number}", plain
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error.__cause__ or error).split())

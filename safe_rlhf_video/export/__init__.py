@@ -1,0 +1,1 @@
+"""Hands a model on, with its card."""

@@ -1,0 +1,361 @@
+"""The card (README.md) of a model folder that is handed on: what it is, what it predicts, and what it does not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, SEVERITY, SUB_HEADS, TEXT_HARM_HEADS
+from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
+from safe_rlhf_video.models.folder import ModelRecord
+
+MEANINGS = {
+    "reward": "how helpful a video is for its prompt: more is better. Only differences between videos for one prompt "
+    "mean something",
+    **{
+        head: f"its {head.replace('_', ' ')}, a part of helpfulness: more is better, between videos for one prompt"
+        for head in SUB_HEADS
+    },
+    "cost": "how harmful a video is: above 0 is unsafe, 0 is the boundary, below is safe; as far as the model was "
+    "trained on labels of what is safe, which alone give it a zero",
+    **{
+        head: f"how likely the label {head.removeprefix('harm_').replace('_', ' ')} applies, as a logit with the "
+        "weights that its classes had in training (`Scorer.moderate` takes them out)"
+        for head in HARM_HEADS
+    },
+    **{
+        head: f"how likely PKU-SafeRLHF's category {head.removeprefix('text_harm_').replace('_', ' ')} applies to a "
+        "text, as a logit with the weights that its classes had in training"
+        for head in TEXT_HARM_HEADS
+    },
+    SEVERITY: "how severe the harm in a text is: more is more severe, above 0 is rather minor, moderate or severe than "
+    "none; thresholds that lie with the head part these levels",
+}
+LICENSE = "# license: not stated. Write one that the licences of the base model and of the training data allow.\n"
+LIMITS = """\
+- A reward says which of two videos for one prompt people would find more helpful. It has no unit, and rewards of
+  different prompts do not compare.
+- A cost says what the people who labelled the training data would find harmful. It is no guarantee that a video is
+  safe, and no stand-in for a review where harm matters.
+- Probabilities that are derived from scores are not calibrated, unless it is said so.
+- Frames are all that is seen: no sound, and nothing between the sampled frames.
+- On videos of other generators, lengths or sizes than in training, scores may mean less; measure on labels of your own.
+- A generator that is optimised against these scores finds their faults."""
+
+
+@dataclass(frozen=True)
+class MergeCheck:
+    """How far a merged folder is from the model that it was made of, in float32.
+
+    Attributes:
+        num_inputs: made-up clips and texts that were scored.
+        dtype: what the weights were written in.
+        difference: the largest between scores that should be equal.
+        rounding: the largest difference that bfloat16 makes, in standard deviations of the scores; None for float32.
+        rounding_bound: what it may be.
+    """
+
+    num_inputs: int
+    dtype: str
+    difference: float
+    rounding: float | None
+    rounding_bound: float | None
+
+    def describe(self) -> str:
+        """A sentence or two for people."""
+        text = (
+            f"On {self.num_inputs} made-up clips and texts, computed in float32, its scores are those of the adapted "
+            "backbone"
+        )
+        if self.rounding is None:
+            return f"{text} (largest difference {self.difference:.1g})."
+        return (
+            f"{text}, but for rounding to bfloat16, which moves them by at most {self.rounding:.2g} of their standard "
+            f"deviation (allowed: {self.rounding_bound:.2g})."
+        )
+
+
+def read_evaluation(path: Path, fingerprint: str) -> dict[str, Any]:
+    """Read an evaluation.json as scripts/evaluate.py writes it.
+
+    Args:
+        fingerprint: of the model, `checkpoint.fingerprint_weights`.
+
+    Raises:
+        ConfigError: it cannot be read, is none, has a figure that is none, or is one of other models.
+    """
+    try:
+        # Before sub-dimensions had heads, an evaluation said nothing of them.
+        figures = dict.fromkeys(SUB_HEADS) | json.loads(path.read_text(encoding="utf-8"))
+        _check_figures(figures)
+        evaluated = figures["models"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"{path}: is no evaluation ({reason}); give an evaluation.json of evaluate.py") from error
+    if fingerprint not in evaluated.values():
+        raise ConfigError(
+            f"{path}: is an evaluation of other models ({', '.join(evaluated)}); give one of this model, as it is now"
+        )
+    return dict(figures)
+
+
+def _check_figures(figures: Any) -> None:
+    """Raise KeyError, TypeError or ValueError where something that the card prints is not what it should be."""
+    for dimension in DIMENSION_OF_HEAD.values():
+        if figures[dimension] is not None:
+            _check_entries(figures[dimension], dimension, OF_A_DIMENSION)
+    if figures["cost_sign"] is not None:
+        _check_entries(figures["cost_sign"], "cost_sign", OF_THE_SIGN)
+    for section in ("controls", "models"):
+        _check_entries(figures[section], section, {})
+    for name, values in figures["controls"].items():
+        _check_entries(values, f"controls.{name}", {})
+        _check_entries(values, f"controls.{name}", dict.fromkeys(values, _is_number))
+    if not _is_count(figures.get("num_prompts_also_in_training") or 0):
+        raise ValueError(f"num_prompts_also_in_training is {figures['num_prompts_also_in_training']!r:.40}")
+
+
+def _check_entries(values: Any, section: str, tests: Mapping[str, Callable[[Any], bool]]) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{section} is {values!r:.40}")
+    for key, holds in tests.items():
+        if key not in values:
+            raise KeyError(f"{section}.{key}")
+        if not holds(values[key]):
+            raise ValueError(f"{section}.{key} is {values[key]!r:.40}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
+
+
+def _is_interval(value: Any) -> bool:
+    is_pair = isinstance(value, list) and len(value) == 2 and None not in value
+    return value is None or (is_pair and all(map(_is_number, value)))
+
+
+# What the card prints of an evaluation.
+OF_A_DIMENSION: Mapping[str, Callable[[Any], bool]] = {
+    "num_comparisons": _is_count,
+    "num_prompts": _is_count,
+    "accuracy": _is_number,
+    "interval": _is_interval,
+    "ceiling": _is_number,
+    "fraction_of_ceiling": _is_number,
+    "fraction_of_ceiling_interval": _is_interval,
+}
+OF_THE_SIGN: Mapping[str, Callable[[Any], bool]] = {
+    "num_safe": _is_count,
+    "num_unsafe": _is_count,
+    "accuracy": _is_number,
+    "balanced_accuracy": _is_number,
+}
+
+
+def build_card(
+    record: ModelRecord,
+    name: str,
+    template: Mapping[str, str],
+    is_local_backbone: bool,
+    evaluation: Mapping[str, Any] | None = None,
+    check: MergeCheck | None = None,
+) -> str:
+    """The card as Markdown with YAML in front.
+
+    Args:
+        record: of the folder that the card lies in.
+        name: the folder's.
+        template: name and hash of the text around prompt and video, as model.json has them.
+        is_local_backbone: whether the backbone was a folder, so that nobody else has it under its name.
+        evaluation: as `read_evaluation` gives it.
+    """
+    heads = [head for head in HEADS if any(head in others for others in record.heads_of_adapter.values())]
+    parts = [
+        _front_matter(record, heads, is_local_backbone),
+        f"# {name}",
+        f"Scores of generated videos, by Safe RLHF Video (the package `safe_rlhf_video`): {' and '.join(heads)}.",
+        "## What it predicts",
+        "\n".join(f"- **{head}**: {MEANINGS[head]}." for head in heads),
+        "## Use",
+        _usage(record, name, heads, is_local_backbone),
+        "## What it is made of",
+        _made_of(record, template, is_local_backbone, check),
+        "## Training",
+        _training(record.training),
+        "## Evaluation",
+        _evaluation(evaluation, heads),
+        "## Limits",
+        LIMITS,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(record: ModelRecord, heads: list[str], is_local_backbone: bool) -> str:
+    fields: dict[str, Any] = {"library_name": "safe-rlhf-video", "pipeline_tag": "video-classification"}
+    if not is_local_backbone and record.backbone.path != EMBEDDED_BACKBONE:
+        fields |= {
+            "base_model": record.backbone.path,
+            "base_model_relation": "adapter" if record.lora.rank else "finetune",
+        }
+    fields["tags"] = [*(f"{head}-model" for head in heads), "rlhf", "preference", "text-to-video", "safety"]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}{LICENSE}---"
+
+
+def _usage(record: ModelRecord, name: str, heads: list[str], is_local_backbone: bool) -> str:
+    path = json.dumps(name, ensure_ascii=False)
+    backbone = ""
+    notes = []
+    if is_local_backbone and not record.backbone_in_folder:
+        backbone = ', backbone="/where/it/lies"'
+        notes.append(
+            f"It was trained on a folder, {Path(record.backbone.path).name}, which is not part of this one: "
+            f"`backbone=` says where it lies. Its weights must have the fingerprint `{record.backbone_fingerprint}`."
+        )
+    if len(heads) == 2:
+        lines = ["from safe_rlhf_video import score_pair", ""]
+        lines += [f'result = score_pair("a red kite", "v1.mp4", "v2.mp4", model={path}{backbone})']
+        lines += ["print(result.preferred, result.reason)"]
+    else:
+        lines = ["from safe_rlhf_video import Scorer", ""]
+        lines += [f"with Scorer.from_pretrained({path}{backbone}) as scorer:"]
+        lines += [f'    print(scorer.score("a red kite", "v1.mp4")["{heads[0]}"])']
+        if not record.backbone_in_folder and not record.trained_parts:
+            other = "cost" if heads == ["reward"] else "reward"
+            notes.append(
+                f"To choose between videos give a {other} model on the same backbone too: "
+                "`score_pair(..., model=[...])`."
+            )
+    notes.insert(0, f"{path} is this folder's path, or its `owner/name` on the hub.")
+    return "\n".join(["```python", *lines, "```", "", *notes])
+
+
+def _made_of(
+    record: ModelRecord, template: Mapping[str, str], is_local_backbone: bool, check: MergeCheck | None
+) -> str:
+    backbone, sampling = record.backbone, record.sampling
+    if backbone.path == EMBEDDED_BACKBONE:
+        name = "the small one that is embedded in the package"
+    elif is_local_backbone:
+        name = f"a folder named {Path(backbone.path).name}"
+    else:
+        name = f"`{backbone.path}`" + (f", revision `{backbone.revision}`" if backbone.revision else "")
+    if backbone.initialization == "random":
+        name += f", with random weights (seed {backbone.random_seed}): a control, not a model to use"
+    rows = [("backbone", name)]
+    origin = record.training.get("merged_from")
+    if isinstance(origin, dict):
+        rows += [
+            ("fingerprint of its weights", f"`{origin['backbone_fingerprint']}`"),
+            ("merged into it", _changes(origin["lora"], origin["trained_parts"])),
+            ("merged weights", f"in `backbone/`, fingerprint `{record.backbone_fingerprint}`"),
+        ]
+    else:
+        rows.append(("fingerprint of its weights", f"`{record.backbone_fingerprint}`"))
+        if record.lora.rank or record.trained_parts:
+            rows.append(("trained of it", _changes(asdict(record.lora), record.trained_parts)))
+    rows += [
+        ("frames", f"{sampling.num_frames} a clip, spread evenly over it"),
+        (
+            "their size",
+            f"{sampling.min_pixels} to {sampling.max_pixels} pixels, sides multiples of {sampling.size_multiple}, "
+            f"fit: {sampling.fit}",
+        ),
+        ("text around prompt and video", f"template `{template['name']}` (`{template['hash']}`)"),
+        ("pooling", record.pooling.replace("_", " ")),
+    ]
+    table = ["| | |", "|---|---|", *(f"| {title} | {text} |" for title, text in rows)]
+    return "\n".join(table) + (f"\n\n{check.describe()}" if check else "")
+
+
+def _changes(lora: Mapping[str, Any], trained_parts: Sequence[str]) -> str:
+    adapters = [f"LoRA on the language model, rank {lora['rank']}, alpha {lora['alpha']:g}"] if lora["rank"] else []
+    return "; ".join([*adapters, *(f"the {part.replace('_', ' ')} in full" for part in trained_parts)])
+
+
+def _training(facts: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {_cell(name)} | {_cell(value)} |" for name, value in _leaves(facts) if not name.startswith("merged_from")
+    ]
+    return "\n".join(["| | |", "|---|---|", *rows]) if rows else "Nothing is recorded."
+
+
+def _leaves(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for name, value in facts.items():
+        leaves += _leaves(value, f"{prefix}{name}: ") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return leaves
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _evaluation(figures: Mapping[str, Any] | None, heads: list[str]) -> str:
+    if figures is None:
+        return "Not given. `python scripts/evaluate.py` measures it on labelled comparisons."
+    judged = [DIMENSION_OF_HEAD[head] for head in heads if head in DIMENSION_OF_HEAD]
+    dimensions = [dimension for dimension in judged if figures[dimension]]
+    paragraphs = []
+    if dimensions:
+        lines = [_row("", dimensions), "|" + "---|" * (len(dimensions) + 1)]
+
+        def add(title: str, cell: Callable[[Any], str]) -> None:
+            cells = [cell(figures[dimension]) for dimension in dimensions]
+            if any(cells):
+                lines.append(_row(title, cells))
+
+        add("test comparisons (prompts)", lambda row: f"{row['num_comparisons']} ({row['num_prompts']})")
+        add("accuracy [95% interval]", lambda row: _interval(row["accuracy"], row["interval"]))
+        add("ceiling that noisy labels set", lambda row: _figure(row["ceiling"]))
+        add(
+            "accuracy / ceiling [95% interval]",
+            lambda row: _interval(row["fraction_of_ceiling"], row["fraction_of_ceiling_interval"]),
+        )
+        for control, values in figures["controls"].items():
+            cells = [_figure(values.get(dimension)) for dimension in dimensions]
+            if any(cells):
+                lines.append(_row(f"control: {control.replace('_', ' ')}", cells))
+        paragraphs.append("\n".join(lines))
+    sign = figures["cost_sign"]
+    if sign and "cost" in heads:
+        paragraphs.append(
+            f"Sign of the cost on {sign['num_safe']} safe and {sign['num_unsafe']} unsafe videos: accuracy "
+            f"{_figure(sign['accuracy'])}, balanced {_figure(sign['balanced_accuracy'])}."
+        )
+    if not paragraphs:
+        return "The evaluation that was given has no figure of these heads."
+    paragraphs.append("Intervals are bootstrapped over prompts; a control is a predictor that cannot judge the video.")
+    if figures.get("num_prompts_also_in_training"):
+        paragraphs.append(
+            f"{figures['num_prompts_also_in_training']} of the prompts are in the training data too: these figures may "
+            "flatter the model."
+        )
+    return "\n\n".join(paragraphs)
+
+
+def _row(title: str, cells: list[str]) -> str:
+    return f"| {' | '.join([title, *cells])} |"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _interval(value: float | None, interval: list[float] | None) -> str:
+    if value is None or interval is None:
+        return _figure(value)
+    return f"{value:.4f} [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -1,0 +1,1 @@
+"""Statistics: metrics, thresholds, prevalence, confidence bounds, resampling."""

@@ -1,0 +1,35 @@
+"""The hidden utilities of a synthetic world: read here, for evaluation, and by no training code."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+
+from safe_rlhf_video.data.records import SUB_DIMENSIONS
+from safe_rlhf_video.errors import SampleError
+
+FILE_NAME = "truth.json.gz"
+
+
+def read_truth(path: Path) -> dict[str, dict[str, float]]:
+    """video id -> {dimension: utility in logits, higher is preferred}; a text world has no sub-dimensions.
+
+    Raises:
+        SampleError: the file is missing or damaged.
+    """
+    try:
+        videos = json.loads(gzip.decompress(path.read_bytes()))["videos"]
+        return {
+            name: {
+                "helpfulness": float(true["helpfulness"]),
+                "harmlessness": -float(true["cost"]),
+                **{dimension: float(true[dimension]) for dimension in SUB_DIMENSIONS if dimension in true},
+            }
+            for name, true in videos.items()
+        }
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SampleError(
+            f"{path}: cannot be read as the truth of a synthetic world ({error}); make it again"
+        ) from error
