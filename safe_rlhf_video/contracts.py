@@ -7,7 +7,7 @@ unknown fields and NaN are refused, `Annotated` bounds and `__post_init__` hold.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +75,6 @@ def describe(wrong: ValidationError) -> str:
     return f"{f'field {field}: ' if field else ''}{message}{got}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)
