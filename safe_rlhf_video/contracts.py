@@ -32,7 +32,8 @@ def parse_json(kind: type[T], content: bytes | str, where: str, error: type[Safe
         advice: ends the message: what to do.
     """
     try:
-        return _adapter(kind).validate_json(content)
+        value: T = _adapter(kind).validate_json(content)
+        return value
     except ValidationError as wrong:
         raise error(f"{where}: {describe(wrong)}; {advice}") from wrong
 
@@ -76,5 +77,5 @@ def describe(wrong: ValidationError) -> str:
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
