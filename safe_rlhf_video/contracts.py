@@ -7,6 +7,7 @@ unknown fields and NaN are refused, `Annotated` bounds and `__post_init__` hold.
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,5 +78,5 @@ def describe(wrong: ValidationError) -> str:
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
