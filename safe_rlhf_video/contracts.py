@@ -7,10 +7,9 @@ unknown fields and NaN are refused, `Annotated` bounds and `__post_init__` hold.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -33,7 +32,7 @@ def parse_json(kind: type[T], content: bytes | str, where: str, error: type[Safe
         advice: ends the message: what to do.
     """
     try:
-        value: T = _adapter(kind).validate_json(content)
+        value: T = _adapter(cast(Any, kind)).validate_json(content)
         return value
     except ValidationError as wrong:
         raise error(f"{where}: {describe(wrong)}; {advice}") from wrong
@@ -50,7 +49,7 @@ def read_json(kind: type[T], path: Path, error: type[SafeRLHFVideoError], advice
 
 def to_fields(value: object) -> Any:
     """A dataclass as plain JSON values: dictionaries, lists, strings and numbers."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    return _adapter(cast(Any, type(value))).dump_python(value, mode="json")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -78,5 +77,5 @@ def describe(wrong: ValidationError) -> str:
 
 
 @cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
