@@ -1,17 +1,19 @@
-"""Reads JSON into typed dataclasses and writes them back; a wrong field is a one-line error that names it.
+"""Checks JSON against typed contracts and writes them back; a wrong field is a one-line error that names it.
 
-A contract is a frozen dataclass with `__pydantic_config__ = STRICT`. Pydantic checks it: types are not converted,
-unknown fields and NaN are refused, `Annotated` bounds and `__post_init__` hold.
+A contract is a frozen dataclass, or a `TypedDict` where unknown fields are allowed, with `__pydantic_config__`.
+Pydantic checks it: types are not converted, and `Annotated` bounds and `__post_init__` hold.
 """
 
 from __future__ import annotations
 
 import json
+import reprlib
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
@@ -19,11 +21,40 @@ from safe_rlhf_video.files import write_whole
 T = TypeVar("T")
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-MAX_SHOWN = 60  # characters of a wrong value in a message
+# For other people's files: a known field has to be right, an unknown one is not looked at.
+OPEN = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+# What pydantic calls an error -> what was expected, in words for JSON.
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dataclass_exact_type": "an object",
+    "dataclass_type": "an object",
+    "dict_type": "an object",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "list_type": "a list",
+    "none_required": "null",
+    "string_type": "a string",
+    "tuple_type": "a list",
+}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+class Expected:
+    """Says in an annotation what a field expects, such as "0, 1 or null"; replaces pydantic's words in the error."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        return core_schema.custom_error_schema(schema, "expected", custom_error_message=f"expected {self.what}")
 
 
 def parse_json(kind: type[T], content: bytes | str, where: str, error: type[SafeRLHFVideoError], advice: str) -> T:
-    """Reads one JSON document as a dataclass.
+    """Reads one JSON document as a contract.
 
     Args:
         kind: the contract.
@@ -35,7 +66,19 @@ def parse_json(kind: type[T], content: bytes | str, where: str, error: type[Safe
         value: T = _adapter(cast(Any, kind)).validate_json(content)
         return value
     except ValidationError as wrong:
-        raise error(f"{where}: {describe(wrong)}; {advice}") from wrong
+        raise error(f"{describe(wrong, where)}; {advice}") from wrong
+
+
+def check_fields(kind: Any, value: object, where: str, error: type[SafeRLHFVideoError]) -> Any:
+    """Checks a value that was read from JSON; the arguments are those of `parse_json`.
+
+    Returns:
+        The same fields with the same values; of an `OPEN` contract, those that it knows.
+    """
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as wrong:
+        raise error(describe(wrong, where)) from wrong
 
 
 def read_json(kind: type[T], path: Path, error: type[SafeRLHFVideoError], advice: str) -> T:
@@ -61,19 +104,34 @@ def write_json(path: Path, value: object) -> None:
     write_whole(path, json.dumps(to_fields(value), indent=2, allow_nan=False) + "\n")
 
 
-def describe(wrong: ValidationError) -> str:
-    """The first mistake in one line: "field heads.reward.std: input should be greater than or equal to 0, got -1"."""
+def describe(wrong: ValidationError, where: str) -> str:
+    """The first mistake in one line: "calibration.json field heads.reward.std: expected a number, got 'x'"."""
     first = wrong.errors(include_url=False, include_context=False)[0]
     field = ""
     for part in first["loc"]:
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
-    shown = repr(first["input"])
-    got = f", got {shown if len(shown) <= MAX_SHOWN else shown[: MAX_SHOWN - 3] + '...'}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if first["type"] in ("missing", "json_invalid"):
-        got = ""
-    return f"{f'field {field}: ' if field else ''}{message}{got}"
+    return f"{where} field {field}: {_say(first)}" if field else f"{where}: {_say(first)}"
+
+
+def show(value: object) -> str:
+    """A value for a message: one line, cut where it is long."""
+    return _SHORT.repr(value)
+
+
+def _say(mistake: Any) -> str:
+    kind, message = mistake["type"], " ".join(mistake["msg"].split())
+    if kind == "missing":
+        return "missing, it is required"
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return "unknown, no such field is expected"
+    if kind == "json_invalid":
+        return f"not {message.removeprefix('Invalid ').replace('JSON: ', 'valid JSON (')})"
+    if kind in _EXPECTED:
+        message = f"expected {_EXPECTED[kind]}"
+    message = message.removeprefix("Value error, ").replace("Input should be", "expected")
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        message = message.replace("expected", "expected a number", 1)
+    return f"{message}, got {show(mistake['input'])}"
 
 
 @cache
