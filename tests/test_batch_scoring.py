@@ -25,7 +25,8 @@ from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import Scorer, judge_pair
 from safe_rlhf_video.scoring import score_files as batch_scoring
-from safe_rlhf_video.scoring.score_files import ScoreRequest, Shard, content_key, read_shard, score_in_parts
+from safe_rlhf_video.scoring.score_files import Shard, content_key, read_shard, score_in_parts
+from safe_rlhf_video.scoring.score_many import ScoreRequest
 
 Record = dict[str, Any]
 RunScore = Callable[..., int]
@@ -377,17 +378,17 @@ def test_rank_0_does_not_wait_for_the_dead(
             score_in_parts(scorer, requests, tmp_path / "parts", Shard(0, 3))
 
         # One that lives is waited for, however long it is at a batch.
-        own = batch_scoring._attempt
+        own = batch_scoring.score_many
 
         def slowly(*arguments: Any) -> Iterator[Any]:
             time.sleep(5)
             yield from own(*arguments)
 
-        monkeypatch.setattr(batch_scoring, "_attempt", slowly)
+        monkeypatch.setattr(batch_scoring, "score_many", slowly)
         late = threading.Thread(target=score_in_parts, args=(scorer, requests, tmp_path / "parts", Shard(2, 3)))
         late.start()
         time.sleep(0.3)
-        monkeypatch.setattr(batch_scoring, "_attempt", own)
+        monkeypatch.setattr(batch_scoring, "score_many", own)
         outcomes = score_in_parts(scorer, requests, tmp_path / "parts", Shard(0, 3))
         late.join()
         assert outcomes is not None

@@ -21,7 +21,8 @@ from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.table import format_comparison, format_table
 from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.scoring import Scorer
-from safe_rlhf_video.scoring.score_files import ScoreRequest, score_to_file
+from safe_rlhf_video.scoring.score_files import score_to_file
+from safe_rlhf_video.scoring.score_many import ScoreRequest
 from safe_rlhf_video.video.sampling import Video
 from safe_rlhf_video.worlds.truth import read_truth
 from safe_rlhf_video.worlds.video_world import plan_split

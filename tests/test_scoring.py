@@ -20,8 +20,10 @@ import safe_rlhf_video
 from safe_rlhf_video import lagrangian, scoring
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError, VideoDecodeError
 from safe_rlhf_video.models.folder import read_record
+from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import PairScore, Scorer, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring import scorer as scorer_module
+from safe_rlhf_video.scoring.score_many import ScoreRequest, Source, raise_unreadable, score_many
 from safe_rlhf_video.video.sampling import Video
 
 PROMPT = "a red circle moving left at night"
@@ -165,6 +167,33 @@ def test_all_routes_agree(scorer: Scorer, clips: tuple[list[Path], list[np.ndarr
         assert list(ranking.order) == best_first
         np.testing.assert_allclose(ranking.lagrangian_scores, combined, atol=1e-5)
     assert scorer.rank(PROMPT, []).order == ()
+
+
+def test_score_many_takes_any_source_and_goes_on_after_an_unreadable_clip(
+    scorer: Scorer, clips: tuple[list[Path], list[np.ndarray]]
+) -> None:
+    paths, arrays = clips
+    (video,) = scorer.read([paths[1]])
+    text = TextResponse("a red circle that moves")
+
+    def fail() -> Video:
+        raise VideoDecodeError("not in the store")
+
+    sources: list[Source] = [paths[0], Path("gone.mp4"), video, text, fail, lambda: scorer.read([arrays[2]], FPS)[0]]
+    requests = [ScoreRequest(str(place), PROMPT, source) for place, source in enumerate(sources)]
+    for batch_size in (1, 2, 64):
+        outcomes = list(score_many(scorer, requests, batch_size))
+        assert [str(one).partition(":")[0] for one in outcomes if isinstance(one, VideoDecodeError)] == [
+            "gone.mp4",
+            "not in the store",
+        ]
+        for place, whole in ((0, paths[0]), (2, paths[1]), (3, text), (5, paths[2])):
+            assert outcomes[place] == pytest.approx(scorer.score(PROMPT, whole), abs=1e-5)
+    with one_line(VideoDecodeError, "gone.mp4"):
+        list(raise_unreadable(score_many(scorer, requests)))
+    with one_line(ConfigError, "batch_size"):
+        score_many(scorer, requests, 0)
+    assert list(score_many(scorer, [])) == []
 
 
 def test_rank_follows_the_videos_not_their_order(scorer: Scorer) -> None:
@@ -373,9 +402,9 @@ def test_closed_scorer_starts_again(
 
 def test_with_block_stops_the_decoding_processes(folders: tuple[Path, Path], clips: tuple[list[Path], Any]) -> None:
     with Scorer.from_pretrained(*folders, device="cpu", workers=1) as scorer:
-        pool = scorer._pool
+        pool = scorer.pool
         assert scorer.score(PROMPT, clips[0][0]).keys() == {"reward", "cost"}
-    assert scorer._pool is not pool  # closed, and a new one in its place
+    assert scorer.pool is not pool  # closed, and a new one in its place
 
 
 def test_scoring_leaves_the_global_random_state(scorer: Scorer, folders: tuple[Path, Path]) -> None:

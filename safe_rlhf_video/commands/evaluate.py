@@ -68,7 +68,8 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.models.folder import fingerprint_weights, read_record
     from safe_rlhf_video.responses import TextResponse
     from safe_rlhf_video.scoring import Scorer, judge_harms, load_calibration
-    from safe_rlhf_video.scoring.score_files import ScoreRequest, score_to_file
+    from safe_rlhf_video.scoring.score_files import score_to_file
+    from safe_rlhf_video.scoring.score_many import ScoreRequest
     from safe_rlhf_video.worlds.truth import FILE_NAME, read_truth
 
     started = time.monotonic()

@@ -66,7 +66,8 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.export.model_card import read_evaluation
     from safe_rlhf_video.models.folder import fingerprint_weights
     from safe_rlhf_video.scoring import Scorer, TradeOff
-    from safe_rlhf_video.scoring.score_files import ScoreRequest, score_to_file
+    from safe_rlhf_video.scoring.score_files import score_to_file
+    from safe_rlhf_video.scoring.score_many import ScoreRequest
     from safe_rlhf_video.stats.prevalence import sign_rates
 
     started = time.monotonic()

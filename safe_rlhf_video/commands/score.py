@@ -203,7 +203,8 @@ def parse_row(record: Any, number: int, folder: Path, where: str, ids: dict[str,
 
 def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace) -> None:
     from safe_rlhf_video.scoring import Scorer
-    from safe_rlhf_video.scoring.score_files import ScoreRequest, choose_device, content_key, read_shard, score_in_parts
+    from safe_rlhf_video.scoring.score_files import choose_device, content_key, read_shard, score_in_parts
+    from safe_rlhf_video.scoring.score_many import ScoreRequest
 
     if not rows:
         raise SampleError(
@@ -225,7 +226,9 @@ def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace
             requests.setdefault(key, ScoreRequest(key, row.prompt, response))
 
     shard = read_shard()
-    with Scorer.from_pretrained(*arguments.model, device=choose_device(shard), backbone=arguments.backbone) as scorer:
+    with Scorer.from_pretrained(
+        *arguments.model, device=choose_device(shard), backbone=arguments.backbone, workers=arguments.workers
+    ) as scorer:
         trade_off = None
         if rows[0].kind != "clip":
             trade_off = scorer.resolve_trade_off(arguments.lagrange_multiplier, arguments.cost_limit)
@@ -235,7 +238,6 @@ def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace
             arguments.out.with_name(f"{arguments.out.name}.parts"),
             shard,
             arguments.batch_size,
-            arguments.workers,
             keep_unreadable=arguments.bad_rows == "drop",
         )
     if outcomes is None:

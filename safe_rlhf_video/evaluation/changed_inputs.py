@@ -16,7 +16,7 @@ from safe_rlhf_video.data.preferences import normalise_prompt
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.responses import Response
 from safe_rlhf_video.scoring import Scorer
-from safe_rlhf_video.scoring.score_files import ScoreRequest
+from safe_rlhf_video.scoring.score_many import ScoreRequest
 from safe_rlhf_video.video.sampling import Video
 
 SHUFFLED_PROMPT = "shuffled_prompt"

@@ -12,7 +12,7 @@ from safe_rlhf_video.data.preferences import videos_of
 from safe_rlhf_video.data.records import PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError, VideoDecodeError
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring.score_files import ScoreRequest
+from safe_rlhf_video.scoring.score_many import ScoreRequest
 from safe_rlhf_video.video.frame_store import FrameStore
 
 Sample = TypeVar("Sample", PairSample, VideoSample)

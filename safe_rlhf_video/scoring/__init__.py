@@ -2,7 +2,8 @@
 
 from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring.harms import Moderation, judge_harms
-from safe_rlhf_video.scoring.scorer import BestOfN, Scorer, Source, VideoLike, load_calibration, score_pair
+from safe_rlhf_video.scoring.score_many import Source
+from safe_rlhf_video.scoring.scorer import BestOfN, Scorer, VideoLike, load_calibration, score_pair
 
 __all__ = [
     "BestOfN",

@@ -19,8 +19,8 @@ from transformers import TrainerCallback
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.lagrangian import LagrangeMultiplier
-from safe_rlhf_video.responses import Response, content_digest
 from safe_rlhf_video.scoring import Scorer, TradeOff, VideoLike
+from safe_rlhf_video.scoring.score_many import score_each_once
 
 # In a checkpoint folder of the trainer's.
 STATE_FILE = "lagrange_multiplier.json"
@@ -154,7 +154,8 @@ class LagrangianReward:
             raise SampleError(f"{len(prompts)} prompts for {len(videos)} videos; give at least one, each its prompt")
         frames = [as_frames(video, place) for place, video in enumerate(videos)]
         with self._lock, torch.autocast(self.scorer.device.type, enabled=False):
-            rewards, costs = self._score_each_once(prompts, self.scorer.read(frames, self._fps))
+            scores = score_each_once(self.scorer, prompts, self.scorer.read(frames, self._fps), self._batch_size)
+        rewards, costs = scores["reward"], scores["cost"]
         trade_off = self.trade_off
         with np.errstate(over="ignore", invalid="ignore"):
             combined = trade_off.score(rewards, costs)
@@ -302,22 +303,6 @@ class LagrangianReward:
                     "LagrangianReward if videos come from elsewhere"
                 )
         return completions
-
-    def _score_each_once(self, prompts: Sequence[str], videos: Sequence[Response]) -> tuple[np.ndarray, np.ndarray]:
-        keys = [(prompt, content_digest(video)) for prompt, video in zip(prompts, videos, strict=True)]
-        distinct = dict(zip(keys, videos, strict=True))
-        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-        order = sorted(distinct, key=lambda key: places[key[0]])  # stable: prompt by prompt
-        rewards: list[float] = []
-        costs: list[float] = []
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            scores = self.scorer.score_batch([prompt for prompt, _ in batch], [distinct[key] for key in batch])
-            rewards += scores["reward"].tolist()
-            costs += scores["cost"].tolist()
-        of_key = {key: place for place, key in enumerate(order)}
-        back = [of_key[key] for key in keys]
-        return np.array(rewards)[back], np.array(costs)[back]
 
 
 def as_frames(video: VideoLike, place: int = 0) -> VideoLike:

@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,15 +25,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from safe_rlhf_video.errors import CheckpointError, ConfigError, VideoDecodeError
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.responses import TextResponse
+from safe_rlhf_video.scoring.score_many import ScoreRequest, Scores, Source, raise_unreadable, score_many
 from safe_rlhf_video.video.frame_store import FrameStore
-from safe_rlhf_video.video.pool import DecodePool
 
 if TYPE_CHECKING:
-    from safe_rlhf_video.responses import Response
     from safe_rlhf_video.scoring import Scorer
 
 # What is scored for a clip, or why it cannot be read.
-Outcome: TypeAlias = dict[str, float] | str
+Outcome: TypeAlias = Scores | str
 
 # Often enough that a power cut costs little, seldom enough that no disk is kept waiting.
 SYNC_S = 5.0
@@ -42,15 +41,6 @@ BEAT_S = 15.0
 # How long rank 0 waits for parts that nobody writes to: many beats, and what caches of a network disk hold back.
 SILENCE_S = 300.0
 POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """One clip or text to score; the key names it in the file and must be unique."""
-
-    key: str
-    prompt: str
-    response: Path | TextResponse
 
 
 @dataclass(frozen=True)
@@ -105,7 +95,7 @@ def choose_device(shard: Shard) -> str:
     return f"cuda:{shard.local_rank}"
 
 
-def content_key(prompt: str, response: Path | TextResponse) -> str:
+def content_key(prompt: str, response: Source) -> str:
     """Names a request by what is scored: prompt, and text or file with size and time of change, in whole seconds.
 
     A file that is replaced has another key, one that is missing has one too.
@@ -127,7 +117,7 @@ def score_to_file(
     batch_size: int = 64,
     description: str = "scoring",
     store: FrameStore | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Scores]:
     """Score all requests, appending a line a clip to `out`; lines that are there already are not made again.
 
     Args:
@@ -150,11 +140,13 @@ def score_to_file(
         if not scores:
             file.truncate(0)
             file.write(json.dumps(header) + "\n")
-        sources = [
-            partial(store.read, request.key) if store is not None and request.key in store else request.response
+        reads = [
+            replace(request, response=partial(store.read, request.key))
+            if store is not None and request.key in store
+            else request
             for request in todo
         ]
-        made = scorer.iterate([request.prompt for request in todo], sources, batch_size)
+        made = raise_unreadable(score_many(scorer, reads, batch_size))
         with progress_bar(len(requests), len(requests) - len(todo), description, "clip") as progress:
             for request, values in zip(todo, made, strict=True):
                 scores[request.key] = values
@@ -169,7 +161,6 @@ def score_in_parts(
     folder: Path,
     shard: Shard,
     batch_size: int = 64,
-    workers: int = 2,
     keep_unreadable: bool = False,
 ) -> dict[str, Outcome] | None:
     """Score this process's share of the requests into `folder`; rank 0 then waits until all are scored.
@@ -179,7 +170,6 @@ def score_in_parts(
 
     Args:
         requests: the same on every rank, with the keys that `content_key` gives.
-        workers: decoding processes.
         keep_unreadable: note what is wrong with a clip that cannot be read and go on; else it ends the run.
 
     Returns:
@@ -189,10 +179,8 @@ def score_in_parts(
         CheckpointError: `folder` holds scores of another model or of other requests, cannot be written, or the other
             ranks have fallen silent.
         VideoDecodeError: a clip cannot be read; what was scored before it is kept.
-        ConfigError: `batch_size` or `workers` is not positive.
+        ConfigError: `batch_size` is not positive.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
     named = [[request.prompt, _describe(request.response)] for request in requests]
     header = json.dumps({"model": scorer.fingerprint, "requests": _digest(named)}).encode() + b"\n"
     parts = _Parts(folder, header, {request.key for request in requests}, keep_unreadable)
@@ -206,9 +194,10 @@ def score_in_parts(
         if is_first:
             progress = stack.enter_context(progress_bar(parts.num_wanted, len(parts.outcomes), "scoring", "clip"))
         seen_s = time.monotonic()
+        made = score_many(scorer, todo, batch_size)
         # Left before the wait: rank 0 listens to the others then, not to its own beat.
         with _Part(folder, header, shard.rank) as part:
-            for request, outcome in _attempt(scorer, todo, batch_size, workers):
+            for request, outcome in zip(todo, made, strict=True):
                 if isinstance(outcome, VideoDecodeError):
                     if not keep_unreadable:
                         raise outcome
@@ -224,33 +213,6 @@ def score_in_parts(
         for _ in parts.wait(requests, shard.world_size):
             progress.update(len(parts.outcomes) - progress.n)
     return parts.outcomes
-
-
-def _attempt(
-    scorer: Scorer, requests: Sequence[ScoreRequest], batch_size: int, workers: int
-) -> Iterator[tuple[ScoreRequest, dict[str, float] | VideoDecodeError]]:
-    """Score requests in batches, decoding ahead of the model, and say of each its scores or why it cannot be read."""
-    with DecodePool(scorer.record.sampling, workers) as pool:
-        paths = (request.response for request in requests if isinstance(request.response, Path))
-        decoded = pool.attempt(paths, ahead=2 * batch_size)
-        for start in range(0, len(requests), batch_size):
-            chunk = requests[start : start + batch_size]
-            read: list[Response | VideoDecodeError] = [
-                next(decoded) if isinstance(request.response, Path) else request.response for request in chunk
-            ]
-            good = [
-                (request.prompt, one)
-                for request, one in zip(chunk, read, strict=True)
-                if not isinstance(one, VideoDecodeError)
-            ]
-            scores = scorer.score_batch(*map(list, zip(*good, strict=True))) if good else {}
-            place = 0
-            for request, one in zip(chunk, read, strict=True):
-                if isinstance(one, VideoDecodeError):
-                    yield request, one
-                else:
-                    yield request, {head: float(values[place]) for head, values in scores.items()}
-                    place += 1
 
 
 class _Part:
@@ -399,7 +361,7 @@ class _Parts:
         return True
 
 
-def _read_scores(out: Path, header: dict[str, str]) -> dict[str, dict[str, float]]:
+def _read_scores(out: Path, header: dict[str, str]) -> dict[str, Scores]:
     if not out.exists():
         return {}
     try:
@@ -430,7 +392,9 @@ def _fingerprint(requests: Sequence[ScoreRequest]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _describe(response: Path | TextResponse) -> str:
+def _describe(response: Source) -> str:
+    if not isinstance(response, Path | TextResponse):
+        raise TypeError(f"a file of scores is about files and texts, not about a {type(response).__name__}")
     return str(response) if isinstance(response, TextResponse) else os.path.abspath(response)
 
 

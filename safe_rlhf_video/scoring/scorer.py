@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -37,16 +37,16 @@ from safe_rlhf_video.models.folder import (
     resolve_model_folder,
 )
 from safe_rlhf_video.models.inputs import build_inputs
-from safe_rlhf_video.responses import Response, TextResponse, content_digest
+from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring.harms import Moderation, judge_harms
+from safe_rlhf_video.scoring.score_many import ScoreRequest, Source, raise_unreadable, score_each_once, score_many
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Video, sample_video
 
 # A path, bytes of a file, a Video, a TextResponse, or, with fps=, a uint8 array or tensor (T, H, W, 3) or a list of PIL
 # images.
 VideoLike = Any
-Source: TypeAlias = Path | TextResponse | Callable[[], Video]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Scorer:
         self.calibration = _join_calibrations(read)
         self.model, self._backbone, self.record = load_models(model_dirs, device, backbone)
         self._workers = workers
-        self._pool = DecodePool(self.record.sampling, num_workers=workers)
+        self.pool = DecodePool(self.record.sampling, num_workers=workers)
         self.fingerprint = fingerprint_weights(model_dirs)
         self._folder_of = dict(folders_of_choice(model_dirs))
         self.multiplier: MultiplierCalibration | None = None
@@ -210,7 +210,7 @@ class Scorer:
         if any(isinstance(video, bytes) for video in videos):
             decoded = iter(self._decode_with_bytes(videos))
         else:
-            decoded = iter(self._pool.read([Path(video) for video in videos if isinstance(video, str | Path)]))
+            decoded = iter(self.pool.read([Path(video) for video in videos if isinstance(video, str | Path)]))
         return [next(decoded) if video is None else video for video in sampled]
 
     def _decode_with_bytes(self, videos: Sequence[VideoLike]) -> list[Video]:
@@ -226,7 +226,7 @@ class Scorer:
                 elif isinstance(video, str | Path):
                     paths.append(Path(video))
             try:
-                return self._pool.read(paths)
+                return self.pool.read(paths)
             except VideoDecodeError as error:
                 text = str(error)
                 for path, name in files.items():
@@ -303,7 +303,7 @@ class Scorer:
                 and belongs to another model.
         """
         trade_off = self.resolve_trade_off(lagrange_multiplier, cost_limit)
-        scores = self._score_by_content(prompt, self.read([v1, v2], fps))
+        scores = score_each_once(self, [prompt] * 2, self.read([v1, v2], fps))
         pairs = {head: tuple(values.tolist()) for head, values in scores.items()}
         return judge_pair(pairs, trade_off, self.calibration.heads, self.facts)
 
@@ -320,7 +320,7 @@ class Scorer:
         trade_off = self.resolve_trade_off(lagrange_multiplier, cost_limit)
         scores = {head: np.zeros(0) for head in self.heads}
         if videos:
-            scores = self._score_by_content(prompt, self.read(videos, fps))
+            scores = score_each_once(self, [prompt] * len(videos), self.read(videos, fps))
         tables = {head: values.tolist() for head, values in scores.items()}
         return judge_ranking(tables, trade_off, self.calibration.heads, self.facts)
 
@@ -450,30 +450,18 @@ class Scorer:
             sources: each a file, a text, or a function that reads a sampled video when it is its turn.
 
         Raises:
-            VideoDecodeError: when it is the turn of a batch with a file that cannot be read.
+            VideoDecodeError: when it is the turn of a file that cannot be read.
             ConfigError: there are not as many prompts as sources, or the batch size is not positive.
         """
         if len(prompts) != len(sources):
             raise ConfigError(f"{len(prompts)} prompts for {len(sources)} videos; give each its prompt")
-        if batch_size < 1:
-            raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
-        decoded = self._pool.iterate((path for path in sources if isinstance(path, Path)), ahead=2 * batch_size)
-
-        def response(source: Source) -> Response:
-            if isinstance(source, Path):
-                return next(decoded)
-            return source if isinstance(source, TextResponse) else source()
-
-        for start in range(0, len(sources), batch_size):
-            chunk = prompts[start : start + batch_size]
-            scores = self.score_batch(chunk, [response(source) for source in sources[start : start + batch_size]])
-            for number in range(len(chunk)):
-                yield {head: float(values[number]) for head, values in scores.items()}
+        requests = [ScoreRequest("", prompt, source) for prompt, source in zip(prompts, sources, strict=True)]
+        return raise_unreadable(score_many(self, requests, batch_size))
 
     def close(self) -> None:
         """Stop the decoding processes; the next file starts them again."""
-        self._pool.close()
-        self._pool = DecodePool(self.record.sampling, num_workers=self._workers)
+        self.pool.close()
+        self.pool = DecodePool(self.record.sampling, num_workers=self._workers)
 
     def resolve_trade_off(self, lagrange_multiplier: float | None = None, cost_limit: float | None = None) -> TradeOff:
         """What decides, with the defaults of this model for what is None; a lambda that is given weighs the cost.
@@ -496,15 +484,6 @@ class Scorer:
             trade_off = TradeOff(stored.lagrange_multiplier, float(cost_limit), str(stored), stored.weighed)
         trade_off.score(0.0, 0.0)  # a wrong value is said before any work
         return trade_off
-
-    def _score_by_content(self, prompt: str, videos: Sequence[Response]) -> dict[str, np.ndarray]:
-        """Scores that neither the videos' order nor a video given twice can move, not even by a last bit."""
-        keys = [content_digest(video) for video in videos]
-        # Each content once and in the order of the keys: the place in a batch is felt in the last bits.
-        distinct = dict(sorted(zip(keys, videos, strict=True), key=lambda item: item[0]))
-        scores = self.score_batch([prompt] * len(distinct), list(distinct.values()))
-        places = {key: place for place, key in enumerate(distinct)}
-        return {head: values[[places[key] for key in keys]] for head, values in scores.items()}
 
     def _source(self, video: VideoLike, fps: float | None) -> Source:
         """For `iterate`: a file is decoded ahead of its turn, everything else is read when it comes."""

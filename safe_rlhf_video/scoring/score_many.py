@@ -1,0 +1,108 @@
+"""Scores many clips and texts in batches, decoding files ahead of the model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from safe_rlhf_video.errors import ConfigError, VideoDecodeError
+from safe_rlhf_video.responses import Response, TextResponse, content_digest
+from safe_rlhf_video.video.sampling import Video
+
+if TYPE_CHECKING:
+    from safe_rlhf_video.scoring.scorer import Scorer
+
+# A file, a text, a sampled video, or a function that reads a sampled video when its turn comes.
+Source: TypeAlias = Path | Response | Callable[[], Video]
+# head -> score
+Scores: TypeAlias = dict[str, float]
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """One clip or text to score for its prompt; the key names it in a file of scores and must be unique there."""
+
+    key: str
+    prompt: str
+    response: Source
+
+
+def score_many(
+    scorer: Scorer, requests: Sequence[ScoreRequest], batch_size: int = 64
+) -> Iterator[Scores | VideoDecodeError]:
+    """Scores any number of requests in batches, in the given order.
+
+    Yields:
+        For each request its scores, or the error of a clip that cannot be read; such a clip does not end the iteration.
+
+    Raises:
+        ConfigError: the batch size is not positive.
+        CheckpointError: a score is not finite.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
+    return _score_batches(scorer, requests, batch_size)
+
+
+def raise_unreadable(outcomes: Iterable[Scores | VideoDecodeError]) -> Iterator[Scores]:
+    """Yields the scores, and raises the error of the first clip that cannot be read."""
+    for outcome in outcomes:
+        if isinstance(outcome, VideoDecodeError):
+            raise outcome
+        yield outcome
+
+
+def score_each_once(
+    scorer: Scorer, prompts: Sequence[str], responses: Sequence[Response], batch_size: int = 64
+) -> dict[str, np.ndarray]:
+    """Scores N >= 1 responses so that their order and repetitions change nothing, not even the last bit.
+
+    The position in a batch affects the last bits of a score. So equal responses to a prompt are scored once, and the
+    responses to a prompt are sorted by content.
+
+    Returns:
+        head -> float64 (N,), in the order given.
+    """
+    keys = [(prompt, content_digest(response)) for prompt, response in zip(prompts, responses, strict=True)]
+    distinct = dict(zip(keys, responses, strict=True))
+    place_of = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    order = sorted(distinct, key=lambda key: (place_of[key[0]], key[1]))
+    requests = [ScoreRequest(digest, prompt, distinct[prompt, digest]) for prompt, digest in order]
+    rows = dict(zip(order, raise_unreadable(score_many(scorer, requests, batch_size)), strict=True))
+    return {head: np.array([rows[key][head] for key in keys]) for head in rows[keys[0]]}
+
+
+def _score_batches(
+    scorer: Scorer, requests: Sequence[ScoreRequest], batch_size: int
+) -> Iterator[Scores | VideoDecodeError]:
+    paths = (request.response for request in requests if isinstance(request.response, Path))
+    with contextlib.closing(scorer.pool.attempt(paths, ahead=2 * batch_size)) as decoded:
+        for start in range(0, len(requests), batch_size):
+            batch = requests[start : start + batch_size]
+            outcomes = [_read(request.response, decoded) for request in batch]
+            readable = [
+                (request.prompt, response)
+                for request, response in zip(batch, outcomes, strict=True)
+                if not isinstance(response, VideoDecodeError)
+            ]
+            scores = scorer.score_batch(*zip(*readable, strict=True)) if readable else {}
+            rows = zip(*(values.tolist() for values in scores.values()), strict=True)
+            for outcome in outcomes:
+                yield outcome if isinstance(outcome, VideoDecodeError) else dict(zip(scores, next(rows), strict=True))
+
+
+def _read(source: Source, decoded: Iterator[Video | VideoDecodeError]) -> Response | VideoDecodeError:
+    """The next file that was decoded, or what the source gives."""
+    if isinstance(source, Path):
+        return next(decoded)
+    if isinstance(source, Video | TextResponse):
+        return source
+    try:
+        return source()
+    except VideoDecodeError as error:
+        return error
