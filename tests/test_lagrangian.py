@@ -158,7 +158,7 @@ def test_sentences(rewards, costs, multiplier, sentence):
 
 
 def test_an_explanation_never_argues_for_the_loser():
-    with pytest.raises(ValueError, match="v1 has not the higher"):
+    with pytest.raises(ValueError, match="v1 does not have the higher"):
         explain_choice((0.0, 1.0), (0.0, 0.0), 1.0, 0.0, "v1")
     with pytest.raises(ValueError, match="preferred must be"):
         explain_choice((0.0, 1.0), (0.0, 0.0), 1.0, 0.0, "video_1")  # type: ignore[arg-type]

@@ -195,7 +195,7 @@ def test_bad_problems_are_refused_in_one_line():
         (([], []), {"cost_limit": 0.0}, "rewards: no prompts"),
         (([[], [1.0]], good), {"cost_limit": 0.0}, "prompt 0 must have one row of at least one number"),
         (([1.0, 2.0], good), {"cost_limit": 0.0}, "prompt 0 must have one row"),
-        ((good, good, good), {"harm_rate_limit": 0.1}, r"p_unsafe must lie in \[0, 1\], got 2.0"),
+        ((good, good, good), {"harm_rate_limit": 0.1}, r"p_unsafe must be in \[0, 1\], got 2.0"),
     ):
         with pytest.raises(ValueError, match=f"^.*{message}[^\n]*$"):
             solve_multiplier(*arguments, **limit)

@@ -1,4 +1,4 @@
-"""Weigh helpfulness against safety: scores, choices under a limit, and the multiplier that keeps it. Pure numpy."""
+"""Weighs helpfulness against safety: scores, choices under a limit, and the multiplier that keeps it. Pure numpy."""
 
 from safe_rlhf_video.lagrangian.candidates import ensemble_scores, pareto_front
 from safe_rlhf_video.lagrangian.confidence import CONFIDENCE, Bound, ConfidentMultiplier, confident_multiplier

@@ -1,11 +1,11 @@
-"""The best selection without chance: branch and bound from a choice at the optimal multiplier.
+"""Finds the best deterministic selection: branch and bound from a choice at the optimal multiplier.
 
-What a selection loses against the dual value is a sum over prompts, loss = lambda dw - dr >= 0 for each that departs
-from a choice that is best at lambda*, plus lambda times the slack that it leaves. So only departures that lose less
-than the best known selection does need to be looked at, a few hundred of many thousands, and they are tried prompt by
-prompt, those that lose least first. A partial selection is dropped when another one of no more weight has at least its
-reward, or when the prompts to come cannot bring it to the limit, from above or below, without losing too much even at
-the best rate of loss a unit of weight among them (the linear relaxation, with that rate for all of them).
+The loss of a selection against the dual value is a sum over prompts, loss = lambda dw - dr >= 0 for each prompt that
+departs from a choice that is best at lambda*, plus lambda times the slack that it leaves. So the search needs only
+departures that lose less than the best known selection, a few hundred of many thousands. It tries them prompt by
+prompt, those with the least loss first. It drops a partial selection when another one of no more weight has at least
+its reward. It also drops one when the remaining prompts cannot bring it to the limit, from above or below, without
+losing too much even at their best rate of loss for each unit of weight (the linear relaxation, with that rate for all).
 
 Source: the expanding core of Pisinger 1995 ("A minimal algorithm for the multiple-choice knapsack problem", EJOR 83),
 with real weights: states are kept as a Pareto front, not in a table.
@@ -20,12 +20,12 @@ import numpy as np
 
 from safe_rlhf_video.lagrangian.hulls import FloatArray, IntArray
 
-# Rewards that differ by less, relative to what is in play, count as equal.
+# Rewards that differ by less, relative to the whole gap, count as equal.
 _ROUNDING = 1e-12
 
 
 class _Departures(NamedTuple):
-    """Candidates other than those begun with, prompts with the least loss first."""
+    """Candidates other than those of the first selection, prompts with the least loss first."""
 
     prompts: list[IntArray]
     weight: FloatArray
@@ -35,21 +35,26 @@ class _Departures(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """The partial selections kept after a prompt: which one each continues, by which candidate (-1: the first one)."""
+    """The partial selections kept after a prompt.
+
+    Attributes:
+        parent: the partial selection that each continues.
+        candidate: the candidate that continues it; -1 is no departure.
+    """
 
     parent: IntArray
     candidate: IntArray
 
 
 class _Bounds(NamedTuple):
-    """What the prompts from each one on can do at best."""
+    """The best that the prompts from each one onwards can do."""
 
     least_weight: FloatArray
-    """Weight that they add, <= 0."""
+    """The weight that they add, <= 0."""
     off: FloatArray
-    """Loss a unit of weight that they take off."""
+    """The loss for each unit of weight that they remove."""
     on: FloatArray
-    """Loss a unit of slack, used by them or left over."""
+    """The loss for each unit of slack that they use or leave."""
 
 
 def improve(
@@ -62,24 +67,24 @@ def improve(
     tolerance: float,
     node_limit: int,
 ) -> tuple[IntArray, bool]:
-    """Find the selection of the most reward that adds no more than the slack to the weight of the first one.
+    """Finds the selection with the most reward that adds no more than the slack to the weight of the first one.
 
     Args:
         reward, weight: (N,) of the candidates of all prompts.
         offsets: (P + 1,) where each prompt's candidates begin, and the end.
-        start: (P,) candidates of the most r - lambda* w, within the limit.
+        start: (P,) candidates with the most r - lambda* w, within the limit.
         multiplier: lambda*.
-        slack: weight that they leave, summed over prompts, >= 0.
+        slack: the weight that `start` leaves unused, summed over prompts, >= 0.
         tolerance: weight above the limit that counts as within, summed over prompts.
-        node_limit: partial selections to look at.
+        node_limit: the most partial selections to examine.
 
     Returns:
-        (P,) candidates, and whether no selection has more reward.
+        (P,) candidates, and whether it is certain that no selection has more reward.
     """
     chosen = start
     gained, nodes_left = 0.0, node_limit
     departures = _find_departures(reward, weight, offsets, start, multiplier, multiplier * slack)
-    # A narrow search finds good selections fast, and each makes the next search's departures fewer.
+    # A narrow search finds good selections fast, and each one leaves fewer departures for the next search.
     width = 64
     while True:
         found, gained, num_nodes, is_complete = _search(
@@ -98,7 +103,7 @@ def improve(
 def _find_departures(
     reward: FloatArray, weight: FloatArray, offsets: IntArray, start: IntArray, multiplier: float, gap: float
 ) -> _Departures:
-    """Those that lose less than the gap."""
+    """Finds the departures that lose less than the gap."""
     prompt_of = np.repeat(np.arange(len(start)), np.diff(offsets))
     added_weight, added_reward = weight - weight[start][prompt_of], reward - reward[start][prompt_of]
     loss = np.maximum(multiplier * added_weight - added_reward, 0.0)
@@ -120,11 +125,11 @@ def _search(
     width: int,
     nodes_left: int,
 ) -> tuple[list[int], float, int, bool]:
-    """Look for more reward than `gained` over the first selection's, keeping up to `width` partial selections a prompt.
+    """Searches for a reward gain above `gained`, keeping up to `width` partial selections after each prompt.
 
     Returns:
-        Departures of the best selection found (none if there is no better one), the reward that it gains, the partial
-        selections looked at, and whether none that could be better was dropped.
+        Departures of the best selection found (none if there is no better one), the reward that it gains, the number of
+        partial selections examined, and whether no possibly better one was dropped.
     """
     layers: list[_Layer] = []
     weight, reward = np.zeros(1), np.zeros(1)
@@ -171,10 +176,10 @@ def _bound_rest(departures: _Departures, multiplier: float) -> _Bounds:
         weight, loss = departures.weight[group], departures.loss[group]
         lighter, heavier = weight < 0, weight > 0
         least_weight.append(least_weight[-1] + min(0.0, float(weight.min())))
-        with np.errstate(over="ignore"):  # a rate beyond all numbers binds nothing
+        with np.errstate(over="ignore"):  # an infinite rate binds nothing
             off.append(min([off[-1], *(loss[lighter] / -weight[lighter]).tolist()]))
             on.append(min([on[-1], *(loss[heavier] / weight[heavier]).tolist()]))
-    # Without anything to take off, the least weight alone decides.
+    # If nothing can be removed, only the least weight decides.
     finite_off = [0.0 if math.isinf(rate) else rate for rate in off]
     return _Bounds(np.array(least_weight[::-1]), np.array(finite_off[::-1]), np.array(on[::-1]))
 

@@ -1,4 +1,4 @@
-"""Candidates of one prompt: which of them nothing beats, and what an ensemble of heads says of each."""
+"""Compares the candidates of one prompt: their Pareto front, and cautious scores of an ensemble of heads."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from safe_rlhf_video.heads import preference_score
 
 
 def pareto_front(rewards: ArrayLike, costs: ArrayLike) -> NDArray[np.intp]:
-    """The candidates that no other beats: none has as much reward at less cost, or more reward at no more cost.
+    """Finds the candidates that no other beats: none has as much reward at less cost, or more reward at no more cost.
 
-    Whatever lambda and limit, a best candidate is among them. Equal candidates stay together.
+    For any lambda and limit, a best candidate is among them. Equal candidates stay together.
 
     Args:
         rewards, costs: (N,) of the candidates of one prompt.
 
     Returns:
-        (F,) indices by rising cost, which is also by rising reward; equal ones by index.
+        (F,) indices by rising cost and thus by rising reward; equal ones by index.
 
     Raises:
-        ValueError: not two finite rows of one length.
+        ValueError: the arguments are not two finite rows of one length.
     """
     reward, cost = np.asarray(rewards, dtype=np.float64), np.asarray(costs, dtype=np.float64)
     if reward.ndim != 1 or reward.shape != cost.shape:
@@ -34,7 +34,7 @@ def pareto_front(rewards: ArrayLike, costs: ArrayLike) -> NDArray[np.intp]:
     order = np.lexsort((-reward, cost))
     reward, cost = reward[order], cost[order]
     best = np.maximum.accumulate(reward)
-    # The least cost at which the best reward so far is had.
+    # The least cost of a candidate with the best reward so far.
     rises = np.concatenate([[True], best[1:] > best[:-1]])[: len(best)]
     cheapest = np.maximum.accumulate(np.where(rises, np.arange(len(best)), 0))
     return order[(reward == best) & (cost == cost[cheapest])]
@@ -46,26 +46,26 @@ def ensemble_scores(
     how: Literal["worst", "mean_minus_std"] = "worst",
     k: float = 1.0,
 ) -> NDArray[np.floating[Any]]:
-    """One cautious score a candidate from those of several heads that were trained alike.
+    """Combines the scores of several heads that were trained alike into one cautious score for each candidate.
 
         worst:           reward min_e r_e,              cost max_e c_e
         mean_minus_std:  reward mean_e r_e - k std_e,   cost mean_e c_e + k std_e
 
     Choosing the best of many by one head favours the candidates that it overrates. Source: Coste et al. 2023 (arXiv
-    2310.02743): its worst case, and its uncertainty weighting with the standard deviation in place of the variance,
-    which keeps to the units of the scores; K - 1 in the denominator, and 0 for one head.
+    2310.02743): its worst case, and its uncertainty weighting with the standard deviation in place of the variance, so
+    that the units stay those of the scores. The standard deviation has K - 1 in the denominator and is 0 for one head.
 
     Args:
         scores: (K, ...) of K heads, K >= 1.
-        head: what the scores are; a cost is cautious when it is high.
+        head: the kind of the scores; a cautious cost is a high one.
         k: >= 0; only for "mean_minus_std".
 
     Returns:
         (...) in units of the scores.
 
     Raises:
-        ConfigError: an unknown head or way, or k is negative or not finite.
-        ValueError: no heads, or a score is not finite.
+        ConfigError: `head` or `how` is unknown, or k is negative or not finite.
+        ValueError: there is no head, or a score is not finite.
     """
     if head not in ("reward", "cost") or how not in ("worst", "mean_minus_std"):
         raise ConfigError(f"head must be reward or cost and how worst or mean_minus_std, got {head!r} and {how!r}")

@@ -1,8 +1,8 @@
-"""The upper concave hull of each prompt's candidates in (weight, reward): all that a best choice ever needs.
+"""Computes the upper concave hull of each prompt's candidates in (weight, reward); a best choice is always on it.
 
-The weight of a candidate is what is limited: its cost, or its probability of being unsafe. Whatever lambda, the best
-r - lambda w lies on the hull; as lambda falls from infinity, the choice walks along it from the least weight to the
-most reward, leaving a vertex where lambda falls below the slope of the segment after it.
+The weight of a candidate is the limited quantity: its cost, or its probability of being unsafe. For any lambda, the
+best r - lambda w is on the hull. As lambda falls from infinity, the choice moves along the hull from the least weight
+to the most reward; it leaves a vertex when lambda falls below the slope of the next segment.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.intp]
 Rows = Sequence[ArrayLike] | NDArray[np.generic]
 
-# No score comes near; up to here no difference, product or slope of two scores overflows to what has no order.
+# No real score comes near. Up to here no difference, product or slope of two scores overflows.
 _LARGEST = 1e100
 
 
 @dataclass(frozen=True)
 class Hulls:
-    """The hulls of P prompts; candidates are counted through all prompts.
+    """The hulls of P prompts; candidates are numbered through all prompts.
 
     Attributes:
-        least: (P,) candidate of the least weight, among equals of the most reward.
-        prompt, begin, end: (S,) prompt of a segment and the candidates that it leads from and to, all segments of all
-            prompts by falling slope. Those of a prompt stand in the order of its hull.
-        slope: (S,) gain in reward a unit of weight, > 0; strictly falling within a prompt.
+        least: (P,) candidate with the least weight, among equals the one with the most reward.
+        prompt, begin, end: (S,) prompt of a segment and the candidates at its two ends, for all segments of all prompts
+            by falling slope. The segments of one prompt are in the order of its hull.
+        slope: (S,) gain in reward for each unit of weight, > 0; strictly falling within a prompt.
     """
 
     least: IntArray
@@ -39,25 +39,25 @@ class Hulls:
     slope: FloatArray
 
     def choose(self, multiplier: float) -> IntArray:
-        """(P,) candidate of the most r - lambda w, among equals of the least weight.
+        """Returns (P,) the candidate with the most r - lambda w, among equals the one with the least weight.
 
-        As it is read off the hulls, weight and reward never rise with lambda, whatever the rounding.
+        Because it comes from the hulls, weight and reward never rise with lambda, whatever the rounding.
         """
         chosen = self.least.copy()
         num = int(np.searchsorted(-self.slope, -multiplier, side="left"))
-        chosen[self.prompt[:num]] = self.end[:num]  # of a prompt's segments the last one counts
+        chosen[self.prompt[:num]] = self.end[:num]  # the last segment of a prompt counts
         return chosen
 
 
 def flatten(name: str, rows: Rows) -> tuple[FloatArray, IntArray]:
-    """Candidates of all prompts in one row, and where each prompt's begin, with the end added.
+    """Joins the candidates of all prompts into one row; also returns where each prompt's candidates begin, and the end.
 
     Args:
-        name: of the argument, for messages.
-        rows: one row of numbers a prompt, of any lengths >= 1; a (P, n) array will do.
+        name: name of the argument, for messages.
+        rows: one row of numbers for each prompt, of any lengths >= 1; a (P, n) array works too.
 
     Raises:
-        ValueError: no prompts, a prompt without candidates, or a candidate that is no finite number.
+        ValueError: there are no prompts, a prompt has no candidates, or a candidate is not a finite number.
     """
     arrays = [np.asarray(row, dtype=np.float64) for row in rows]
     if not arrays:
@@ -69,12 +69,12 @@ def flatten(name: str, rows: Rows) -> tuple[FloatArray, IntArray]:
     if not (np.abs(flat) < _LARGEST).all():
         at = int(np.argmin(np.abs(flat) < _LARGEST))
         prompt = int(np.searchsorted(offsets, at, side="right")) - 1
-        raise ValueError(f"{name}: prompt {prompt}, candidate {at - offsets[prompt]} is {flat[at]}, no finite score")
+        raise ValueError(f"{name}: prompt {prompt}, candidate {at - offsets[prompt]} is {flat[at]}, not a finite score")
     return flat, offsets
 
 
 def check_alike(name: str, offsets: IntArray, other_name: str, other_offsets: IntArray) -> None:
-    """Refuse two arguments that do not have the same prompts with as many candidates each.
+    """Checks that two arguments have the same number of prompts, with as many candidates each.
 
     Raises:
         ValueError: they differ.
@@ -88,7 +88,7 @@ def check_alike(name: str, offsets: IntArray, other_name: str, other_offsets: In
 
 
 def make_hulls(rewards: FloatArray, weights: FloatArray, offsets: IntArray) -> Hulls:
-    """Find the hulls by Andrew's monotone chain (1979), from the least weight to the most reward of each prompt.
+    """Finds the hulls by Andrew's monotone chain (1979), from the least weight to the most reward of each prompt.
 
     Args:
         rewards, weights: (N,) of the candidates of all prompts.
@@ -106,13 +106,13 @@ def make_hulls(rewards: FloatArray, weights: FloatArray, offsets: IntArray) -> H
             _, reward, weight = candidate
             if reward <= chain[-1][1]:
                 continue
-            # Here the weight is higher: of equal weights the most reward came first.
+            # The weight is higher here: among equal weights the most reward came first.
             slope = (reward - chain[-1][1]) / (weight - chain[-1][2])
             while falls and slope >= falls[-1]:
                 chain.pop()
                 falls.pop()
                 slope = (reward - chain[-1][1]) / (weight - chain[-1][2])
-            if slope > _LARGEST:  # weights that differ by next to nothing: none of the prompt's is less
+            if slope > _LARGEST:  # nearly equal weights: no candidate of the prompt has less
                 chain[-1] = candidate
                 continue
             chain.append(candidate)

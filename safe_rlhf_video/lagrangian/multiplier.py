@@ -1,6 +1,6 @@
-"""The multiplier as a training loop moves it: up while generations cost more than the limit, down while they cost less.
+"""Updates the multiplier during training: up while generations cost more than the limit, down while they cost less.
 
-To choose among generations that are already there, `selection.solve_multiplier` finds the best multiplier at once.
+To choose among existing generations, `selection.solve_multiplier` finds the best multiplier directly.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from safe_rlhf_video.files import write_whole
 
 @dataclass(kw_only=True)
 class LagrangeMultiplier:
-    """Lambda, moved by stochastic gradient descent on its logarithm.
+    """Holds lambda and moves it by stochastic gradient descent on its logarithm.
 
         ln lambda <- min(ln lambda + a * lambda * (J_C - d), ln lambda_max)
 
     J_C is the mean cost of the last `window_size` episodes (generations, with one cost each). The logarithm keeps
-    lambda positive. Source: Safe RLHF (arXiv 2310.12773), its published code and settings, which are the defaults here.
+    lambda positive. Source: Safe RLHF (arXiv 2310.12773); its published code has these defaults.
 
     Attributes:
         initial: lambda before the first step, > 0.
         learning_rate: a, > 0.
         maximum: lambda_max, at least `initial`.
         cost_limit: d, in units of the cost head.
-        window_size: episodes that J_C is the mean of.
-        delay_steps: updates that only fill the window, before the first that moves lambda.
-        log_value: ln lambda; state, like all that follows.
-        num_updates: calls of `update`.
+        window_size: number of episodes in the mean J_C.
+        delay_steps: updates that only fill the window, before the first one moves lambda.
+        log_value: ln lambda; this and the following fields are state.
+        num_updates: number of calls of `update`.
         recent_costs: the window, oldest first.
     """
 
@@ -77,17 +77,17 @@ class LagrangeMultiplier:
         return math.exp(self.log_value)
 
     def update(self, costs: ArrayLike) -> float:
-        """Take note of a step's generations, and move lambda once.
+        """Adds the costs of a step's generations to the window and moves lambda once.
 
         Args:
-            costs: (N,) of the step's episodes, N >= 1, of all ranks; in units of the cost head.
+            costs: (N,) of the step's episodes on all ranks, N >= 1; in units of the cost head.
 
         Returns:
             Lambda afterwards.
 
         Raises:
-            ValueError: the costs are not one finite row of at least one, or too large to take the mean of; lambda and
-                the window stay as they were.
+            ValueError: the costs are not one finite row of at least one number, or too large for a mean; lambda and the
+                window stay as they were.
         """
         new = np.asarray(costs, dtype=np.float64)
         if new.ndim != 1 or not len(new) or not np.isfinite(new).all():
@@ -106,12 +106,12 @@ class LagrangeMultiplier:
         return self.value
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings and state as JSON takes them; `from_dict` goes on from there as if nothing had happened."""
+        """Returns settings and state as JSON values; `from_dict` continues exactly from there."""
         return {**asdict(self), "recent_costs": list(self.recent_costs)}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> LagrangeMultiplier:
-        """Read what `to_dict` gave.
+        """Restores a multiplier from the values of `to_dict`.
 
         Raises:
             ConfigError: a field is missing, unknown or has a wrong value.
@@ -127,7 +127,7 @@ class LagrangeMultiplier:
         return cls(**state)
 
     def save(self, path: Path) -> None:
-        """Write settings and state to a JSON file, whole or not at all.
+        """Writes settings and state to a JSON file, completely or not at all.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -135,19 +135,19 @@ class LagrangeMultiplier:
         try:
             write_whole(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
 
     @classmethod
     def load(cls, path: Path) -> LagrangeMultiplier:
-        """Read what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-            CheckpointError: the file is missing, damaged or of something else.
+            CheckpointError: the file is missing, damaged or does not hold a multiplier.
         """
         try:
             state = json.loads(path.read_bytes())
             if not isinstance(state, dict):
-                raise ConfigError("no JSON object")
+                raise ConfigError("not a JSON object")
             return cls.from_dict(state)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror}); give the file that was saved") from error

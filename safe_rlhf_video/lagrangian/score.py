@@ -1,4 +1,4 @@
-"""Weigh helpfulness against safety: the Lagrangian score, the choice between two videos, and that choice in words.
+"""Computes the Lagrangian score, chooses between two videos, and explains the choice in words.
 
 A cost above the cost limit means unsafe. Everything here is plain arithmetic on floats or numpy arrays.
 """
@@ -17,8 +17,8 @@ Choice = Literal["v1", "v2", "tie"]
 Weighed = Literal["cost", "p_unsafe"]
 ScoreT = TypeVar("ScoreT", float, NDArray[np.floating[Any]])
 
-# Two scores this close are a tie. One video scored in fp32 by two routes (another batch, another padding) moves by a
-# few 1e-6, and routes are only promised to agree within 1e-5, so a smaller difference says nothing about the videos.
+# Two scores this close are a tie. The score of one video in fp32 changes by a few 1e-6 with the batch or the padding,
+# and scores only promise to agree within 1e-5, so a smaller difference says nothing about the videos.
 # As Bradley-Terry log odds it would mean winning 50.0003% of the time.
 TIE_TOLERANCE = 1e-5
 
@@ -26,21 +26,22 @@ _MAX_DECIMALS = 9
 
 
 def weigh(cost: ScoreT, weighed: Weighed = "cost") -> ScoreT:
-    """What lambda is the price of: the cost itself, or the probability of being unsafe.
+    """Returns the quantity that lambda puts a price on: the cost itself, or the probability of being unsafe.
 
         P(unsafe) = 1 / (1 + e^-c)
 
-    The sign term of the cost's loss trains it to be that. Its price buys more helpfulness at one harmful rate than a
-    price on the cost does, which goes on falling among clips that are safe already; docs/lagrangian.md has figures.
+    The sign term of the cost's loss trains the cost to be these log odds. A price on P(unsafe) buys more helpfulness at
+    the same harmful rate than a price on the cost, which keeps falling among clips that are already safe;
+    docs/lagrangian.md has figures.
 
     Raises:
-        ConfigError: something else is to be weighed.
+        ConfigError: ``weighed`` is neither "cost" nor "p_unsafe".
     """
     if weighed == "cost":
         return cost
     if weighed != "p_unsafe":
         raise ConfigError(f"weighed must be cost or p_unsafe, got {weighed!r}")
-    # Of tanh, for it overflows nowhere.
+    # By tanh, which never overflows.
     return 0.5 * (1.0 + np.tanh(0.5 * cost))
 
 
@@ -51,7 +52,7 @@ def lagrangian_score(
     cost_limit: float = 0.0,
     weighed: Weighed = "cost",
 ) -> ScoreT:
-    """Reward minus weighted excess cost, on a scale that does not grow with the weight.
+    """Subtracts the weighted excess cost from the reward, on a scale that does not grow with the weight.
 
         score = (r - lambda * (w(c) - w(d))) / (1 + lambda)        w(c) = c, or P(unsafe), see `weigh`
 
@@ -61,14 +62,14 @@ def lagrangian_score(
         reward: float or array of any shape, in units of the reward head.
         cost: same kind and shape as ``reward``; > 0 means unsafe.
         lagrange_multiplier: lambda >= 0; 0 ignores cost, large values follow cost alone.
-        cost_limit: d, in units of the cost head. It moves all scores alike, so it never changes which video wins.
-        weighed: what lambda is the price of.
+        cost_limit: d, in units of the cost head. It shifts all scores equally, so it never changes which video wins.
+        weighed: what lambda puts a price on, see `weigh`.
 
     Returns:
         Score of the kind and shape of ``reward``; higher is better.
 
     Raises:
-        ConfigError: lambda is negative or not finite, the cost limit is not finite, or something else is weighed.
+        ConfigError: lambda is negative or not finite, the cost limit is not finite, or ``weighed`` is unknown.
     """
     if not (math.isfinite(lagrange_multiplier) and lagrange_multiplier >= 0):
         raise ConfigError(f"lagrange_multiplier must be a finite number >= 0, got {lagrange_multiplier}")
@@ -79,13 +80,13 @@ def lagrangian_score(
 
 
 def choose(score_0: float, score_1: float, tolerance: float = TIE_TOLERANCE) -> Choice:
-    """Name the video with the higher score, or a tie where the scores differ by ``tolerance`` or less.
+    """Names the video with the higher score, or a tie if the scores differ by ``tolerance`` or less.
 
-    Exchanging the scores exchanges ``"v1"`` and ``"v2"`` exactly, since ``a - b`` is ``-(b - a)`` in floating point.
+    Swapping the scores swaps ``"v1"`` and ``"v2"`` exactly, since ``a - b`` is ``-(b - a)`` in floating point.
 
     Raises:
         ConfigError: the tolerance is negative or not finite.
-        ValueError: a score is not finite; no order can be read from it.
+        ValueError: a score is not finite, so the two have no order.
     """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ConfigError(f"tolerance must be a finite number >= 0, got {tolerance}")
@@ -106,26 +107,26 @@ def explain_choice(
     names: tuple[str, str] = ("v1", "v2"),
     weighed: Weighed = "cost",
 ) -> str:
-    """Say in one plain sentence why ``preferred`` is preferred, e.g.
+    """Explains in one plain sentence why ``preferred`` is preferred, e.g.
 
         v2 is preferred: v1 is more helpful (reward 1.90 against 0.85) but unsafe (cost +2.10 > limit 0.00), and at
         lambda = 5.00 its extra cost outweighs its extra reward.
 
-    Exchanging the two videos exchanges the words v1 and v2 and nothing else. Numbers get as many decimals (2 to 9) as
-    it takes to see that they differ.
+    Swapping the two videos swaps the words v1 and v2 and nothing else. Numbers get as many decimals (2 to 9) as
+    are needed to show that they differ.
 
     Args:
         rewards: rewards of v1 and v2.
         costs: costs of v1 and v2.
         lagrange_multiplier: lambda, as in ``lagrangian_score``.
         cost_limit: d, as in ``lagrangian_score``.
-        preferred: what ``choose`` answered for the two Lagrangian scores.
-        names: what the two are called.
+        preferred: the answer of ``choose`` for the two Lagrangian scores.
+        names: what to call the two videos.
         weighed: as in ``lagrangian_score``.
 
     Raises:
         ConfigError: as ``lagrangian_score``.
-        ValueError: a reward or cost is not finite, or ``preferred`` names a video whose score is not the higher one.
+        ValueError: a reward or cost is not finite, or ``preferred`` names the video with the lower score.
     """
     if not all(math.isfinite(value) for value in (*rewards, *costs)):
         raise ValueError(f"cannot explain rewards {rewards} and costs {costs}: all must be finite")
@@ -136,7 +137,7 @@ def explain_choice(
     ]
     winner, loser = (1, 0) if preferred == "v2" else (0, 1)
     if preferred != "tie" and not scores[winner] > scores[loser]:
-        raise ValueError(f"{preferred} has not the higher Lagrangian score of {scores[0]} (v1) and {scores[1]} (v2)")
+        raise ValueError(f"{preferred} does not have the higher Lagrangian score: {scores[0]} (v1), {scores[1]} (v2)")
 
     if preferred == "tie":
         reason = _tie_reason(rewards, costs, lagrange_multiplier, cost_limit, names)
@@ -156,7 +157,7 @@ def _tie_reason(
     rewards: tuple[float, float], costs: tuple[float, float], multiplier: float, limit: float, names: tuple[str, str]
 ) -> str:
     reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
-    # Listed by value and not by position, so that exchanging the videos exchanges only their names.
+    # Listed by value and not by position, so that swapping the videos swaps only their names.
     first, second = (0, 1) if (-rewards[0], costs[0]) <= (-rewards[1], costs[1]) else (1, 0)
     if rewards[0] == rewards[1] and costs[0] == costs[1]:
         return f"neither is preferred: both have reward {reward[0]} and cost {cost[0]}"
@@ -244,7 +245,7 @@ def _cost_texts(costs: tuple[float, float], limit: float) -> tuple[str, str, str
 
 
 def _decimals(*values: float) -> int:
-    """Fewest decimals, 2 to 9, at which different values look different: "0.00 > 0.00" would explain nothing."""
+    """Returns the fewest decimals, 2 to 9, at which different values look different: not "0.00 > 0.00"."""
     for decimals in range(2, _MAX_DECIMALS):
         if len({round(value, decimals) for value in values}) == len(set(values)):
             return decimals

@@ -1,4 +1,4 @@
-"""Best-of-n over many prompts under one limit: the multiplier that is optimal for it, and what to choose."""
+"""Solves best-of-n over many prompts under one limit: the optimal multiplier, and the candidate of each prompt."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from safe_rlhf_video.lagrangian.hulls import FloatArray, Hulls, IntArray, Rows, 
 
 Constraint = Literal["cost", "harm_rate"]
 
-# A mean above the limit by less than this, as a share of the limit or of 1, is within it: 3 of 10 is a rate of 0.3,
-# though ten times the float 0.3 is less than 3.
+# A mean above the limit by less than this, as a share of the limit or of 1, counts as within it: 3 of 10 is a rate of
+# 0.3, although ten times the float 0.3 is less than 3.
 _ROUNDING = 1e-12
 
 
 class Randomisation(NamedTuple):
-    """The one prompt whose candidate is drawn by chance."""
+    """The one prompt whose candidate is drawn at random."""
 
     prompt: int
     candidate: int
@@ -34,9 +34,9 @@ class Selection:
 
     Attributes:
         chosen: (P,) index among the prompt's candidates.
-        randomised: the prompt for which another candidate is taken now and then; None where nothing is left to chance.
+        randomised: the prompt that takes another candidate with some probability; None if nothing is random.
         reward, cost: expected means over prompts.
-        harmful_rate: expected mean of P(unsafe), or share of costs above 0 where that was not given.
+        harmful_rate: expected mean of P(unsafe), or the share of costs above 0 if that was not given.
     """
 
     chosen: IntArray
@@ -48,20 +48,20 @@ class Selection:
 
 @dataclass(frozen=True)
 class Solution:
-    """What is best under a limit; rewards are means over prompts. See `solve_multiplier`.
+    """The best selections under a limit; rewards are means over prompts. See `solve_multiplier`.
 
     Attributes:
-        constraint, limit: what was limited, and to what.
-        is_feasible: whether any selection meets the limit; the fields below are None where none does.
-        least: the selection with the least mean of what is limited, among equals of the most reward.
-        lagrange_multiplier: lambda*, the smallest that is optimal; 0 where the limit does not bind.
-        dual_value: the least upper bound of the mean reward that a multiplier proves; the mean reward of `mixed`.
-        mixed: the best selection where one may draw by chance; at most one prompt is randomised.
-        rule: what max r - lambda* w chooses prompt by prompt, of equals the least w; it meets the limit.
-        deterministic: the best selection that leaves nothing to chance, as far as it was searched for.
+        constraint, limit: the limited quantity, and its limit.
+        is_feasible: whether any selection meets the limit; if not, the fields after `least` are None.
+        least: the selection with the least mean of the limited quantity; among equals, the one with the most reward.
+        lagrange_multiplier: lambda*, the smallest optimal one; 0 if the limit does not bind.
+        dual_value: the least upper bound on the mean reward that a multiplier proves; the mean reward of `mixed`.
+        mixed: the best selection if candidates may be drawn at random; at most one prompt is randomised.
+        rule: the choice of max r - lambda* w for each prompt, among equals the least w; it meets the limit.
+        deterministic: the best selection without randomness that the search found.
         is_optimal: whether no deterministic selection is better than `deterministic`.
         duality_gap: dual_value less the reward of `deterministic`.
-        remaining_gap: how much better the best deterministic selection may be at most; 0 where it was found.
+        remaining_gap: upper bound on how much better the best deterministic selection is; 0 if it was found.
     """
 
     constraint: Constraint
@@ -87,26 +87,27 @@ def solve_multiplier(
     harm_rate_limit: float | None = None,
     node_limit: int = 1_000_000,
 ) -> Solution:
-    """Choose one candidate of each prompt: the most mean reward at a limited mean cost, or a limited harmful rate.
+    """Chooses one candidate of each prompt: the most mean reward at a limited mean cost, or a limited harmful rate.
 
         max  mean_p sum_j x_pj r_pj   s.t.  mean_p sum_j x_pj w_pj <= limit,   sum_j x_pj = 1,  x >= 0
         dual(lambda) = mean_p max_j (r_pj - lambda w_pj) + lambda limit,   lambda* = argmin over lambda >= 0
 
     w is the cost, or P(unsafe) for the harmful rate. With mixed selections this is the linear relaxation of the
-    multiple-choice knapsack problem, and exact: walk all hulls' segments by falling slope until the limit is reached;
-    lambda* is the slope of the segment that it is reached in, and the fraction of it that fits is the chance of the one
-    randomised prompt (Sinha & Zoltners 1979; Dyer 1984). Without chance (x in {0, 1}) it is solved by branch and bound.
+    multiple-choice knapsack problem, and the solution is exact: take all hulls' segments by falling slope until the
+    limit is reached. lambda* is the slope of the last segment, and the fraction of it that fits is the probability of
+    the one randomised prompt (Sinha & Zoltners 1979; Dyer 1984). Without randomness (x in {0, 1}), branch and bound
+    solves it.
 
     Args:
         rewards, costs: one row of candidates a prompt, of any lengths >= 1, or a (P, n) array; units of the heads.
         p_unsafe: likewise, calibrated probabilities of being unsafe; needed for `harm_rate_limit`, otherwise only for
             `Selection.harmful_rate`.
-        cost_limit: d, what the mean cost of the chosen may be.
-        harm_rate_limit: in [0, 1], what their mean P(unsafe) may be. lambda then weighs P(unsafe), not the cost.
-        node_limit: partial selections to look at in the search for the best deterministic one.
+        cost_limit: d, the highest mean cost of the chosen candidates.
+        harm_rate_limit: in [0, 1], their highest mean P(unsafe). lambda then weighs P(unsafe), not the cost.
+        node_limit: the most partial selections that the search for the best deterministic one examines.
 
     Raises:
-        ConfigError: not exactly one limit (two limits would need two multipliers), or one that is out of range.
+        ConfigError: not exactly one limit is given (two limits would need two multipliers), or it is out of range.
         ValueError: a score is not finite, a probability is not in [0, 1], or the arguments differ in their prompts.
     """
     constraint, limit = check_limit(cost_limit, harm_rate_limit)
@@ -131,7 +132,7 @@ def solve_multiplier(
         return _describe(candidates, randomised, reward, cost, harm, offsets)
 
     least = describe(hulls.least)
-    # Exactly rounded, so that its sign is right: how much all prompts together may add to their least weights.
+    # How much all prompts together may add to their least weights; exactly rounded, so that its sign is right.
     budget = math.fsum([*[limit] * num_prompts, *(-weight[hulls.least]).tolist()])
     tolerance = num_prompts * _ROUNDING * max(1.0, abs(limit))
     if budget < -tolerance:
@@ -144,7 +145,7 @@ def solve_multiplier(
         randomised = Randomisation(prompt, int(hulls.end[segment] - offsets[prompt]), fraction)
     mixed = describe(mixed_candidates, randomised)
     rule = describe(hulls.choose(multiplier))
-    # The same choice without its chance is where the search for the deterministic one begins.
+    # The search for the deterministic selection starts from the same choice without its random part.
     slack = max(0.0, math.fsum([*[limit] * num_prompts, *(-weight[mixed_candidates]).tolist()]))
     dual_value = describe(mixed_candidates).reward + multiplier * (slack / num_prompts)
     candidates, is_optimal = improve(
@@ -169,9 +170,9 @@ def solve_multiplier(
 
 
 def select(rewards: Rows, weights: Rows, lagrange_multiplier: float) -> list[int]:
-    """The candidate of each prompt with the most r - lambda w, among equals the one of the least weight.
+    """Returns the candidate of each prompt with the most r - lambda w, among equals the one with the least weight.
 
-    With a higher lambda neither the mean weight nor the mean reward of the chosen is ever higher.
+    A higher lambda never gives a higher mean weight or a higher mean reward of the chosen candidates.
 
     Args:
         rewards, weights: one row of candidates a prompt, as for `solve_multiplier`.
@@ -191,38 +192,41 @@ def select(rewards: Rows, weights: Rows, lagrange_multiplier: float) -> list[int
 
 
 def check_limit(cost_limit: float | None, harm_rate_limit: float | None) -> tuple[Constraint, float]:
-    """The one limit that was given.
+    """Returns the one limit that was given, and what it limits.
 
     Raises:
-        ConfigError: both or none are given, or it is out of range.
+        ConfigError: both limits or neither are given, or the limit is out of range.
     """
     if (cost_limit is None) == (harm_rate_limit is None):
-        raise ConfigError("give either cost_limit or harm_rate_limit: one multiplier holds one limit")
+        raise ConfigError("give either cost_limit or harm_rate_limit: one multiplier keeps one limit")
     if cost_limit is not None:
         if not math.isfinite(cost_limit):
             raise ConfigError(f"cost_limit must be a finite number, got {cost_limit}")
         return "cost", float(cost_limit)
     assert harm_rate_limit is not None
     if not 0.0 <= harm_rate_limit <= 1.0:
-        raise ConfigError(f"harm_rate_limit must lie in [0, 1], got {harm_rate_limit}")
+        raise ConfigError(f"harm_rate_limit must be in [0, 1], got {harm_rate_limit}")
     return "harm_rate", float(harm_rate_limit)
 
 
 def check_probabilities(name: str, values: FloatArray) -> None:
-    """Refuse what is outside [0, 1].
+    """Checks that all values are in [0, 1].
 
     Raises:
-        ValueError: there is such a value.
+        ValueError: a value is outside.
     """
     outside = (values < 0) | (values > 1)
     if outside.any():
-        raise ValueError(f"{name} must lie in [0, 1], got {values[outside][0]}")
+        raise ValueError(f"{name} must be in [0, 1], got {values[outside][0]}")
 
 
 def _fill(
     hulls: Hulls, weight: FloatArray, budget: float, tolerance: float
 ) -> tuple[float, IntArray, int | None, float]:
-    """Spend the budget on segments by falling slope; lambda*, the choice, the segment that fits in part, its part."""
+    """Spends the budget on segments by falling slope.
+
+    Returns lambda*, the choice, the segment that fits only in part, and the part of it that fits.
+    """
     added = weight[hulls.end] - weight[hulls.begin]
     spent = np.cumsum(added)
     num_whole = int(np.searchsorted(spent, budget + tolerance, side="right"))
