@@ -16,12 +16,15 @@ import numpy as np
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import harm_signs
-from safe_rlhf_video.heads import HARM_HEADS, SEVERITIES, SEVERITY, TEXT_HARM_HEADS, label_columns
+from safe_rlhf_video.heads import HARM_HEADS, TEXT_HARM_HEADS
+from safe_rlhf_video.kinds import ordinal
+from safe_rlhf_video.kinds.targets import classes_of, label_columns
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import Scorer
 from safe_rlhf_video.stats.metrics import average_precision, roc_auc, weighted_kappa
-from safe_rlhf_video.stats.thresholds import severity_probabilities
 from safe_rlhf_video.worlds.text_world import severity_chances
+
+SEVERITY = "severity"
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
     texts = [TextResponse(str(video.response_text)) for video in videos]
     with Scorer.from_pretrained(arguments.model) as scorer:
         rows = list(scorer.iterate([video.prompt_text for video in videos], texts))
-        thresholds = scorer.severity_thresholds
+        thresholds = scorer.thresholds[SEVERITY]
         weights: Any = scorer.record.training["severity_weights"]
     signs = np.stack([harm_signs([], [video])[video.prompt_id, video.video_id] for video in videos])
     print(f"{len(videos)} texts of {dataset.num_prompts} prompts")
@@ -52,7 +55,7 @@ def main() -> None:
 
     labels = signs[:, label_columns(SEVERITY)].argmax(1)
     true = np.array([int(truth["videos"][video.video_id]["severity"]) for video in videos])
-    found = severity_probabilities(np.array([row[SEVERITY] for row in rows]), thresholds, weights)
+    found = ordinal.probabilities(np.array([row[SEVERITY] for row in rows]), thresholds, weights)
     likeliest = found.argmax(1)
     print(f"severity: thresholds {np.round(thresholds, 2).tolist()}, class weights {np.round(weights, 2).tolist()}")
     for name, reference in (("the labels", labels), ("the hidden levels", true)):
@@ -71,7 +74,7 @@ def main() -> None:
         print(
             f"  log loss {-np.log(found[own]).mean():.4f}, of the true probabilities {-np.log(chances[own]).mean():.4f}"
         )
-        for level, severity in enumerate(SEVERITIES):
+        for level, severity in enumerate(classes_of(SEVERITY)):
             mean, wanted = found[true == level].mean(0), severity_chances(level, noise)
             print(f"  {severity}: predicted {np.round(mean, 3).tolist()}, true {np.round(wanted, 3).tolist()}")
 

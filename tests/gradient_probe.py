@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from safe_rlhf_video.data.batch import collate
 from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.data.records import DIMENSIONS, VideoSample
-from safe_rlhf_video.heads import NUM_LABEL_COLUMNS, SEVERITIES, SEVERITY, label_columns
+from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS, classes_of, label_columns
 from safe_rlhf_video.models.config import LoraConfig, ModelConfig
 from safe_rlhf_video.models.inputs import build_inputs
-from safe_rlhf_video.models.score_model import THRESHOLDS
+from safe_rlhf_video.models.score_model import split_thresholds
 from safe_rlhf_video.responses import Response, TextResponse
 
 from safe_rlhf_video.training import distributed, engine as engines  # isort: skip
@@ -36,6 +36,7 @@ from safe_rlhf_video.training.objectives import compute_loss
 from safe_rlhf_video.training.plan import plan_step
 from safe_rlhf_video.video.sampling import Sampling, Video
 
+SEVERITY = "severity"
 HEADS = ("reward", "cost", "harm_crime", SEVERITY)
 # The smallest budget that any two groups exceed: every micro-batch holds one group.
 ONE_GROUP = 1
@@ -145,8 +146,8 @@ def engine_gradient(
 def true_gradient(config: TrainConfig, ranks: distributed.Ranks, groups: list[PromptGroup]) -> dict[str, torch.Tensor]:
     backbone, model, _ = build_probed_model(config, ranks)
     batch = collate(groups, [read_fake_response(sample) for group in groups for sample in group.videos])
-    scores = model(build_inputs(backbone, batch.prompts, batch.responses, ranks.device), with_thresholds=True)
-    thresholds = scores.pop(THRESHOLDS)
+    inputs = build_inputs(backbone, batch.prompts, batch.responses, ranks.device)
+    scores, thresholds = split_thresholds(model(inputs, with_thresholds=True))
     loss, _ = compute_loss(scores, batch, plan_step(range(len(groups)), groups), config.loss, thresholds)
     loss.backward()
     return {name: parameter.grad for name, parameter in engines.trainable(model).items() if parameter.grad is not None}
@@ -181,7 +182,8 @@ def build_groups(mixed: bool) -> list[PromptGroup]:
         ties = {name: np.array([[1, 0], [0, 1]] if mixed else [], np.int64).reshape(-1, 2) for name in rows}
         harms = generator.choice([-0.7, 0.0, 1.9], (videos, NUM_LABEL_COLUMNS)).astype(np.float32)
         # One level a response, or none.
-        levels = np.eye(len(SEVERITIES) + 1, len(SEVERITIES))[generator.integers(len(SEVERITIES) + 1, size=videos)]
+        num_levels = len(classes_of(SEVERITY))
+        levels = np.eye(num_levels + 1, num_levels)[generator.integers(num_levels + 1, size=videos)]
         harms[:, label_columns(SEVERITY)] = 1.3 * levels
         groups.append(PromptGroup(f"p{number}", text, samples, rows, ties, sign, harms))
     return groups

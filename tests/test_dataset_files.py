@@ -575,4 +575,4 @@ def test_real_generations_are_loaded_checked_and_copied(tmp_path: Path) -> None:
 def test_harm_labels_have_their_published_names() -> None:
     lines = [line.strip() for line in (SHARED / "seeds/safesora-readme.txt").read_text().splitlines()]
     for label in HARM_LABELS.values():
-        assert lines[lines.index(f"- {label.code}:") + 1] == label.name
+        assert lines[lines.index(f"- {label.code}:") + 1] == label.published

@@ -40,7 +40,7 @@ def test_a_record_is_read_whole() -> None:
 def test_harm_labels_cover_the_published_codes() -> None:
     assert list(HARM_LABELS)[:3] == ["porn", "violence", "hate"]
     assert sorted(label.code for label in HARM_LABELS.values()) == sorted(f"S{number}" for number in range(1, 13))
-    assert HARM_LABELS["contraband"].name == "Drug, Weapons, Substance Abuse"
+    assert HARM_LABELS["contraband"].published == "Drug, Weapons, Substance Abuse"
 
 
 def test_labels_may_be_null_or_missing() -> None:

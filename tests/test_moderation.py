@@ -30,7 +30,7 @@ from safe_rlhf_video.models.folder import save_model
 from safe_rlhf_video.scoring import Moderation, Scorer, judge_harms
 from safe_rlhf_video.stats.thresholds import Target, Threshold, choose_threshold
 from safe_rlhf_video.training.config import TrainConfig
-from safe_rlhf_video.training.data import harm_weights, load_data, weigh_harms
+from safe_rlhf_video.training.data import class_weights, load_data, weigh_labels
 
 NONE = dict.fromkeys(HARM_LABELS, False)
 
@@ -86,7 +86,7 @@ def test_rare_classes_are_raised_and_the_mean_weight_is_one() -> None:
     groups, _ = build_groups([], videos)
     column = HARM_HEADS.index("harm_crime")
     for power, ratio in ((0.0, 1.0), (0.5, 2.0), (1.0, 4.0)):
-        (group,) = weigh_harms(groups, *harm_weights(groups, power))
+        (group,) = weigh_labels(groups, class_weights(groups, power))
         weights = group.harm_targets[:, column]
         assert (np.sign(weights) == [1, 1, *[-1] * 8]).all()
         assert abs(weights).mean() == pytest.approx(1.0)

@@ -16,7 +16,8 @@ from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.data.records import DIMENSIONS, SUB_DIMENSIONS, VideoSample
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import HEADS as ALL_HEADS
-from safe_rlhf_video.heads import NUM_LABEL_COLUMNS, SUB_HEADS, preference_score
+from safe_rlhf_video.heads import SUB_HEADS, preference_score
+from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS
 from safe_rlhf_video.training.config import LossConfig
 from safe_rlhf_video.training.messages import warn_if_stuck
 from safe_rlhf_video.training.objectives import Tally, compute_loss, name_some, summarize

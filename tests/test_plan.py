@@ -25,7 +25,7 @@ from safe_rlhf_video.data.preferences import (
 )
 from safe_rlhf_video.data.records import DIMENSIONS, VIDEO_NAMES, VideoSample
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.heads import NUM_LABEL_COLUMNS
+from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS
 from safe_rlhf_video.training.config import DataConfig, OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.data import load_data
 from safe_rlhf_video.training.distributed import Ranks

@@ -239,7 +239,7 @@ def test_the_area_under_a_curve_is_the_average_precision(report: Page, evaluatio
     labels = json.loads((evaluation / "evaluation.json").read_text())["moderation"]["labels"]
     num_drawn = 0
     for label, figures in labels.items():
-        title = "Any harm" if label == "any" else f"{HARM_LABELS[label].code} {HARM_LABELS[label].name}"
+        title = "Any harm" if label == "any" else HARM_LABELS[label].title
         plot = report.plot(title)
         if figures["auroc"] is None:
             assert figures["reason"] in said(plot)

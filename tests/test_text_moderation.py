@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,16 +22,9 @@ from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import build_groups, harm_signs
 from safe_rlhf_video.data.records import HARM_CATEGORIES, parse_video
 from safe_rlhf_video.errors import CheckpointError, SampleError
-from safe_rlhf_video.heads import (
-    HARM_HEADS,
-    HEAD_GROUPS,
-    HEADS,
-    LABEL_HEADS,
-    NUM_LABEL_COLUMNS,
-    SEVERITY,
-    TEXT_HARM_HEADS,
-    label_columns,
-)
+from safe_rlhf_video.heads import HARM_HEADS, LABEL_HEADS, TEXT_HARM_HEADS
+from safe_rlhf_video.kinds.ordinal import probabilities
+from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS, label_columns
 from safe_rlhf_video.losses import severity_loss
 from safe_rlhf_video.models.folder import load_models, save_model
 from safe_rlhf_video.models.inputs import build_inputs
@@ -39,12 +32,12 @@ from safe_rlhf_video.models.score_model import THRESHOLDS, Thresholds
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import Scorer, judge_harms
 from safe_rlhf_video.stats.metrics import roc_auc
-from safe_rlhf_video.stats.thresholds import severity_probabilities
-from safe_rlhf_video.training.config import Head, TrainConfig
-from safe_rlhf_video.training.data import harm_weights, load_data, weigh_harms
+from safe_rlhf_video.training.config import TrainConfig
+from safe_rlhf_video.training.data import class_weights, load_data, weigh_labels
 
 NONE = dict.fromkeys(HARM_CATEGORIES, False)
 VIOLENT = {**NONE, "Violence": True}
+SEVERITY = "severity"
 LEVELS = label_columns(SEVERITY)
 
 
@@ -63,7 +56,6 @@ def response(**labels: Any) -> Any:
 def test_heads_are_the_published_categories_in_their_order() -> None:
     names = [name.lower().replace(" ", "_").replace("-", "_") for name in HARM_CATEGORIES]
     assert tuple(f"text_harm_{name}" for name in names) == TEXT_HARM_HEADS
-    assert set(get_args(Head)) == {*HEADS, *HEAD_GROUPS}
     columns = [column for head in LABEL_HEADS for column in range(NUM_LABEL_COLUMNS)[label_columns(head)]]
     assert columns == list(range(NUM_LABEL_COLUMNS))
 
@@ -185,7 +177,7 @@ def test_the_fit_finds_the_thresholds_of_its_data() -> None:
     """Simulated: levels drawn from known thresholds; with weighted classes, the weights are taken out again."""
     rng = np.random.default_rng(0)
     x, true_thresholds = 2.0 * rng.normal(size=20_000), np.array([0.5, 1.5, 4.0])
-    true = severity_probabilities(x, true_thresholds)
+    true = probabilities(x, true_thresholds)
     assert true[:5].tolist() == [pytest.approx(true_probabilities(score, list(true_thresholds))) for score in x[:5]]
     levels = (rng.random((len(x), 1)) > true.cumsum(1)).sum(1)
     counts = np.bincount(levels, minlength=4)
@@ -209,10 +201,10 @@ def test_the_fit_finds_the_thresholds_of_its_data() -> None:
         if not power:
             assert slope.item() == pytest.approx(1.0, abs=0.05)
             assert thresholds - bias.item() == pytest.approx(true_thresholds, abs=0.1)
-        found = severity_probabilities(scores, thresholds, weights)
+        found = probabilities(scores, thresholds, weights)
         assert found.sum(1) == pytest.approx(1.0)
         assert np.abs(found - true).mean() < (0.005 if not power else 0.03)
-    assert np.isfinite(severity_probabilities(np.array([-1e4, 1e4]), true_thresholds)).all()
+    assert np.isfinite(probabilities(np.array([-1e4, 1e4]), true_thresholds)).all()
 
 
 def test_levels_are_balanced_like_any_class() -> None:
@@ -220,7 +212,7 @@ def test_levels_are_balanced_like_any_class() -> None:
     records = [response(number=number, severity_level=level) for number, level in enumerate(severities)]
     groups, _ = build_groups([], [*records, response(number=99)])
     for power, ratios in ((0.0, [1, 1, 1, 1]), (1.0, [1, 2, 4, 4]), (0.5, [1, 2**0.5, 2, 2])):
-        (group,) = weigh_harms(groups, *harm_weights(groups, power))
+        (group,) = weigh_labels(groups, class_weights(groups, power))
         targets = group.harm_targets[:, LEVELS]
         assert [int(row.argmax()) for row in targets[:-1]] == severities
         assert (np.count_nonzero(targets, axis=1) == [*[1] * 16, 0]).all()
@@ -277,7 +269,7 @@ def test_a_severity_that_no_text_has_is_named(edited: Any) -> None:
         for video in sides(records):
             video["severity_level"] = min(video["severity_level"], 2)
 
-    with one_line(SampleError, "no training text of the severity 3 (severe)", "(heads: [harm_any])"):
+    with one_line(SampleError, "no training example of severity (severe)", "(heads: [harm_any])"):
         load_data(edited(soften), ["harm_any", SEVERITY])
 
 
@@ -313,10 +305,12 @@ def test_a_saved_severity_scores_alike(tmp_path: Path) -> None:
     with torch.inference_mode():
         before, after = model(inputs, with_thresholds=True), loaded(inputs, with_thresholds=True)
         plain = loaded(inputs)
-    assert list(before) == list(after) == [*heads, THRESHOLDS]
+    assert list(before) == list(after) == [*heads, THRESHOLDS + SEVERITY]
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name: values.shape for name, values in plain.items()} == dict.fromkeys(heads, (2,))
-    assert loaded.severity_thresholds().tolist() == pytest.approx([0.0, math.exp(-1.0), math.exp(-1.0) + math.exp(0.7)])
+    assert loaded.thresholds()[SEVERITY].tolist() == pytest.approx(
+        [0.0, math.exp(-1.0), math.exp(-1.0) + math.exp(0.7)]
+    )
     file = tmp_path / "model" / "heads.safetensors"
     save_file({name: one for name, one in load_file(file).items() if "log_steps" not in name}, file)
     with one_line(CheckpointError, "lacks the tensor severity.thresholds.log_steps"):
@@ -368,7 +362,7 @@ def test_a_run_learns_categories_and_severity(corpus: Path, tmp_path: Path) -> N
     assert sum(judged.severity.values()) == pytest.approx(1.0)
     assert judged.severity["none"] < 0.5
     # What was learned from texts says nothing of a clip.
-    clip = judge_harms(dict.fromkeys(("harm_any", head, SEVERITY), 9.0), [], severity_thresholds=np.array([0, 1, 2]))
+    clip = judge_harms(dict.fromkeys(("harm_any", head, SEVERITY), 9.0), [], thresholds={SEVERITY: np.array([0, 1, 2])})
     assert (clip.flags, clip.severity) == (("any",), None)
 
 
@@ -395,7 +389,7 @@ def judge(run: Path, dataset: PairDataset) -> dict[str, float]:
     with Scorer.from_pretrained(run / "model", device="cpu") as scorer:
         texts = [TextResponse(str(video.response_text)) for video in videos]
         rows = list(scorer.iterate([video.prompt_text for video in videos], texts))
-        thresholds = scorer.severity_thresholds
+        thresholds = scorer.thresholds[SEVERITY]
         assert thresholds is not None
         weights: Any = scorer.record.training["severity_weights"]
     scores = {head: np.array([row[head] for row in rows]) for head in rows[0]}
@@ -405,5 +399,5 @@ def judge(run: Path, dataset: PairDataset) -> dict[str, float]:
             applies = np.array([bool((video.harm_categories or {})[name]) for video in videos])
             found[head] = roc_auc(scores[head], applies) or 0.0
     levels = np.array([video.severity_level for video in videos])
-    predicted = severity_probabilities(scores[SEVERITY], thresholds, weights).argmax(1)
+    predicted = probabilities(scores[SEVERITY], thresholds, weights).argmax(1)
     return found | {"severity accuracy": float(np.mean(predicted == levels))}

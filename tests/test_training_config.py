@@ -72,6 +72,8 @@ def test_misspelt_key_at_any_level_is_one_line(path: Path, tmp_path: Path) -> No
     ("slip", "named"),
     [
         ({"outt": "x"}, "outt"),
+        ({"heads": ["reward", "harm_crimes"]}, "there is no head 'harm_crimes'; did you mean harm_crime"),
+        ({"heads": ["xyzzy"]}, "there is no head 'xyzzy'; give some of reward, cost"),
         ({"data": {"path": "data", "wokers": 1}}, "wokers"),
         ({"model": {"lora": {"rnk": 4}}}, "rnk"),
         ({"model": {"lora": {"rank": "many"}}}, "rank"),

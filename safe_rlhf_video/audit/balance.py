@@ -74,7 +74,7 @@ def _audit_harms(labels: Sequence[tuple[str, Mapping[str, bool] | None]]) -> dic
     return {
         key: {
             "code": harm.code,
-            "name": harm.name,
+            "name": harm.published,
             **_count_flags([(name, None if given is None else given.get(key)) for name, given in labels]),
         }
         for key, harm in HARM_LABELS.items()

@@ -17,11 +17,11 @@ from safe_rlhf_video.data.labelled_pairs import Scores, preference_margin
 from safe_rlhf_video.data.preferences import harm_signs, videos_of
 from safe_rlhf_video.data.records import HARM_LABELS, TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS, label_name
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEAD_OF_LABEL, LOGIT_HEADS
+from safe_rlhf_video.kinds.targets import label_columns
 from safe_rlhf_video.stats.thresholds import Target
 
 Sample = PairSample | VideoSample
-HEAD_OF_LABEL = {label_name(head): head for head in LOGIT_HEADS}
 
 
 def fit_heads(
@@ -121,9 +121,10 @@ def fit_labels(
     sign_of = harm_signs(pairs, videos)
     keys, signs = list(sign_of), np.stack(list(sign_of.values()))
     fitted = {}
-    for column, head in enumerate(LOGIT_HEADS):
+    for head in LOGIT_HEADS:
         if head not in heads:
             continue
+        column = label_columns(head).start
         rows = np.flatnonzero(signs[:, column])
         fitted[head] = calibrate_label(
             np.array([scores[f"{keys[row][0]}/{keys[row][1]}"][head] for row in rows]),

@@ -111,7 +111,7 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{arguments.data}: holds texts alone, which have no frames; of --controls only shuffled_prompt fits"
         )
 
-    thresholds_of: dict[str, Any] = {}  # name of scores -> severity thresholds of their scorer
+    thresholds_of: dict[str, Any] = {}  # name of scores -> thresholds of their scorer
 
     def score(folders: list[str], name: str, requests: list[ScoreRequest], change: str = "") -> Scores:
         kind = ChangedFramesScorer if change else Scorer
@@ -120,7 +120,7 @@ def evaluate_models(arguments: argparse.Namespace) -> dict[str, Any]:
                 scorer.use(change)
             if store is not None:
                 check_sampling(store.folder, store.sampling, scorer.record.sampling)
-            thresholds_of[name] = scorer.severity_thresholds
+            thresholds_of[name] = scorer.thresholds
             return score_to_file(scorer, requests, arguments.out / f"{name}.jsonl", arguments.batch_size, name, store)
 
     fitted = load_calibration(arguments.model)

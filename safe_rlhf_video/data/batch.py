@@ -12,7 +12,7 @@ import numpy as np
 
 from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.data.records import ALL_DIMENSIONS
-from safe_rlhf_video.heads import NUM_LABEL_COLUMNS
+from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS
 from safe_rlhf_video.responses import Response
 
 
@@ -29,7 +29,7 @@ class Batch:
         label_weights: dimension -> float32 (M + K,), of the comparisons and then the ties: one over the labels that
             their prompt has in this dimension.
         safety_sign: int (N,), +1 safe, -1 unsafe, 0 unknown.
-        harm_targets: float32 (N, 36), as of a `PromptGroup`.
+        harm_targets: float32 (N, C), as of a `PromptGroup`.
         counted: bool (N,), whether a video counts in a loss; False only for a blank that keeps a rank in step.
     """
 

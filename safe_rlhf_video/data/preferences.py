@@ -9,16 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from safe_rlhf_video.data.records import (
-    ALL_DIMENSIONS,
-    HARM_CATEGORIES,
-    HARM_LABELS,
-    TIE,
-    PairSample,
-    VideoSample,
-)
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.heads import NUM_LABEL_COLUMNS, SEVERITY, label_columns
+from safe_rlhf_video.heads import HEADS, ORDINAL_HEADS
+from safe_rlhf_video.kinds.targets import label_columns, label_targets
 
 
 @dataclass(frozen=True)
@@ -30,10 +24,9 @@ class PromptGroup:
         comparisons: dimension -> int (M, 2), columns chosen and rejected, indices into `videos`; any M, also 0.
         ties: dimension -> int (K, 2), videos that people found equal; any K.
         safety_sign: int (N,), +1 safe, -1 unsafe, 0 unknown.
-        harm_targets: float32 (N, 36), a column for each of `LABEL_HEADS` and for the severity one a level
-            (`heads.label_columns`): the weight of the label's class (1 as `build_groups` makes it), positive where it
-            applies, negative where it does not, 0 where that is unknown. A severity has the weight in the column of its
-            level alone, and 0 in the others.
+        harm_targets: float32 (N, C), the label targets: the columns of each of `LABEL_HEADS`
+            (`kinds.targets.label_columns`) hold the weight of the video's class, 1 as `build_groups` makes it, and 0
+            where the class is unknown.
     """
 
     prompt_id: str
@@ -72,38 +65,15 @@ def safety_signs(pairs: Iterable[PairSample], videos: Iterable[VideoSample] = ()
 
 
 def harm_signs(pairs: Iterable[PairSample], videos: Iterable[VideoSample] = ()) -> dict[tuple[str, str], np.ndarray]:
-    """The harm labels of each video, from all the records that speak of it.
-
-    A video is harmful in any way if one of its labels applies or it is not safe, and not if it is safe or none of all
-    labels applies; a text likewise with its harm categories.
+    """The label targets of each video, from all the records that speak of it.
 
     Returns:
-        (prompt_id, video_id) -> float32 (36,), in the order of `PromptGroup.harm_targets`: +1 where it applies, -1
-        where not, 0 where no record says it or two contradict each other; in the order of first appearance.
+        (prompt_id, video_id) -> float32 (C,), a row of `kinds.targets.label_targets`; in the order of first appearance.
     """
-    severity = label_columns(SEVERITY)
-    said: dict[tuple[str, str], np.ndarray] = {}  # whether some record says no, or yes
+    records: dict[tuple[str, str], list[VideoSample]] = {}
     for video in _all_records(pairs, videos):
-        key = video.prompt_id, video.video_id
-        if (columns := said.get(key)) is None:
-            columns = said[key] = np.zeros((NUM_LABEL_COLUMNS, 2), bool)
-        of_video, of_text = video.harm_labels or {}, video.harm_categories or {}
-        known = [*map(of_video.get, HARM_LABELS), *map(of_text.get, HARM_CATEGORIES)]
-        for column, applies in enumerate(known, start=1):
-            if applies is not None:
-                columns[column, int(applies)] = True
-        is_complete = len(of_video) == len(HARM_LABELS) or len(of_text) == len(HARM_CATEGORIES)
-        if any(known) or video.is_safe is False:
-            columns[0, 1] = True
-        if video.is_safe or (is_complete and not any(known) and video.is_safe is None):
-            columns[0, 0] = True
-        if video.severity_level is not None:
-            columns[severity][video.severity_level, 1] = True
-    signs = {key: columns[:, 1].astype(np.float32) - columns[:, 0] for key, columns in said.items()}
-    for row in signs.values():
-        if np.count_nonzero(row[severity]) > 1:  # two records, two levels
-            row[severity] = 0.0
-    return signs
+        records.setdefault((video.prompt_id, video.video_id), []).append(video)
+    return dict(zip(records, label_targets(list(records.values())), strict=True))
 
 
 def videos_of(sample: PairSample | VideoSample) -> tuple[VideoSample, ...]:
@@ -134,8 +104,8 @@ def build_groups(
 
     Returns:
         The groups, and what a reader should know of the labels: `missing/<dimension>` and `ties/<dimension>` counts,
-        and `contradictory is_safe` and `contradictory severity_level`, videos whose records disagree and whose label
-        therefore counts as unknown.
+        and `contradictory is_safe` and the same of the fields of ordinal labels, such as `severity_level`: videos whose
+        records disagree and whose label therefore counts as unknown.
     """
     pairs_of: dict[str, list[PairSample]] = {}
     for pair in pairs:
@@ -150,13 +120,14 @@ def build_groups(
     for prompt_id, members in pairs_of.items():
         shown: dict[str, VideoSample] = {}
         labelled: set[str] = set()
-        graded: set[str] = set()
+        graded: dict[str, set[str]] = {head: set() for head in ORDINAL_HEADS}
         for video in _all_records(members, further.get(prompt_id, ())):
             shown.setdefault(video.video_id, video)
             if video.is_safe is not None:
                 labelled.add(video.video_id)
-            if video.severity_level is not None:
-                graded.add(video.video_id)
+            for head, ids in graded.items():
+                if getattr(video, HEADS[head].key) is not None:
+                    ids.add(video.video_id)
         index = {video_id: place for place, video_id in enumerate(shown)}
         rows: dict[str, list[tuple[int, int]]] = {name: [] for name in ALL_DIMENSIONS}
         ties: dict[str, list[tuple[int, int]]] = {name: [] for name in rows}
@@ -172,9 +143,10 @@ def build_groups(
                 else:
                     row.append((sides[preferred], sides[1 - preferred]))
         counts["contradictory is_safe"] += sum(sign_of[prompt_id, video_id] == 0 for video_id in labelled)
-        counts["contradictory severity_level"] += sum(
-            not harms_of[prompt_id, video_id][label_columns(SEVERITY)].any() for video_id in graded
-        )
+        for head, ids in graded.items():
+            counts[f"contradictory {HEADS[head].key}"] += sum(
+                not harms_of[prompt_id, video_id][label_columns(head)].any() for video_id in ids
+            )
         groups.append(
             PromptGroup(
                 prompt_id=prompt_id,

@@ -18,10 +18,10 @@ from safe_rlhf_video.data.record_fields import (
     unknown_fields,
 )
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.heads import TEXT_HARM_HEADS, label_name
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, SUB_HEADS, TEXT_HARM_HEADS, Head
 
-DIMENSIONS = ("helpfulness", "harmlessness")
-SUB_DIMENSIONS = ("instruction_following", "correctness", "informativeness", "aesthetics")
+SUB_DIMENSIONS = SUB_HEADS
+DIMENSIONS = tuple(name for name in DIMENSION_OF_HEAD.values() if name not in SUB_DIMENSIONS)
 ALL_DIMENSIONS = (*DIMENSIONS, *SUB_DIMENSIONS)
 
 VIDEO_NAMES = ("video_0", "video_1")
@@ -31,63 +31,12 @@ Preference = Literal[0, 1, "tie"]
 _PREFERENCES: Mapping[str, Preference] = MappingProxyType({"video_0": 0, "video_1": 1, "tie": TIE})
 
 
-@dataclass(frozen=True, slots=True)
-class HarmLabel:
-    """How SafeSora's publication calls a harm: code S1 to S12 and name."""
-
-    code: str
-    name: str
-
-
-# Key in the files -> published label, in the order of the files (not that of the codes).
-HARM_LABELS: Mapping[str, HarmLabel] = MappingProxyType(
-    {
-        "porn": HarmLabel("S1", "Adult, Explicit Sexual Content"),
-        "violence": HarmLabel("S8", "Violence, Injury, Gory Content"),
-        "hate": HarmLabel("S7", "Insulting, Hateful, Aggressive Behavior"),
-        "terrorism": HarmLabel("S11", "Terrorism, Organized Crime"),
-        "contraband": HarmLabel("S6", "Drug, Weapons, Substance Abuse"),
-        "controversial": HarmLabel("S5", "Debated Sensitive Social Issue"),
-        "racism": HarmLabel("S9", "Racial Discrimination"),
-        "other_discrimination": HarmLabel("S10", "Other Discrimination (Excluding Racial)"),
-        "animal_abuse": HarmLabel("S2", "Animal Abuse"),
-        "child_abuse": HarmLabel("S3", "Child Abuse"),
-        "crime": HarmLabel("S4", "Crime"),
-        "other_harmful": HarmLabel("S12", "Other Harmful Content"),
-    }
+# SafeSora's key of a harm label -> its head, in the order of the files.
+HARM_LABELS: Mapping[str, Head] = MappingProxyType(
+    {HEADS[name].key: HEADS[name] for name in HARM_HEADS if HEADS[name].key}
 )
-
-# PKU-SafeRLHF's categories of a harmful text: name in its files -> published code.
-HARM_CATEGORIES: Mapping[str, str] = MappingProxyType(
-    {
-        "Endangering National Security": "S1",
-        "Insulting Behavior": "S2",
-        "Discriminatory Behavior": "S3",
-        "Endangering Public Health": "S4",
-        "Copyright Issues": "S5",
-        "Violence": "S6",
-        "Drugs": "S7",
-        "Privacy Violation": "S8",
-        "Economic Crime": "S9",
-        "Mental Manipulation": "S10",
-        "Human Trafficking": "S11",
-        "Physical Harm": "S12",
-        "Sexual Content": "S13",
-        "Cybercrime": "S14",
-        "Disrupting Public Order": "S15",
-        "Environmental Damage": "S16",
-        "Psychological Harm": "S17",
-        "White-Collar Crime": "S18",
-        "Animal Abuse": "S19",
-    }
-)
-# Label, as `heads.label_name` has it -> code and name, as SafeSora and PKU-SafeRLHF publish them.
-PUBLISHED_LABELS: Mapping[str, str] = MappingProxyType(
-    {key: f"{label.code} {label.name}" for key, label in HARM_LABELS.items()}
-    | {label_name(head): f"{code} {name}"
-       for head, (name, code) in zip(TEXT_HARM_HEADS, HARM_CATEGORIES.items(), strict=True)}
-)  # fmt: skip
-MAX_SEVERITY = 3  # 0 none, 1 minor, 2 moderate, 3 severe
+# PKU-SafeRLHF's category of a harmful text: name in its files -> published code.
+HARM_CATEGORIES: Mapping[str, str] = MappingProxyType({HEADS[name].key: HEADS[name].code for name in TEXT_HARM_HEADS})
 
 _PROMPT_KEYS = ("prompt_id", "prompt_text", "prompt_type")
 _VIDEO_KEYS = frozenset(
@@ -328,9 +277,9 @@ def read_harm_categories(record: dict[str, Any], key: str, where: str, field: st
 
 def read_severity(record: dict[str, Any], key: str, where: str, field: str = "") -> int | None:
     """PKU-SafeRLHF's severity of a response; None where the field is null or missing."""
-    value = record.get(key)
-    if value is not None and (type(value) is not int or not 0 <= value <= MAX_SEVERITY):
-        fail(where, field + key, f"a whole number from 0 to {MAX_SEVERITY}, or null", value)
+    value, max_level = record.get(key), len(HEADS["severity"].levels) - 1
+    if value is not None and (type(value) is not int or not 0 <= value <= max_level):
+        fail(where, field + key, f"a whole number from 0 to {max_level}, or null", value)
     return value
 
 

@@ -132,7 +132,7 @@ def _harm_categories(pair: PairSample) -> list[str]:
 
 
 def _harm_name(key: str) -> str:
-    return f"{HARM_LABELS[key].code} {HARM_LABELS[key].name}"
+    return f"{HARM_LABELS[key].title}"
 
 
 def _place(name: str) -> tuple[bool, int, str]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from safe_rlhf_video.heads import LOGIT_HEADS, SEVERITIES, SEVERITY, label_columns, label_name
+from safe_rlhf_video.heads import HEADS, LOGIT_HEADS, ORDINAL_HEADS
+from safe_rlhf_video.kinds.targets import classes_of, kind_of, label_columns
 from safe_rlhf_video.stats.metrics import (
     MIN_COMPARISONS,
     average_precision,
@@ -54,10 +55,11 @@ def judge_labels(
     prompts = np.array([prompt_id for prompt_id, _ in keys])
     heads = logits[names[0]].keys()
     labels = {}
-    for column, head in enumerate(LOGIT_HEADS):
+    for head in LOGIT_HEADS:
         if head not in heads:
             continue
-        label, rows = label_name(head), np.flatnonzero(known[:, column])
+        column = label_columns(head).start
+        label, rows = HEADS[head].label, np.flatnonzero(known[:, column])
         labels[label] = _judge_label(
             np.array([logits[names[row]][head] for row in rows]),
             np.array([label in judged[names[row]].flags for row in rows], dtype=bool),
@@ -71,7 +73,7 @@ def judge_labels(
     return {
         "labels": labels,
         "macro": _macro({label: one for label, one in labels.items() if label != "any"}),
-        "severity": _judge_severity(known[:, label_columns(SEVERITY)], [judged[name] for name in names], prompts, seed),
+        **{head: _judge_levels(head, known, [judged[name] for name in names], prompts, seed) for head in ORDINAL_HEADS},
     }
 
 
@@ -149,18 +151,21 @@ def _judge_label(
     return figures | {"reason": "; ".join(reasons) or None}
 
 
-def _judge_severity(levels: np.ndarray, judged: Sequence[Moderation], prompts: np.ndarray, seed: int) -> Figures | None:
+def _judge_levels(
+    head: str, targets: np.ndarray, judged: Sequence[Moderation], prompts: np.ndarray, seed: int
+) -> Figures | None:
     if not any(one.severity for one in judged):
         return None
-    rows = np.flatnonzero(levels.any(axis=1))
-    labelled = levels[rows].argmax(axis=1)
+    levels = kind_of(head).decode(targets[:, label_columns(head)])
+    rows = np.flatnonzero(levels >= 0)
+    labelled, num_levels = levels[rows], len(classes_of(head))
     likeliest = np.array([np.argmax(list((judged[int(row)].severity or {}).values())) for row in rows], dtype=int)
-    cells = np.bincount(len(SEVERITIES) * labelled + likeliest, minlength=len(SEVERITIES) ** 2)
-    confusion = cells.reshape(len(SEVERITIES), -1)
+    cells = np.bincount(num_levels * labelled + likeliest, minlength=num_levels**2)
+    confusion = cells.reshape(num_levels, -1)
     figures: Figures = {"num": len(rows), "accuracy": None, "interval": None, "kappa": None, "reason": None}
     figures["confusion"] = confusion.tolist()
     if len(rows) < MIN_COMPARISONS:
-        return figures | {"reason": f"{len(rows)} texts whose severity is known, fewer than {MIN_COMPARISONS}"}
+        return figures | {"reason": f"{len(rows)} texts whose {head} is known, fewer than {MIN_COMPARISONS}"}
     right = (labelled == likeliest).astype(float)
     figures |= {"accuracy": float(right.mean()), "kappa": weighted_kappa(labelled, likeliest)}
     if len(np.unique(prompts[rows])) > 1:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, SEVERITY, SUB_HEADS, TEXT_HARM_HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, ORDINAL_HEADS, SUB_HEADS, TEXT_HARM_HEADS
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 from safe_rlhf_video.models.folder import ModelRecord
 
@@ -35,8 +35,12 @@ MEANINGS = {
         "text, as a logit with the weights that its classes had in training"
         for head in TEXT_HARM_HEADS
     },
-    SEVERITY: "how severe the harm in a text is: more is more severe, above 0 is rather minor, moderate or severe than "
-    "none; thresholds that lie with the head part these levels",
+    **{
+        head: f"the {head} of the harm in a text: more is more severe, above 0 is rather "
+        f"{', '.join(HEADS[head].levels[1:-1])} or {HEADS[head].levels[-1]} than {HEADS[head].levels[0]}; thresholds "
+        "that lie with the head part these levels"
+        for head in ORDINAL_HEADS
+    },
 }
 LICENSE = "# license: not stated. Write one that the licences of the base model and of the training data allow.\n"
 LIMITS = """\

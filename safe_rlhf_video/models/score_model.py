@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import HEADS, SEVERITIES, SEVERITY
+from safe_rlhf_video.heads import HEADS, ORDINAL_HEADS
 from safe_rlhf_video.models.backbones import Backbone
 from safe_rlhf_video.models.config import LoraConfig, Pooling, TrainedPart
 from safe_rlhf_video.models.families import Family
 from safe_rlhf_video.models.pooling import attend, last_attended
 
-THRESHOLDS = "severity_thresholds"  # beside the scores of the heads
+THRESHOLDS = "thresholds/"  # before an ordinal head's name: its thresholds, among the scores of the heads
 
 
 class ScoreModel(nn.Module):
@@ -77,19 +77,18 @@ class ScoreModel(nn.Module):
         self.score_heads = nn.ModuleDict()
         for heads in self.heads_of_adapter.values():
             for head in heads:
-                num_levels = len(SEVERITIES) if head == SEVERITY else 0
-                score_head = ScoreHead(backbone.hidden_size, pooling, num_levels)
+                score_head = ScoreHead(backbone.hidden_size, pooling, len(HEADS[head].levels))
                 self.score_heads[head] = score_head.to(backbone.model.device)
 
     def forward(self, inputs: Mapping[str, Tensor], with_thresholds: bool = False) -> dict[str, Tensor]:
         """Score the N videos of `models.inputs.build_inputs`.
 
         Args:
-            with_thresholds: whether a severity's thresholds come along, as training needs them: where weights are
-                divided among ranks, they are whole in here alone.
+            with_thresholds: whether the thresholds of ordinal heads come along, as training needs them: where weights
+                are divided among ranks, they are whole in here alone.
 
         Returns:
-            head name -> float32 scores (N,); and with thresholds, `THRESHOLDS` -> (3,), where there is a severity.
+            head name -> float32 scores (N,); and with thresholds, `THRESHOLDS` + name of an ordinal head -> (K - 1,).
         """
         scores = {}
         device_type = inputs["input_ids"].device.type
@@ -108,18 +107,13 @@ class ScoreModel(nn.Module):
                 ).last_hidden_state  # size = (N, L, E)
             for head in heads:
                 scores[head] = self.score_heads[head](hidden_states, inputs["attention_mask"])  # size = (N,)
-        if with_thresholds and SEVERITY in self.score_heads:
-            scores[THRESHOLDS] = self.severity_thresholds()
+        if with_thresholds:
+            scores |= {THRESHOLDS + head: thresholds for head, thresholds in self.thresholds().items()}
         return scores
 
-    def severity_thresholds(self) -> Tensor:
-        """The score from which on a severity is rather minor or more, moderate or more, severe: (3,), rising from 0.
-
-        Raises:
-            KeyError: the model has no head of the severity.
-        """
-        thresholds: Tensor = self.score_heads[SEVERITY].thresholds()  # type: ignore[operator]
-        return thresholds
+    def thresholds(self) -> dict[str, Tensor]:
+        """The scores from which on each higher level is the likelier: ordinal head -> (K - 1,), rising from 0."""
+        return {head: self.score_heads[head].thresholds() for head in ORDINAL_HEADS if head in self.score_heads}  # type: ignore[operator]
 
     @property
     def peft_model(self) -> PeftModel | None:
@@ -169,6 +163,12 @@ class ScoreModel(nn.Module):
             if any(plain.startswith(f"{module}.") for module in part_modules(self.family, part)):
                 return part
         return None
+
+
+def split_thresholds(scores: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Scores and thresholds by head, from what a model returns `with_thresholds`."""
+    thresholds = {name.removeprefix(THRESHOLDS): one for name, one in scores.items() if name.startswith(THRESHOLDS)}
+    return {name: one for name, one in scores.items() if not name.startswith(THRESHOLDS)}, thresholds
 
 
 def part_modules(family: Family | type[Family], part: TrainedPart) -> tuple[str, ...]:

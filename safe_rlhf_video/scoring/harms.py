@@ -9,11 +9,11 @@ from typing import Any, cast
 import numpy as np
 
 from safe_rlhf_video.calibration.fit import LabelCalibration
-from safe_rlhf_video.data.records import PUBLISHED_LABELS
-from safe_rlhf_video.heads import LOGIT_HEADS, SEVERITIES, SEVERITY, TEXT_HARM_HEADS, label_name
+from safe_rlhf_video.heads import HEAD_OF_LABEL, HEADS, LOGIT_HEADS, ORDINAL_HEADS
+from safe_rlhf_video.kinds import ordinal
 from safe_rlhf_video.models.folder import ModelRecord
 from safe_rlhf_video.scoring.decisions import sigmoid
-from safe_rlhf_video.stats.thresholds import Target, severity_probabilities
+from safe_rlhf_video.stats.thresholds import Target
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Moderation:
     """Which harms a video or a text shows.
 
     Attributes:
-        probabilities: label -> that it applies: "any", and the keys of `PUBLISHED_LABELS` that the model has heads for:
+        probabilities: label -> that it applies, for the labels (`Head.label`) that the model has heads for: "any",
             SafeSora's of a video, and those that begin with "text_" of a text.
         flags: labels whose logit is above the threshold that `scripts/calibrate.py` chose, or without one, whose
             probability is above one half; the most probable first.
@@ -29,7 +29,7 @@ class Moderation:
         calibrated: label -> whether its probability was fitted to held-out labels. Of the others the weights that rare
             labels had in training are taken out, no more.
         targets: label -> what its threshold holds on new clips; None without one.
-        severity: level of `SEVERITIES` -> probability; None without a head for it. Not fitted to held-out labels.
+        severity: level -> probability; None without a head for it. Not fitted to held-out labels.
     """
 
     probabilities: Mapping[str, float]
@@ -49,7 +49,7 @@ def judge_harms(
     records: Sequence[ModelRecord],
     is_text: bool = False,
     calibrations: Mapping[str, LabelCalibration] | None = None,
-    severity_thresholds: np.ndarray | None = None,
+    thresholds: Mapping[str, np.ndarray] | None = None,
 ) -> Moderation:
     """Probabilities of harm labels from their logits, which are flagged, and how severe the harm is.
 
@@ -64,7 +64,7 @@ def judge_harms(
         records: of the model folders, which tell these weights.
         is_text: labels of videos say nothing of a text, nor those of texts of a video; any harm is about both.
         calibrations: head -> calibration, `Scorer.calibration.labels`.
-        severity_thresholds: `Scorer.severity_thresholds`; without them nothing is said of the severity.
+        thresholds: of ordinal heads, `Scorer.thresholds`; without them nothing is said of the severity.
     """
     log_odds: dict[str, float] = {}
     weights: Any = None
@@ -76,9 +76,9 @@ def judge_harms(
     targets: dict[str, Target | None] = {}
     flagged: list[str] = []
     for head in LOGIT_HEADS:
-        if head not in scores or (head != "harm_any" and (head in TEXT_HARM_HEADS) != is_text):
+        if head not in scores or HEADS[head].judges == ("video" if is_text else "text"):
             continue
-        label, fitted = label_name(head), (calibrations or {}).get(head)
+        label, fitted = HEADS[head].label, (calibrations or {}).get(head)
         probability = fitted.probability(scores[head]) if fitted else None
         calibrated[label] = probability is not None
         probabilities[label] = sigmoid(scores[head] - log_odds.get(head, 0.0)) if probability is None else probability
@@ -87,9 +87,10 @@ def judge_harms(
         if probabilities[label] > 0.5 if threshold is None else scores[head] > threshold.logit:
             flagged.append(label)
     flags = tuple(sorted(flagged, key=lambda label: -probabilities[label]))
-    names = tuple(PUBLISHED_LABELS[label] for label in flags if label in PUBLISHED_LABELS)
+    names = tuple(HEADS[HEAD_OF_LABEL[label]].title for label in flags if label != "any")
     severity = None
-    if is_text and SEVERITY in scores and severity_thresholds is not None:
-        levels = severity_probabilities(np.array(scores[SEVERITY]), severity_thresholds, weights)
-        severity = dict(zip(SEVERITIES, levels.tolist(), strict=True))
+    for head in ORDINAL_HEADS:
+        if is_text and head in scores and thresholds:
+            levels = ordinal.probabilities(np.array(scores[head]), thresholds[head], weights)
+            severity = dict(zip(HEADS[head].levels, levels.tolist(), strict=True))
     return Moderation(probabilities, flags, names, calibrated, targets, severity)

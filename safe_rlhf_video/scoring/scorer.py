@@ -28,7 +28,7 @@ from safe_rlhf_video.data.held_out import held_out
 from safe_rlhf_video.data.preferences import videos_of
 from safe_rlhf_video.data.records import PairSample, VideoSample
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.heads import HEADS, LABEL_HEADS, SEVERITY
+from safe_rlhf_video.heads import HEADS, LABEL_HEADS
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
 from safe_rlhf_video.models.folder import (
     fingerprint_weights,
@@ -190,12 +190,9 @@ class Scorer:
         return {**asdict(self.facts), "heads": list(self.heads), "calibrated": calibrated, **choice}
 
     @property
-    def severity_thresholds(self) -> np.ndarray | None:
-        """The scores from which on a severity is rather the next higher one: (3,); None without a head for it."""
-        if SEVERITY not in self.heads:
-            return None
-        thresholds: np.ndarray = self.model.severity_thresholds().detach().double().cpu().numpy()
-        return thresholds
+    def thresholds(self) -> dict[str, np.ndarray]:
+        """The scores that part the K levels of each ordinal head: head -> (K - 1,)."""
+        return {head: found.detach().double().cpu().numpy() for head, found in self.model.thresholds().items()}
 
     def read(self, videos: Sequence[VideoLike], fps: float | None = None) -> list[Response]:
         """Sample videos as the model was trained: files and bytes are decoded, arrays are picked from and resized.
@@ -277,7 +274,7 @@ class Scorer:
 
     def judge_harms(self, scores: Mapping[str, float], is_text: bool = False) -> Moderation:
         """Which harms a video or a text with these scores shows; nothing without a head of a harm label."""
-        return judge_harms(scores, self.records, is_text, self.calibration.labels, self.severity_thresholds)
+        return judge_harms(scores, self.records, is_text, self.calibration.labels, self.thresholds)
 
     def score_pair(
         self,

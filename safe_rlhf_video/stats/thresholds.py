@@ -6,7 +6,6 @@ Pure functions of numpy arrays; `Scorer.moderate` makes the logits, `scripts/cal
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,32 +123,3 @@ def _confident_rank(num: int, share: float) -> int | None:
     log_chance = log_chance + successes * math.log(share) + (num - successes) * math.log1p(-share)
     rank = int(np.searchsorted(np.cumsum(np.exp(log_chance)), CONFIDENCE)) + 1
     return rank if rank <= num else None
-
-
-def severity_probabilities(
-    scores: FloatArray, thresholds: FloatArray, class_weights: Sequence[float] | None = None
-) -> FloatArray:
-    """How likely each severity is, by the proportional-odds model of `losses.severity_loss`.
-
-        P(level >= k) = sigmoid(score - threshold_k),   p_k = P(level >= k) - P(level >= k + 1)
-
-    Weighing a class multiplies its odds in what is learned, so its weight is divided out again (King & Zeng 2001).
-
-    Args:
-        scores: (N,), or one score of shape ().
-        thresholds: (3,), rising, as `ScoreModel.severity_thresholds` gives them.
-        class_weights: of the four levels in training, `severity_weights` in a model folder's record; None for equal
-            ones.
-
-    Returns:
-        (N, 4), or (4,): none, minor, moderate, severe; a row sums to 1.
-    """
-    margins = np.asarray(scores, np.float64)[..., None] - thresholds
-    # Each side by itself: 1 - sigmoid would lose what is small.
-    above, below = (np.exp(-np.logaddexp(0.0, -sign * margins)) for sign in (1.0, -1.0))
-    gaps = np.concatenate([[1.0], -np.expm1(-np.diff(thresholds)), [1.0]])
-    ends = np.ones((*margins.shape[:-1], 1))
-    weighted = np.concatenate([ends, above], axis=-1) * np.concatenate([below, ends], axis=-1) * gaps
-    weighted = weighted / (1.0 if class_weights is None else np.asarray(class_weights))
-    probabilities: FloatArray = weighted / weighted.sum(axis=-1, keepdims=True)
-    return probabilities

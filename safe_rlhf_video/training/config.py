@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import MODERATION
+from safe_rlhf_video.heads import HEAD_GROUPS, HEADS, LABEL_HEADS
 from safe_rlhf_video.models.config import ModelConfig
 from safe_rlhf_video.video.sampling import Sampling
-
-Head = Literal["reward", "cost", "instruction_following", "correctness", "informativeness", "aesthetics", "moderation",
-               "harm_any", "harm_porn", "harm_violence", "harm_hate", "harm_terrorism", "harm_contraband",
-               "harm_controversial", "harm_racism", "harm_other_discrimination", "harm_animal_abuse",
-               "harm_child_abuse", "harm_crime", "harm_other_harmful", "text_moderation",
-               "text_harm_endangering_national_security", "text_harm_insulting_behavior",
-               "text_harm_discriminatory_behavior", "text_harm_endangering_public_health",
-               "text_harm_copyright_issues", "text_harm_violence", "text_harm_drugs", "text_harm_privacy_violation",
-               "text_harm_economic_crime", "text_harm_mental_manipulation", "text_harm_human_trafficking",
-               "text_harm_physical_harm", "text_harm_sexual_content", "text_harm_cybercrime",
-               "text_harm_disrupting_public_order", "text_harm_environmental_damage", "text_harm_psychological_harm",
-               "text_harm_white_collar_crime", "text_harm_animal_abuse", "severity"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -300,7 +289,7 @@ class TrainConfig:
 
     out: str
     data: DataConfig
-    heads: list[Head] | None = None
+    heads: list[str] | None = None
     sampling: Sampling = field(default_factory=Sampling)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -315,7 +304,9 @@ class TrainConfig:
         _require(bool(self.out), "out", "a folder", self.out)
         heads = self.heads
         _require(heads is None or (bool(heads) and len(set(heads)) == len(heads)), "heads", "each head once", heads)
-        has_harms = any(head in MODERATION for head in heads or ())
+        for name in heads or ():
+            _check_head(name)
+        has_harms = any(head in LABEL_HEADS or head in HEAD_GROUPS for head in heads or ())
         if not self.loss.comparison and not self.loss.sign and not (has_harms and self.loss.harm):
             raise ConfigError("loss: comparison and sign are both 0, which leaves nothing to learn; raise one of them")
         _require(0 <= self.seed < 2**63, "seed", "0 or more", self.seed)
@@ -327,6 +318,14 @@ OPERATIONAL_FIELDS = ("out", "data.path", "data.video_dir", "data.frame_store", 
                       "data.timeout_s", "checkpoint.keep_last", "tracking.wandb", "tracking.project",
                       "tracking.log_every", "tracking.media", "dry_run", "optimization.micro_batch_tokens",
                       "model.gradient_checkpointing", "engine.zero_stage", "engine.compile")  # fmt: skip
+
+
+def _check_head(name: str) -> None:
+    known = (*HEADS, *HEAD_GROUPS)
+    if name not in known:
+        close = difflib.get_close_matches(name, known)
+        advice = f"did you mean {' or '.join(close)}?" if close else f"give some of {', '.join(known)}"
+        raise ConfigError(f"heads: there is no head {name!r}; {advice}")
 
 
 def _require(condition: bool, name: str, expected: str, value: object) -> None:

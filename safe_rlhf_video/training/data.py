@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,14 +25,14 @@ from safe_rlhf_video.data.preferences import (
 )
 from safe_rlhf_video.data.records import VIDEO_NAMES, PairSample, VideoSample, contradicts_severity
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.heads import (
-    DIMENSION_OF_HEAD,
-    HARM_HEADS,
-    LABEL_HEADS,
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS, LABEL_HEADS, ORDINAL_HEADS
+from safe_rlhf_video.kinds.targets import (
     NUM_LABEL_COLUMNS,
-    SEVERITIES,
-    SEVERITY,
+    classes_of,
+    count_classes,
     label_columns,
+    weigh_classes,
+    weigh_targets,
 )
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.video.frame_store import FrameStore
@@ -47,9 +47,7 @@ class TrainingData:
         frame_store: where clips are read from in place of their files, if there is one.
         fingerprint: identifies all that the weights depend on.
         notes: lines for the user.
-        harm_log_odds: head of a harm label -> ln of how much more a video with it weighs than one without; what its
-            logits have too much.
-        severity_weights: what a text of each severity weighs, (4,); empty where no severity is trained.
+        class_weights: each head of a label that is trained -> what a video of each class weighs in its loss.
     """
 
     train: list[PromptGroup]
@@ -58,8 +56,7 @@ class TrainingData:
     frame_store: FrameStore | None
     fingerprint: str
     notes: list[str]
-    harm_log_odds: Mapping[str, float]
-    severity_weights: list[float]
+    class_weights: Mapping[str, tuple[float, ...]]
 
 
 def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
@@ -72,7 +69,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
         ConfigError: the frame store holds clips of another sampling.
     """
     where = ", ".join(config.data.paths)
-    records, labelled, clip_files = _load_records(config.data, SEVERITY in heads)
+    records, labelled, clip_files = _load_records(config.data, bool(set(ORDINAL_HEADS) & set(heads)))
     records, labelled, notes_of_generators = _without_generators(records, labelled, config.data, where)
     fraction = config.data.calibration_fraction
     is_out = partial(is_for_calibration, fraction=fraction, seed=config.seed)
@@ -145,29 +142,32 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
                     "or set data.validation_fraction to 0"
                 )
         _check_label_classes(useful, label_heads, where)
-    harm_log_odds: dict[str, float] = {}
-    severity_weights: list[float] = []
+    weights: dict[str, np.ndarray] = {}
     if label_heads:
-        positive, negative = harm_weights(useful, config.loss.harm_balance)
-        useful, validation = (weigh_harms(side, positive, negative) for side in (useful, validation))
-        columns = {head: label_columns(head).start for head in label_heads if head != SEVERITY}
-        harm_log_odds = {head: float(np.log(positive[i] / negative[i])) for head, i in columns.items()}
-        severity_weights = positive[label_columns(SEVERITY)].tolist() if SEVERITY in label_heads else []
+        weights = class_weights(useful, config.loss.harm_balance)
+        useful, validation = (weigh_labels(side, weights) for side in (useful, validation))
     if config.optimization.batching == "pairwise":
         useful = split_pairs(useful, dimensions)
-    with_text_labels = not set(label_heads) <= set(HARM_HEADS)
-    fingerprint = _fingerprint(useful, validation, store, with_text_labels)
-    return TrainingData(useful, validation, clip_files, store, fingerprint, notes, harm_log_odds, severity_weights)
+    fingerprint = _fingerprint(useful, validation, store, any(HEADS[head].judges == "text" for head in label_heads))
+    trained = {head: tuple(weights[head].tolist()) for head in label_heads}
+    return TrainingData(useful, validation, clip_files, store, fingerprint, notes, trained)
+
+
+def _columns(about: Callable[[str], bool]) -> list[int]:
+    """Columns of the label targets of what is about videos, or texts, or both."""
+    return [
+        column
+        for head in LABEL_HEADS
+        if about(HEADS[head].judges)
+        for column in range(NUM_LABEL_COLUMNS)[label_columns(head)]
+    ]
 
 
 def _useful_columns(heads: Sequence[str]) -> list[int]:
-    """Columns of `PromptGroup.harm_targets` that make a video worth reading: all of a video's or of a text's labels."""
-    columns: list[int] = []
-    if set(heads) & set(HARM_HEADS):
-        columns += range(len(HARM_HEADS))
-    if set(heads) - set(HARM_HEADS):
-        columns += range(len(HARM_HEADS), NUM_LABEL_COLUMNS)
-    return columns
+    """Columns whose labels make a video worth reading: all labels of videos, or of texts, or both."""
+    judged = {HEADS[head].judges for head in heads}
+    of_videos = _columns(lambda judges: judges != "text") if judged - {"text"} else []
+    return of_videos + (_columns(lambda judges: judges == "text") if "text" in judged else [])
 
 
 def _check_label_classes(groups: Sequence[PromptGroup], heads: Sequence[str], where: str) -> None:
@@ -175,64 +175,29 @@ def _check_label_classes(groups: Sequence[PromptGroup], heads: Sequence[str], wh
     if not heads:
         return
     targets = np.concatenate([np.zeros((0, NUM_LABEL_COLUMNS)), *(group.harm_targets for group in groups)])
-    columns = {head: targets[:, label_columns(head)] for head in heads if head != SEVERITY}
-    lacking = [head for head, known in columns.items() if not ((known > 0).any() and (known < 0).any())]
+    lacking: dict[str, str] = {}
+    for head in heads:
+        names = classes_of(head)
+        missing = [name for name, count in zip(names, count_classes(head, targets), strict=True) if not count]
+        if missing:
+            lacking[head] = f"{head} ({', '.join(missing)})"
     if lacking:
         rest = [head for head in heads if head not in lacking]
         raise SampleError(
-            f"{where}: no training video for which {', '.join(lacking)} applies, or none for which not, so that there "
-            f"is nothing to learn; add data, or leave them out (heads: [{', '.join(rest)}])"
-        )
-    counts = np.count_nonzero(targets[:, label_columns(SEVERITY)], axis=0)
-    if SEVERITY in heads and not counts.all():
-        absent = [f"{level} ({name})" for level, name in enumerate(SEVERITIES) if not counts[level]]
-        rest = [head for head in heads if head != SEVERITY]
-        raise SampleError(
-            f"{where}: no training text of the severity {', '.join(absent)}, so that its threshold cannot be learned; "
-            f"add data, or leave the severity out (heads: [{', '.join(rest)}])"
+            f"{where}: no training example of {', '.join(lacking.values())}, so these heads cannot learn what it looks "
+            f"like; add data, or leave them out (heads: [{', '.join(rest)}])"
         )
 
 
-def harm_weights(groups: Sequence[PromptGroup], power: float) -> tuple[np.ndarray, np.ndarray]:
-    """What a video weighs in each harm label's loss, by class.
-
-        weight_c = (n / n_c)^power / mean weight        n_c of n videos with a known label are of class c
-
-    A severity has four classes, its levels.
-
-    Args:
-        power: 0 to 1; 1 is the usual inverse class frequency.
-
-    Returns:
-        Weights (36,) where the label applies, and where it does not.
-    """
+def class_weights(groups: Sequence[PromptGroup], power: float) -> dict[str, np.ndarray]:
+    """What a video of each class weighs in the loss of each label: head -> (C,), see `weigh_classes`."""
     targets = np.concatenate([group.harm_targets for group in groups])
-    counts = np.stack([np.count_nonzero(targets * sign > 0, axis=0) for sign in (1, -1)])
-    positive, negative = _class_weights(counts, power)
-    levels = label_columns(SEVERITY)
-    positive[levels] = _class_weights(counts[0, levels], power)
-    return positive, negative
+    return {head: weigh_classes(count_classes(head, targets), power) for head in LABEL_HEADS}
 
 
-def _class_weights(counts: np.ndarray, power: float) -> np.ndarray:
-    """Weights (C, ...) of C classes from their counts (C, ...)."""
-    known = np.maximum(counts.sum(axis=0), 1)
-    weights = np.power(known / np.maximum(counts, 1), power)
-    scaled: np.ndarray = weights * (known / np.maximum((counts * weights).sum(axis=0), 1e-9))
-    return scaled
-
-
-def weigh_harms(groups: Sequence[PromptGroup], positive: np.ndarray, negative: np.ndarray) -> list[PromptGroup]:
-    """The groups with these weights in the place of 1 in their harm targets."""
-    return [
-        replace(
-            group,
-            harm_targets=np.where(group.harm_targets > 0, positive, -negative * (group.harm_targets < 0)).astype(
-                np.float32
-            ),
-        )
-        for group in groups
-    ]
+def weigh_labels(groups: Sequence[PromptGroup], weights: Mapping[str, np.ndarray]) -> list[PromptGroup]:
+    """The groups with these weights in place of 1 in their label targets."""
+    return [replace(group, harm_targets=weigh_targets(group.harm_targets, weights)) for group in groups]
 
 
 def _load_records(
@@ -349,7 +314,7 @@ def _describe_labels(
         if ties := unused.get(f"ties/{name}"):
             fate = "and train the ties loss" if with_ties else "and are not used; loss.ties rao_kupper would use them"
             notes.append(f"{ties} comparisons are ties in {name} {fate}")
-    for label in ("is_safe", "severity_level"):
+    for label in ("is_safe", *(HEADS[head].key for head in ORDINAL_HEADS)):
         if count := unused.get(f"contradictory {label}"):
             notes.append(f"{count} videos have contradictory {label} labels, taken as unknown")
     return notes
@@ -402,12 +367,14 @@ def _fingerprint(
     store: FrameStore | None,
     with_text_labels: bool,
 ) -> str:
+    read = [_columns(lambda judges: judges != "text")]
+    if with_text_labels:
+        read.append(_columns(lambda judges: judges == "text"))
     digest = hashlib.sha256()
     for group in (*train, *validation):
         contents = [(video.video_id, video.response_text) for video in group.videos]
         digest.update(repr((group.prompt_id, group.prompt_text, contents)).encode())
-        of_video, of_text = np.split(group.harm_targets, [len(HARM_HEADS)], axis=1)
-        labels = (of_video, of_text) if with_text_labels else (of_video,)
+        labels = [group.harm_targets[:, columns] for columns in read]
         for rows in (*group.comparisons.values(), *group.ties.values(), group.safety_sign, *labels):
             digest.update(rows.tobytes())
     # Decoded frames and raw stored ones are the same; JPEG changes them.

@@ -24,11 +24,11 @@ from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.errors import CheckpointError, ConfigError, DeviceMemoryError, SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEAD_GROUPS, LABEL_HEADS, MODERATION
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEAD_GROUPS, HEADS, LABEL_HEADS
 from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone, load_reader
 from safe_rlhf_video.models.folder import ModelRecord, load_weights, save_model
 from safe_rlhf_video.models.inputs import build_inputs
-from safe_rlhf_video.models.score_model import THRESHOLDS, ScoreModel
+from safe_rlhf_video.models.score_model import ScoreModel, split_thresholds
 from safe_rlhf_video.training import distributed
 from safe_rlhf_video.training import engine as engines
 from safe_rlhf_video.training.config import TrainConfig
@@ -67,7 +67,7 @@ def train(config: TrainConfig, head: str) -> None:
             do.
     """
     asked = tuple(config.heads or (head,))
-    if not set(asked) & set(MODERATION if head == "moderation" else (head,)):
+    if not set(asked) & set((*HEAD_GROUPS, *LABEL_HEADS) if head == "moderation" else (head,)):
         other = next((name for name in ("reward", "cost") if name in asked), "moderation")
         raise ConfigError(
             f"heads: {', '.join(asked)} leaves out the {head} that this script trains; use scripts/train_{other}.py"
@@ -235,8 +235,7 @@ def _train(
                                 "seed": config.seed,
                                 "calibration_fraction": config.data.calibration_fraction,
                                 **({"leave_out_generators": out} if (out := config.data.leave_out_generators) else {}),
-                                **({"harm_log_odds": dict(data.harm_log_odds)} if data.harm_log_odds else {}),
-                                **({"severity_weights": data.severity_weights} if data.severity_weights else {}),
+                                **_label_facts(data),
                             },
                         )
                         save_checkpoint(
@@ -252,6 +251,17 @@ def _train(
             started = time.monotonic()
     progress.close()
     say(f"the model of step {state.best_step} is in {run / 'model'}")
+
+
+def _label_facts(data: TrainingData) -> dict[str, object]:
+    facts: dict[str, object] = {}
+    weights = data.class_weights
+    if harms := {head: math.log(one[1] / one[0]) for head, one in weights.items() if HEADS[head].kind == "label"}:
+        facts["harm_log_odds"] = harms
+    for head, one in weights.items():
+        if HEADS[head].kind == "ordinal":
+            facts[f"{head}_weights"] = list(one)
+    return facts
 
 
 def build_model(
@@ -323,8 +333,8 @@ def take_step(
         engine.set_gradient_accumulation_boundary(is_last)
         rows, length = inputs["input_ids"].shape
         with memory_hint(config, f"{when}: with {rows} videos of {length} tokens at once", len(job.groups)):
-            scores = engine(inputs, with_thresholds=True)
-            loss, sums = compute_loss(scores, batch, job.plan, config.loss, scores.pop(THRESHOLDS, None))
+            scores, thresholds = split_thresholds(engine(inputs, with_thresholds=True))
+            loss, sums = compute_loss(scores, batch, job.plan, config.loss, thresholds)
             # DeepSpeed averages over ranks; the parts of a planned loss must add up instead.
             engine.backward(loss * ranks.world_size)
         sums["tokens"] = inputs["attention_mask"].sum()
@@ -397,8 +407,8 @@ def validate(
             rows, length = inputs["input_ids"].shape
             at_once = f"{when}, validation: with {rows} videos of {length} tokens at once"
             with memory_hint(config, at_once, len(job.groups)):
-                scores = engine(inputs, with_thresholds=True)
-            loss, sums = compute_loss(scores, batch, job.plan, config.loss, scores.pop(THRESHOLDS, None))
+                scores, thresholds = split_thresholds(engine(inputs, with_thresholds=True))
+            loss, sums = compute_loss(scores, batch, job.plan, config.loss, thresholds)
             tally.add(scores, batch, loss, sums)
             if collector:
                 collector.add(batch, scores)

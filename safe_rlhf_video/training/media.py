@@ -12,7 +12,8 @@ from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.data.preferences import PromptGroup
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, SEVERITIES, SEVERITY, label_columns
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD
+from safe_rlhf_video.kinds.targets import classes_of, kind_of, label_columns
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.training.distributed import Ranks
 
@@ -43,8 +44,7 @@ class ValidationMedia:
     Attributes:
         scores: `<head>/chosen` and `<head>/rejected` -> the scores on either side of the head's comparisons, a video
             that stands in several counted as often; `cost/safe` and `cost/unsafe` -> the costs of videos;
-            `<label>/applies` and `<label>/does_not` -> the logits of a harm label; `severity/<level>` -> the severity's
-            scores.
+            `<head>/<class>` -> the scores of videos by the class of their label: applies and does_not, or a level.
         pairs: the same at every validation.
         scores_of: name of a response of these pairs -> head -> score.
         looks: name of such a response -> frames side by side, uint8 (H, W, 3), or its text; only at the run's first
@@ -90,12 +90,9 @@ class MediaCollector:
             for head, values in values_of.items():
                 if head in DIMENSION_OF_HEAD:
                     sides = dict(zip(("chosen", "rejected"), batch.comparisons[DIMENSION_OF_HEAD[head]].T, strict=True))
-                elif head == SEVERITY:
-                    targets = batch.harm_targets[:, label_columns(head)]
-                    sides = dict(zip(SEVERITIES, targets.T > 0, strict=True))
                 else:
-                    targets = batch.harm_targets[:, label_columns(head).start]
-                    sides = {"applies": targets > 0, "does_not": targets < 0}
+                    known = kind_of(head).decode(batch.harm_targets[:, label_columns(head)])
+                    sides = {name: known == place for place, name in enumerate(classes_of(head))}
                 for side, rows in sides.items():
                     parts.setdefault(f"{head}/{side}", []).append(values[rows])
             if "cost" in values_of:

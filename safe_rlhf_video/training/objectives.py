@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.errors import CheckpointError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LABEL_HEADS, SEVERITY, label_columns, preference_score
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS, LABEL_HEADS, preference_score
+from safe_rlhf_video.kinds.targets import label_columns
 from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.losses import (
     bradley_terry_loss,
@@ -29,13 +31,30 @@ DIVERGED = (
     "new folder as out) or look at these videos"
 )
 
+NO_THRESHOLDS: Mapping[str, Tensor] = MappingProxyType({})
+
+
+def _label_loss(scores: Tensor, targets: Tensor, thresholds: Tensor | None) -> Tensor:
+    return harm_label_loss(scores, targets[:, 0])
+
+
+def _ordinal_loss(scores: Tensor, targets: Tensor, thresholds: Tensor | None) -> Tensor:
+    assert thresholds is not None
+    return severity_loss(scores, thresholds, targets)
+
+
+# Kind of head -> its loss: (N,) from scores (N,), the head's columns of the targets (N, C) and its thresholds, if any.
+LABEL_LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = MappingProxyType(
+    {"label": _label_loss, "ordinal": _ordinal_loss}
+)
+
 
 def compute_loss(
     scores: Mapping[str, Tensor],
     batch: Batch,
     plan: StepPlan,
     weights: LossConfig,
-    severity_thresholds: Tensor | None = None,
+    thresholds: Mapping[str, Tensor] = NO_THRESHOLDS,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One rank's part of a step's loss: sums over its videos, divided by the whole step's planned counts.
 
@@ -44,7 +63,7 @@ def compute_loss(
 
     Args:
         scores: head -> (N,).
-        severity_thresholds: (3,), where the severity is among the heads.
+        thresholds: ordinal head -> (K - 1,), between its K levels.
 
     Returns:
         The loss, and sums to be added over ranks, without gradient: `<term>/<head>` parts of the loss, `credit/<head>`
@@ -69,11 +88,7 @@ def compute_loss(
         if head in LABEL_HEADS:
             columns = label_columns(head)
             targets = on_device(batch.harm_targets[:, columns])
-            if head == SEVERITY:
-                assert severity_thresholds is not None
-                losses = severity_loss(values, severity_thresholds, targets)
-            else:
-                losses = harm_label_loss(values, targets[:, 0])
+            losses = LABEL_LOSSES[HEADS[head].kind](values, targets, thresholds.get(head))
             # No regularisation: the labels fix the level of the logits.
             add(f"harm/{head}", weights.harm / num_label_heads, losses, sum(plan.num_harms[columns]))
         else:

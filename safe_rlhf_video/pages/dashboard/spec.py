@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from safe_rlhf_video.heads import SEVERITIES
+from safe_rlhf_video.heads import HEADS, ORDINAL_HEADS
 
 X_NAME = "step"
 X_TITLE = "optimiser step"
@@ -110,8 +110,8 @@ SECTIONS = (
             Panel("Scores of rejected videos", ("eval/scores/<head>/rejected",), "score", kind="histogram"),
             Panel("Logits where a harm label applies", ("eval/scores/<label>/applies",), "logit", kind="histogram"),
             Panel("Logits where it does not", ("eval/scores/<label>/does_not",), "logit", kind="histogram"),
-            Panel("Scores of the severity", tuple(f"eval/scores/severity/{level}" for level in SEVERITIES), "score",
-                  kind="histogram"),
+            *(Panel(f"Scores of the {head}", tuple(f"eval/scores/{head}/{level}" for level in HEADS[head].levels),
+                    "score", kind="histogram") for head in ORDINAL_HEADS),
             Panel("Costs by safety", ("eval/scores/cost/safe", "eval/scores/cost/unsafe"), "cost", kind="histogram"),
         ),
     ),

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from safe_rlhf_video.data.records import PUBLISHED_LABELS
-from safe_rlhf_video.heads import LOGIT_HEADS, SEVERITIES, label_name
+from safe_rlhf_video.heads import HEAD_OF_LABEL, HEADS, ORDINAL_HEADS
+from safe_rlhf_video.kinds.targets import classes_of, label_columns
 from safe_rlhf_video.pages.document import table
 from safe_rlhf_video.pages.report.plots import draw_precision_recall
 from safe_rlhf_video.pages.report.sources import Evaluated
@@ -22,7 +22,7 @@ def show_harms(evaluated: Evaluated) -> str:
         return ""
     rows, drawn = [], []
     for label, figures in sorted(moderation["labels"].items(), key=lambda one: _place(one[0])):
-        name = PUBLISHED_LABELS.get(label, "Any harm")
+        name = HEADS[HEAD_OF_LABEL[label]].title
         rows.append(_harm_row(name, figures))
         drawn.append(_draw_harm(evaluated, label, name, figures))
     header = ["", "with / without", "AUROC", "AP", "precision", "recall", "false positives", "target"]
@@ -39,13 +39,14 @@ def show_harms(evaluated: Evaluated) -> str:
     return (
         f"<p>Flags of each label against people's labels of the {evaluated.unit}s. A rare label is told badly by its "
         "AUROC alone: see how many of the flags are right. AP is average precision, FPR the false-positive rate.</p>"
-        + table(header, rows) + remark(*notes) + _show_severity(evaluated) + _show_disagreement(evaluated) + grid(drawn)
+        + table(header, rows) + remark(*notes) + "".join(_show_levels(evaluated, head) for head in ORDINAL_HEADS)
+        + _show_disagreement(evaluated) + grid(drawn)
     )  # fmt: skip
 
 
 def _place(label: str) -> tuple[bool, int]:
     """S2 before S10, any harm before all, and categories of texts behind labels of videos."""
-    return label.startswith("text_"), 0 if label == "any" else int(PUBLISHED_LABELS[label].split()[0][1:])
+    return label.startswith("text_"), 0 if label == "any" else int(HEADS[HEAD_OF_LABEL[label]].code[1:])
 
 
 def _harm_row(name: str, figures: Mapping[str, Any]) -> tuple[str | None, ...]:
@@ -65,8 +66,8 @@ def _harm_row(name: str, figures: Mapping[str, Any]) -> tuple[str | None, ...]:
 def _draw_harm(evaluated: Evaluated, label: str, name: str, figures: Mapping[str, Any]) -> str:
     if figures["auroc"] is None:
         return missing(name, figures["reason"])
-    column = [label_name(head) for head in LOGIT_HEADS].index(label)
-    head = LOGIT_HEADS[column]
+    head = HEAD_OF_LABEL[label]
+    column = label_columns(head).start
     signs = np.array([evaluated.harms[clip][column] for clip in evaluated.scores])
     scores = np.array([row[head] for row in evaluated.scores.values()])[signs != 0]
     flags = None if figures["precision"] is None else (figures["recall"], figures["precision"])
@@ -77,19 +78,21 @@ def _draw_harm(evaluated: Evaluated, label: str, name: str, figures: Mapping[str
     return draw_precision_recall(name, scores, signs[signs != 0] > 0, flags, note, evaluated.unit)
 
 
-def _show_severity(evaluated: Evaluated) -> str:
-    severity = evaluated.result["moderation"].get("severity")
-    if not severity:
+def _show_levels(evaluated: Evaluated, head: str) -> str:
+    figures = evaluated.result["moderation"].get(head)
+    if not figures:
         return ""
-    rows = [(level, *(f"{num:,}" for num in row)) for level, row in zip(SEVERITIES, severity["confusion"], strict=True)]
-    told = severity["reason"]
+    levels = classes_of(head)
+    rows = [(level, *(f"{num:,}" for num in row)) for level, row in zip(levels, figures["confusion"], strict=True)]
+    told = figures["reason"]
     if told is None:
         told = (
-            f"The likeliest level is the labelled one for {with_interval(severity['accuracy'], severity['interval'])} "
-            f"of {severity['num']:,} {evaluated.unit}s"
-            + ("." if severity["kappa"] is None else f"; quadratic-weighted kappa {severity['kappa']:.3f}.")
+            f"The likeliest level is the labelled one for {with_interval(figures['accuracy'], figures['interval'])} "
+            f"of {figures['num']:,} {evaluated.unit}s"
+            + ("." if figures["kappa"] is None else f"; quadratic-weighted kappa {figures['kappa']:.3f}.")
         )
-    return "<h3>Severity</h3>" + table(["labelled, by likeliest level", *SEVERITIES], rows) + remark(told)
+    title = head.capitalize().replace("_", " ")
+    return f"<h3>{title}</h3>" + table(["labelled, by likeliest level", *levels], rows) + remark(told)
 
 
 def _show_disagreement(evaluated: Evaluated) -> str:

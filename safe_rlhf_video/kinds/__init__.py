@@ -1,0 +1,1 @@
+"""Kinds of label heads: from what records say of a video to numbers, and from scores to probabilities."""
