@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from safe_rlhf_video.audit.triangles import FEW_TRIANGLES
-from safe_rlhf_video.audit.wording import count, interval, percent, verb, words
 from safe_rlhf_video.data.records import DIMENSIONS
+from safe_rlhf_video.wording import count, interval, percent, verb, words
 
 OK, LOOK, PROBLEM = "ok", "look", "problem"
 

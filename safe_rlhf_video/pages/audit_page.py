@@ -1,155 +1,138 @@
-"""An audit as one HTML file that needs nothing else: findings first, then every section with plots."""
+"""Makes the page of an audit: its findings first, then every section with plots and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from safe_rlhf_video.audit.wording import count, interval, percent, verb, words
-from safe_rlhf_video.pages.audit_charts import MAX_BARS, RANGES_LEGEND, STYLE, bars, ranges, stacked
-from safe_rlhf_video.pages.document import escape, make_document, table
+from safe_rlhf_video.pages.blocks import Block, Heading, Items, Panels, Section, Table, Text, note, render
+from safe_rlhf_video.pages.figures import Plot
+from safe_rlhf_video.pages.plots import MAX_ROWS, Share, draw_counts, draw_shares, draw_stacked
+from safe_rlhf_video.wording import capitalise, count, interval, percent, verb, words
 
-_TITLES = {
-    "overlap": "Shared prompts",
-    "fields": "Fields that are not read",
-    "clips": "Duplicates",
-    "conflicts": "Contradictions",
-    "triangles": "Noise of the labels",
-    "baselines": "What predicts the labels without a look at the {unit}s",
-    "balance": "Balance",
-    "graph": "Shape of the comparison graph",
-    "splits": "Each split by itself",
-}
+MAX_GROUPS = 10
 _SECTION_OF = {"prompt_ids": "overlap", "responses": "clips"}
 
 Figures = Mapping[str, Any]
 
 
-def make_page(result: Figures) -> str:
-    """The page of an audit.
+@dataclass(frozen=True)
+class ShownFinding:
+    """A finding; `anchor` names the section with its figures, if the page has that."""
+
+    mark: str
+    sentence: str
+    anchor: str | None
+
+
+def audit_sections(result: Figures) -> list[Section]:
+    """The sections of the page that have something to show.
 
     Args:
-        result: as `audit` returns it; its texts are untrusted and are escaped.
+        result: as `audit` returns it; its texts are untrusted.
     """
     unit = result["unit"]
-    sections = {
-        "overlap": _show_overlap(result, unit),
-        "fields": _show_fields(result),
-        "clips": _show_clips(result),
-        "conflicts": _show_conflicts(result["conflicts"], unit),
-        "triangles": _show_triangles(result["triangles"], unit) if result["triangles"] else "",
-        "baselines": _show_baselines(result["baselines"], unit),
-        "balance": _show_balance(result["balance"], unit),
-        "graph": _show_graph(result, unit) if result["graph"] else "",
-        "splits": _show_splits(result, unit) if len(result["names"]) > 1 else "",
-    }
-    shown = {name: content for name, content in sections.items() if content}
-    body = "".join(
-        f'<h2 id="{name}">{_TITLES[name].format(unit=unit)}</h2>{content}' for name, content in shown.items()
-    )
-    counts = result["counts"]
-    about = (
-        f'<p class="dim">{count(counts["pairs"], "comparison")}, {count(counts["videos"], unit)}, '
-        f"{count(counts['prompts'], 'prompt')} in "
-        f"{escape(', '.join(result['splits'][name]['config'] for name in result['names']))}; what stands in several "
-        "files counts once. docs/audit.md explains every figure, audit.json has them all.</p>"
-    )
-    content = about + _show_findings(result["findings"], shown) + RANGES_LEGEND + body
-    return make_document(f"Audit of {', '.join(result['names'])}", content, STYLE)
+    sections = [
+        Section("overlap", "Shared prompts", _show_overlap(result, unit)),
+        Section("fields", "Fields that are not read", _show_fields(result)),
+        Section("clips", "Duplicates", _show_clips(result)),
+        Section("conflicts", "Contradictions", list(_show_conflicts(result["conflicts"], unit))),
+        Section("triangles", "Noise of the labels", _show_triangles(result["triangles"], unit)),
+        Section("baselines", f"What predicts the labels without a look at the {unit}s",
+                _show_baselines(result["baselines"])),
+        Section("balance", "Balance", list(_show_balance(result["balance"], unit))),
+        Section("graph", "Shape of the comparison graph", _show_graph(result, unit)),
+        Section("splits", "Each split by itself", _show_splits(result, unit)),
+    ]  # fmt: skip
+    return [section for section in sections if section.blocks]
 
 
-def _show_findings(findings: Sequence[Figures], sections: Mapping[str, str]) -> str:
-    items = []
-    for finding in findings:
-        section = _SECTION_OF.get(finding["section"], finding["section"])
-        link = f' <a href="#{section}">more</a>' if section in sections else ""
+def make_audit_page(result: Figures, sections: Sequence[Section]) -> str:
+    """The whole page; `sections` as of `audit_sections`."""
+    anchors = {section.anchor for section in sections}
+    findings = []
+    for finding in result["findings"]:
+        anchor = _SECTION_OF.get(finding["section"], finding["section"])
         sentence = finding["text"][:1].upper() + finding["text"][1:]
         sentence += "" if sentence.endswith("?") else "."
-        mark = f'<span class="mark {finding["mark"]}">{finding["mark"]}</span>'
-        items.append(f"<li>{mark}<span>{escape(sentence)}{link}</span></li>")
-    return f'<ul class="findings">{"".join(items)}</ul>'
+        findings.append(ShownFinding(finding["mark"], sentence, anchor if anchor in anchors else None))
+    counts = result["counts"]
+    configs = ", ".join(result["splits"][name]["config"] for name in result["names"])
+    about = (
+        f"{count(counts['pairs'], 'comparison')}, {count(counts['videos'], result['unit'])}, "
+        f"{count(counts['prompts'], 'prompt')} in {configs}"
+    )
+    title = f"Audit of {', '.join(result['names'])}"
+    return render("audit.html", title=title, about=about, findings=findings, sections=sections)
 
 
-def _show_overlap(result: Figures, unit: str) -> str:
+def _show_overlap(result: Figures, unit: str) -> list[Block]:
+    blocks: list[Block] = []
     rows = [
-        (" and ".join(both["splits"]), f"{both['prompts_by_text']:,}", f"{both['prompts_by_id']:,}",
-         f"{both['videos']:,}", f"{both['compared_pairs']:,}")
+        (" and ".join(both["splits"]),
+         *(f"{both[key]:,}" for key in ("prompts_by_text", "prompts_by_id", "videos", "compared_pairs")))
         for both in result["overlap"]
     ]  # fmt: skip
-    shared = ""
     if rows:
         header = ["splits", "prompts with one text", "prompts with one id", f"{unit}s", "compared pairs"]
-        shared = "<p>Case and white space make no difference between texts.</p>" + table(header, rows)
+        blocks += [Text("Case and white space make no difference between texts."), Table(header, rows)]
     several = {name: result["splits"][name]["prompt_ids"]["prompts_under_several_ids"] for name in result["names"]}
     if not any(several.values()):
-        return shared + _note("within a split, no text of a prompt stands under several ids")
-    return shared + table(
-        ["split", "prompts under several ids"], [(name, f"{number:,}") for name, number in several.items()]
-    )
+        return [*blocks, note("within a split, no prompt text has several ids")]
+    header = ["split", "prompts under several ids"]
+    return [*blocks, Table(header, [(name, f"{number:,}") for name, number in several.items()])]
 
 
-def _show_fields(result: Figures) -> str:
+def _show_fields(result: Figures) -> list[Block]:
     rows = [
         (name, field, f"{each['records']:,}", each["resembles"])
         for name in result["names"]
         for field, each in result["splits"][name]["fields"]["unknown"].items()
     ]
     if not rows:
-        return ""
-    more = _note(f"{len(rows) - MAX_BARS:,} more are in audit.json") if len(rows) > MAX_BARS else ""
-    return table(["split", "unknown field", "records", "perhaps meant as"], rows[:MAX_BARS]) + more
+        return []
+    blocks: list[Block] = [Table(["split", "unknown field", "records", "perhaps meant as"], rows[:MAX_ROWS])]
+    return [*blocks, note(f"{len(rows) - MAX_ROWS:,} more are in audit.json")] if len(rows) > MAX_ROWS else blocks
 
 
-def _show_clips(result: Figures) -> str:
+def _show_clips(result: Figures) -> list[Block]:
     clips, responses = result["clips"], result["responses"]
-    content = ""
+    blocks: list[Block] = []
     if clips["present"] + clips["missing"]:
-        row = ["clips", *(f"{clips[name]:,}" for name in ("present", "missing", "compared"))]
-        for name in ("duplicates", "across_splits"):
-            row.append("not known" if clips[name] is None else f"{len(clips[name]):,}")
-        row.append("not known" if clips["identical_pairs"] is None else f"{clips['identical_pairs']['count']:,}")
-        header = [
-            *("", "present", "missing", "compared", "under several names", "of these across splits"),
-            "pairs of equal clips",
+        found = [
+            *(None if clips[name] is None else len(clips[name]) for name in ("duplicates", "across_splits")),
+            None if clips["identical_pairs"] is None else clips["identical_pairs"]["count"],
         ]
-        content += table(header, [row])
-        content += _show_groups(clips["across_splits"] or clips["duplicates"] or [])
+        row = ["clips", *(f"{clips[name]:,}" for name in ("present", "missing", "compared")),
+               *("not known" if number is None else f"{number:,}" for number in found)]  # fmt: skip
+        header = ["", "present", "missing", "compared", "under several names", "of these across splits",
+                  "pairs of equal clips"]  # fmt: skip
+        blocks.append(Table(header, [row]))
+        if groups := clips["across_splits"] or clips["duplicates"]:
+            more = [f"and {len(groups) - MAX_GROUPS:,} more, in audit.json"] if len(groups) > MAX_GROUPS else []
+            blocks.append(Items([" = ".join(group) for group in groups[:MAX_GROUPS]] + more))
         if clips["reason"]:
-            content += _note(clips["reason"])
+            blocks.append(note(clips["reason"]))
     if responses:
-        content += table(
-            ["", "present", "under several names", "of these across splits", "pairs of equal responses"],
-            [
-                [
-                    "responses",
-                    *(f"{responses[name]:,}" for name in ("responses", "num_duplicates", "num_across_splits")),
-                    f"{responses['identical_pairs']['count']:,}",
-                ]
-            ],
-        )
-    return content
+        header = ["", "present", "under several names", "of these across splits", "pairs of equal responses"]
+        row = ["responses", *(f"{responses[name]:,}" for name in ("responses", "num_duplicates", "num_across_splits")),
+               f"{responses['identical_pairs']['count']:,}"]  # fmt: skip
+        blocks.append(Table(header, [row]))
+    return blocks
 
 
-def _show_groups(groups: Sequence[Sequence[str]], most: int = 10) -> str:
-    if not groups:
-        return ""
-    more = f"<li>and {len(groups) - most:,} more, in audit.json</li>" if len(groups) > most else ""
-    return "<ul>" + "".join(f"<li>{escape(' = '.join(group))}</li>" for group in groups[:most]) + more + "</ul>"
-
-
-def _show_conflicts(conflicts: Figures, unit: str) -> str:
+def _show_conflicts(conflicts: Figures, unit: str) -> Iterator[Block]:
     rows = [
         (words(name), f"{pairs['pairs']:,}", f"{pairs['contradictory']:,}", percent(pairs["flip_rate"]))
         for name, pairs in conflicts["repeated_pairs"].items()
         if pairs["pairs"]
     ]
+    yield Heading(f"The same two {unit}s, compared more than once")
+    header = ["dimension", "pairs", "contradict themselves", "labels that are wrong, at a guess"]
+    yield Table(header, rows) if rows else note("none")
     safe, harms = conflicts["is_safe"], conflicts["harm_labels"]
-    content = f"<h3>The same two {unit}s, compared more than once</h3>"
-    if rows:
-        content += table(["dimension", "pairs", "contradict themselves", "labels that are wrong, at a guess"], rows)
-    else:
-        content += _note("none")
-    content += f"<h3>Labels of {unit}s</h3>"
+    yield Heading(f"Labels of {unit}s")
     found = {
         "safe here, unsafe there": safe["contradictory"],
         "harm label given and denied": harms["contradictory"],
@@ -157,176 +140,209 @@ def _show_conflicts(conflicts: Figures, unit: str) -> str:
         "unsafe, without any": harms["unsafe_without_harm"],
         "two generators": conflicts["generators"]["contradictory"],
     }
+    plots = []
     if any(found.values()):
-        content += bars(found)
+        n = f"n = {count(safe['videos'], unit)} with an is_safe label, {harms['videos']:,} with harm labels"
+        plots.append(draw_counts("Contradictory labels", found, (f"{unit}s", "contradiction"), n))
     elif safe["videos"] or harms["videos"]:
-        content += _note("no is_safe or harm label contradicts another")
+        yield note("no is_safe or harm label contradicts another")
     else:
-        content += _note(f"no {unit} has an is_safe or harm label")
+        yield note(f"no {unit} has an is_safe or harm label")
     order = conflicts["harmlessness_against_is_safe"]
     if order["safe_unsafe_pairs"]:
-        figure = order["contradicting"]
-        content += (
-            f"<h3>Harmlessness against is_safe</h3><p>Of a safe and an unsafe {unit}, harmlessness should prefer the "
-            f"safe one. Of {count(order['safe_unsafe_pairs'], 'such pair')} {order['tied']:,} "
+        yield Text(
+            f"Of a safe and an unsafe {unit}, harmlessness should prefer the safe one. "
+            f"Of {count(order['safe_unsafe_pairs'], 'such pair')} {order['tied']:,} "
             f"{verb(order['tied'], 'is', 'are')} tied and {order['without_label']:,} "
-            f"{verb(order['without_label'], 'has', 'have')} no label.</p>"
-        ) + ranges([("prefers the unsafe one", figure["share"], figure["interval"], _share(figure))])
-    return content
+            f"{verb(order['without_label'], 'has', 'have')} no label."
+        )
+        share = _share("prefers the unsafe one", order["contradicting"])
+        n = f"n = {count(order['contradicting']['total'], 'comparison')} of a safe and an unsafe {unit}"
+        plots.append(draw_shares("Harmlessness against is_safe", [share], ("share of comparisons", "label"), n))
+    if plots:
+        yield Panels(plots)
 
 
-def _show_triangles(triangles: Figures, unit: str) -> str:
+def _show_triangles(triangles: Figures | None, unit: str) -> list[Block]:
+    if not triangles:
+        return []
     closed = {name: figure for name, figure in triangles.items() if figure["closed"]}
     if not closed:
-        return _note(f"no three {unit}s of a prompt were all compared with one another: nothing to tell noise by")
-    content = (
-        f"<p>Take three {unit}s of a prompt that were all compared with one another. Where people prefer A to B, B to "
-        "C and C to A, one label must be wrong. The share of such circles tells how noisy the labels are and so where "
+        return [note(f"no three {unit}s of a prompt were all compared with one another: nothing shows the noise")]
+    lead = Text(
+        f"Take three {unit}s of a prompt that were all compared with one another. Where people prefer A to B, B to C "
+        "and C to A, one label must be wrong. The share of such circles shows how noisy the labels are, and so where "
         "the accuracy of any model ends: the ceiling. How high that is depends on which labels are wrong; people err "
-        f"more often on {unit}s that are alike.</p>"
+        f"more often on {unit}s that are alike."
     )
-    for key, title in (
-        ("cyclic_share", "Triangles that go round in a circle"),
-        ("ceiling_bradley_terry", f"Ceiling, if people err mostly on similar {unit}s (Bradley-Terry)"),
-        ("ceiling", "Ceiling, if they err on all alike: an upper end"),
+    numbers = sorted({figure["closed"] for figure in closed.values()})
+    n = f"n = {' to '.join(f'{number:,}' for number in dict.fromkeys((numbers[0], numbers[-1])))} triangles"
+    plots = []
+    for key, title, axis in (
+        ("cyclic_share", "Triangles that go round in a circle", "share of triangles"),
+        ("ceiling_bradley_terry", f"Ceiling, if people err mostly on similar {unit}s (Bradley-Terry)", "accuracy"),
+        ("ceiling", "Ceiling, if they err on all alike: an upper end", "accuracy"),
     ):
-        rows = []
+        shares = []
         for name, figure in closed.items():
             text = percent(figure[key])
             text += f", {figure['cyclic']:,} of {figure['closed']:,}" if key == "cyclic_share" else ""
-            rows.append((words(name), figure[key], figure[f"{key}_interval"], text))
-        content += f"<h3>{title}</h3>" + ranges(rows)
-    reasons = {figure["reason"] for figure in closed.values()} - {None}
+            shares.append(Share(words(name), figure[key], text, figure[f"{key}_interval"]))
+        plots.append(draw_shares(title, shares, (axis, "dimension"), n))
     absent = [words(name) for name in triangles if name not in closed]
-    content += _note(f"no triangle of {', '.join(absent)}") if absent else ""
-    return content + "".join(_note(reason) for reason in sorted(reasons))
+    reasons = {figure["reason"] for figure in closed.values()} - {None}
+    notes = [f"no triangle of {', '.join(absent)}"] if absent else []
+    return [lead, Panels(plots), *map(note, [*notes, *sorted(reasons)])]
 
 
-def _show_baselines(baselines: Figures, unit: str) -> str:
-    content = ""
+def _show_baselines(baselines: Figures) -> list[Block]:
+    plots = [plot for split, figures in baselines.items() if (plot := _draw_baselines(split, figures))]
+    notes = []
     for split, figures in baselines.items():
-        named: dict[str, Figures] = {}
-        if figures["generator_only"]:
-            named = {f"generators: {words(name)}": figure for name, figure in figures["generator_only"].items()}
-            named["is_safe labels: harmlessness"] = figures["is_safe_only"]["harmlessness"]
-        rows = [
-            (name, each["accuracy"], each["interval"], f"{percent(each['accuracy'])} of {each['total']:,}")
-            for name, each in named.items()
-            if each["accuracy"] is not None
-        ]
-        prompts = figures["prompt_only_unsafe"]
-        if prompts["auroc"] is not None:
-            rows.append(("prompt: is_safe (AUROC)", prompts["auroc"], None, percent(prompts["auroc"])))
-        lacking: dict[tuple[str, str], list[str]] = {}
-        for name, each in named.items():
+        absent: dict[tuple[str, str], list[str]] = {}
+        for name, each in _named_baselines(figures).items():
             if each["accuracy"] is None:
                 what, _, dimension = name.partition(": ")
-                lacking.setdefault((what, each["reason"]), []).append(dimension)
-        content += f"<h3>{escape(split)}</h3>"
-        if rows:
-            source = figures["fitted_on"] or prompts["fitted_on"]
-            content += _note(f"learned from {source}") + ranges(rows)
-        content += "".join(
-            _note(f"{what} ({', '.join(dimensions)}): {reason}") for (what, reason), dimensions in lacking.items()
-        )
-        if figures["reason"]:
-            content += _note(f"generators: {figures['reason']}")
-        if prompts["reason"]:
-            content += _note(f"prompts: {prompts['reason']}")
+                absent.setdefault((what, each["reason"]), []).append(dimension)
+        told = [f"{what} ({', '.join(names)}): {reason}" for (what, reason), names in absent.items()]
+        told += [f"generators: {figures['reason']}"] if figures["reason"] else []
+        if reason := figures["prompt_only_unsafe"]["reason"]:
+            told.append(f"prompts: {reason}")
         if merged := figures.get("generators_taken_as_one"):
-            content += _note(f"{merged:,} less frequent generators are taken as one")
-    return content
+            told.append(f"{merged:,} less frequent generators are taken as one")
+        notes += [note(f"{split}: {text}") for text in told]
+    return [Panels(plots), *notes] if plots else [*notes]
 
 
-def _show_balance(balance: Figures, unit: str) -> str:
-    content = ""
-    if balance["preferences"]:
-        names = ("video_0", "video_1", "tie", "missing")
-        rows = {words(name): [counts[key] for key in names] for name, counts in balance["preferences"].items()}
-        labelled = {name: values for name, values in rows.items() if any(values[:3])}
-        content += "<h3>Preferred</h3>" + (stacked(labelled, names) if labelled else "")
-        if absent := [name for name in rows if name not in labelled]:
-            content += _note(f"no label of {', '.join(absent)}")
-    safe = balance["is_safe"]
-    counts = [safe["true"], safe["false"], safe["contradictory"], safe["unknown"]]
-    content += f"<h3>is_safe of {unit}s</h3>"
-    if any(counts[:3]):
-        content += stacked({f"{unit}s": counts}, ("safe", "unsafe", "both said", "unknown"))
-    else:
-        content += _note(f"no {unit} has the label")
-    for key, title in (("harm_labels", f"Harms of {unit}s"), ("prompt_harm_labels", "Harms of prompts")):
-        harms = balance[key]
-        if any(harm["true"] + harm["false"] for harm in harms.values()):
-            ordered = sorted(harms.values(), key=lambda harm: int(harm["code"][1:]))
-            shown = {f"{harm['code']} {harm['name']}": harm for harm in ordered}
-            texts = {name: f"{harm['true']:,} ({percent(harm['share_true'])})" for name, harm in shown.items()}
-            content += f"<h3>{title}</h3>" + bars({name: harm["true"] for name, harm in shown.items()}, texts)
-    content += "<h3>Kinds of prompts</h3>" + bars(balance["prompt_types"])
-    generators = balance["generators"]
-    if generators:
-        content += f"<h3>{unit.capitalize()}s of each generator</h3>" + bars(
-            {name: each["videos"] for name, each in generators.items()}
-        )
-        if merged := balance["generators_taken_as_one"]:
-            content += _note(f"{merged:,} less frequent generators are taken as one")
-    for dimension in ("helpfulness", "harmlessness"):
-        wins = [(name, each["win_rate"].get(dimension)) for name, each in list(generators.items())[:MAX_BARS]]
-        won = [(name, win["share"], win["interval"], _share(win)) for name, win in wins if win and win["total"]]
-        if won:
-            content += f"<h3>{dimension.capitalize()}: wins against other generators</h3>" + ranges(won)
-    return content
+def _named_baselines(figures: Figures) -> dict[str, Figures]:
+    if not figures["generator_only"]:
+        return {}
+    named = {f"generators: {words(name)}": figure for name, figure in figures["generator_only"].items()}
+    return {**named, "is_safe labels: harmlessness": figures["is_safe_only"]["harmlessness"]}
 
 
-def _show_graph(result: Figures, unit: str) -> str:
-    graph = result["graph"]
-    rows = []
-    for name, figures in graph.items():
-        if not figures["comparisons"]:
-            continue
-        between, resistance = figures["same_prompt_pairs"], figures["resistance"]["same_prompt"]
-        rows.append(
-            (
-                "any of them" if name == "overall" else words(name),
-                *(f"{figures[key]:,}" for key in ("comparisons", "videos")),
-                f"{figures['components']['number']:,}",
-                percent(between["share_connected"]),
-                *(f"{resistance[key]:.2f}" if resistance else None for key in ("median", "q95")),
-            )
-        )
-    if not rows:
-        return _note("no comparison has a label")
-    overall = graph["overall"]
-    content = (
-        f"<p>{unit.capitalize()}s are points, labelled comparisons are lines between them. Two {unit}s of a prompt can "
-        "be put in order when lines connect them, directly or through others. The resistance between two of them says "
-        "how unsure their difference is: 1 after one comparison, 2 along a chain of two, 0.5 after two comparisons of "
-        "the same pair.</p>"
-    )
-    header = [
-        *("labels", "comparisons", f"{unit}s", "connected groups", "pairs in order", "median resistance"),
-        "95% of pairs below",
+def _draw_baselines(split: str, figures: Figures) -> Plot | None:
+    known = {name: each for name, each in _named_baselines(figures).items() if each["accuracy"] is not None}
+    shares = [
+        Share(name, each["accuracy"], f"{percent(each['accuracy'])} of {each['total']:,}", each["interval"])
+        for name, each in known.items()
     ]
-    content += table(header, rows)
+    prompts = figures["prompt_only_unsafe"]
+    if prompts["auroc"] is not None:
+        shares.append(Share("prompt: is_safe (AUROC)", prompts["auroc"], percent(prompts["auroc"])))
+    if not shares:
+        return None
+    n = f"n = {count(max(each['total'] for each in known.values()), 'comparison')} at most; " if known else ""
+    learned = f"{n}learned from {figures['fitted_on'] or prompts['fitted_on']}"
+    return draw_shares(split, shares, ("accuracy: share of comparisons", "predictor"), learned)
+
+
+def _show_balance(balance: Figures, unit: str) -> Iterator[Block]:
+    notes, plots = [], []
+    if balance["preferences"]:
+        sides = ("video_0", "video_1", "tie", "missing")
+        rows = {words(name): [counts[side] for side in sides] for name, counts in balance["preferences"].items()}
+        labelled = {name: values for name, values in rows.items() if any(values[:3])}
+        if labelled:
+            n = f"n = {count(sum(next(iter(labelled.values()))), 'comparison')}"
+            plots.append(draw_stacked("Preferred", labelled, sides, ("share of comparisons", "dimension"), n))
+        if absent := [name for name in rows if name not in labelled]:
+            notes.append(f"no label of {', '.join(absent)}")
+    safe = balance["is_safe"]
+    values = [safe[key] for key in ("true", "false", "contradictory", "unknown")]
+    if any(values[:3]):
+        names = ("safe", "unsafe", "both said", "unknown")
+        titles, n = (f"share of {unit}s", "what is labelled"), f"n = {count(sum(values), unit)}"
+        plots.append(draw_stacked(f"is_safe of {unit}s", {f"{unit}s": values}, names, titles, n))
+    else:
+        notes.append(f"no {unit} has an is_safe label")
+    for key, title, what in (("harm_labels", f"Harms of {unit}s", unit), ("prompt_harm_labels", "Harms of prompts",
+                                                                         "prompt")):  # fmt: skip
+        harms = sorted(balance[key].values(), key=lambda harm: int(harm["code"][1:]))
+        if known := max((harm["true"] + harm["false"] for harm in harms), default=0):
+            found = {f"{harm['code']} {harm['name']}": harm["true"] for harm in harms}
+            texts = [f"{harm['true']:,} ({percent(harm['share_true'])})" for harm in harms]
+            n = f"n = {count(known, what)} with the label"
+            plots.append(draw_counts(title, found, (f"{what}s", "harm"), n, dict(zip(found, texts, strict=True))))
+    types, generators = balance["prompt_types"], balance["generators"]
+    if types:
+        n = f"n = {count(sum(types.values()), 'prompt')}"
+        plots.append(draw_counts("Kinds of prompts", types, ("prompts", "kind"), n))
+    if generators:
+        made = {name: each["videos"] for name, each in generators.items()}
+        n = f"n = {count(sum(made.values()), unit)}"
+        plots.append(draw_counts(f"{capitalise(unit)}s of each generator", made, (f"{unit}s", "generator"), n))
+        if merged := balance["generators_taken_as_one"]:
+            notes.append(f"{merged:,} less frequent generators are taken as one")
+    for dimension in ("helpfulness", "harmlessness"):
+        wins = [(name, each["win_rate"].get(dimension)) for name, each in list(generators.items())[:MAX_ROWS]]
+        shares = [_share(name, win) for name, win in wins if win and win["total"]]
+        if shares:
+            title = f"{capitalise(dimension)}: wins against other generators"
+            n = f"n = {max(win['total'] for _, win in wins if win):,} comparisons of a generator at most"
+            plots.append(draw_shares(title, shares, ("share of comparisons won, a tie is half", "generator"), n))
+    if plots:
+        yield Panels(plots)
+    yield from map(note, notes)
+
+
+def _show_graph(result: Figures, unit: str) -> list[Block]:
+    graph = result["graph"]
+    if not graph:
+        return []
+    rows = [
+        _graph_row("any of them" if name == "overall" else words(name), figures)
+        for name, figures in graph.items()
+        if figures["comparisons"]
+    ]
+    if not rows:
+        return [note("no comparison has a label")]
+    overall = graph["overall"]
+    lead = Text(
+        f"{capitalise(unit)}s are points, labelled comparisons are lines between them. Two {unit}s of a prompt can be "
+        "put in order when lines connect them, directly or through others. The resistance between two of them says "
+        "how unsure their difference is: 1 after one comparison, 2 along a chain of two, 0.5 after two comparisons of "
+        "the same pair."
+    )
+    header = ["labels", "comparisons", f"{unit}s", "connected groups", "pairs in order", "median resistance",
+              "95% of pairs below"]  # fmt: skip
+    notes = []
     if others := result["counts"]["videos"] - overall["videos"]:
-        content += _note(f"{count(others, f'other {unit}')} of these files {verb(others, 'stands', 'stand')} in no "
-                         "labelled comparison")  # fmt: skip
-    for title, values in (
-        (f"Comparisons of one {unit}", overall["comparisons_per_video"]["distribution"]),
-        (f"Compared {unit}s of one prompt", overall["videos_per_prompt"]["distribution"]),
-        (f"{unit.capitalize()}s in a connected group", overall["components"]["sizes"]),
-    ):
-        content += f"<h3>{title}</h3>" + bars(values)
+        notes.append(f"{count(others, f'other {unit}')} of these files {verb(others, 'is', 'are')} in no labelled "
+                     "comparison")  # fmt: skip
+    of_videos = {
+        f"Comparisons of one {unit}": (overall["comparisons_per_video"]["distribution"], f"{unit}s", "comparisons"),
+        f"Compared {unit}s of one prompt": (overall["videos_per_prompt"]["distribution"], "prompts", f"{unit}s"),
+        f"{capitalise(unit)}s in a connected group": (overall["components"]["sizes"], "connected groups", f"{unit}s"),
+    }
+    plots = [
+        draw_counts(title, counts, (what, names), f"n = {sum(counts.values()):,} {what}")
+        for title, (counts, what, names) in of_videos.items()
+    ]
     for key, title in (("same_prompt", "all connected pairs of one prompt"), ("compared", "the compared pairs")):
-        described = overall["resistance"][key]
-        if described:
-            content += f"<h3>Resistance of {title}</h3>" + bars(
-                {f"from {start}": number for start, number in described["histogram"].items()}
-            )
-    reason = overall["resistance"]["reason"]
-    return content + (_note(reason) if reason else "")
+        if described := overall["resistance"][key]:
+            found = {f"from {start}": number for start, number in described["histogram"].items()}
+            n = f"n = {count(sum(found.values()), 'pair')}"
+            plots.append(draw_counts(f"Resistance of {title}", found, ("pairs", "resistance"), n))
+    if reason := overall["resistance"]["reason"]:
+        notes.append(reason)
+    return [lead, Table(header, rows), Panels(plots), *map(note, notes)]
 
 
-def _show_splits(result: Figures, unit: str) -> str:
+def _graph_row(name: str, figures: Figures) -> tuple[str | None, ...]:
+    resistance = figures["resistance"]["same_prompt"]
+    return (
+        name,
+        *(f"{figures[key]:,}" for key in ("comparisons", "videos")),
+        f"{figures['components']['number']:,}",
+        percent(figures["same_prompt_pairs"]["share_connected"]),
+        *(f"{resistance[key]:.2f}" if resistance else None for key in ("median", "q95")),
+    )
+
+
+def _show_splits(result: Figures, unit: str) -> list[Block]:
+    if len(result["names"]) < 2:
+        return []
     rows = []
     for name in result["names"]:
         split = result["splits"][name]
@@ -339,13 +355,9 @@ def _show_splits(result: Figures, unit: str) -> str:
              percent(split["balance"]["is_safe"]["share_true"]), *map(percent, ceilings))
         )  # fmt: skip
     header = ["split", "comparisons", "prompts", f"{unit}s", "safe", "ceiling of helpfulness", "of harmlessness"]
-    return table(header, rows) + _note("the ceilings are those for errors on similar pairs")
+    return [Table(header, rows), note("the ceilings are those for errors on similar pairs")]
 
 
-def _note(text: str) -> str:
-    """A sentence of its own, in small print."""
-    return f'<p class="dim">{escape(text[:1].upper() + text[1:])}.</p>'
-
-
-def _share(figure: Figures) -> str:
-    return f"{percent(figure['share'])}{interval(figure['interval'])}, {figure['count']:,} of {figure['total']:,}"
+def _share(name: str, figure: Figures) -> Share:
+    text = f"{percent(figure['share'])}{interval(figure['interval'])}, {figure['count']:,} of {figure['total']:,}"
+    return Share(name, figure["share"], text, figure["interval"])

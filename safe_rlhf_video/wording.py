@@ -1,8 +1,13 @@
-"""How figures and labels read in sentences and tables."""
+"""Writes figures, counts and names as people read them in sentences, tables and plots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+
+def number(value: float) -> str:
+    """Four digits, the thousands set apart."""
+    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def count(number: int, noun: str) -> str:
@@ -26,5 +31,11 @@ def interval(ends: Sequence[float] | None) -> str:
 
 
 def words(name: str) -> str:
-    """A dimension without underscores."""
+    """A name of the code without underscores."""
     return name.replace("_", " ")
+
+
+def capitalise(name: str) -> str:
+    """A name of the code as a heading: "instruction_following" -> "Instruction following"."""
+    text = words(name)
+    return text[:1].upper() + text[1:]

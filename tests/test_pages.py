@@ -1,0 +1,124 @@
+"""The plots and the shell of all pages: SVG that needs nothing else, untrusted texts, and figures for papers."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.pages.blocks import Missing, Panels, Section, Table, Text, render, write_figures
+from safe_rlhf_video.pages.figures import PALETTE, Key, Plot
+from safe_rlhf_video.pages.plots import (
+    Line,
+    Reference,
+    Sample,
+    Share,
+    draw_counts,
+    draw_distributions,
+    draw_lines,
+    draw_margins,
+    draw_precision_recall,
+    draw_reliability,
+    draw_scatter,
+    draw_shares,
+    draw_stacked,
+)
+
+NASTY = "</style><script>alert(1)</script> $\\frac{1}{0}$ \u6f22\x00\ud800 and more text"
+RNG = np.random.default_rng(0)
+SIGNS = np.array([1, -1, 0] * 20)
+
+# A plot of each kind.
+PLOTS: dict[str, Callable[[], Plot]] = {
+    "lines": lambda: draw_lines(
+        "Loss <1>", [Line(Key("a <run>", "line", "blue"), [1, 2, 3], [0.5, float("nan"), 0.25], ["<1>", "2", "3"])],
+        ("step", "nats"), "n = 3", [Reference(0.69, "ln 2")]),
+    "log lines": lambda: draw_lines(
+        "Rate", [Line(Key("a", "line", "red", dash=(7, 4)), [1, 2], [1e-6, 0.0], [])], ("step", "rate"), "n", (), True),
+    "counts": lambda: draw_counts(
+        "Kinds", {NASTY: 3, **{f"kind {row}": row for row in range(30)}}, ("prompts", "kind"), "n"),
+    "stacked": lambda: draw_stacked("Sides", {"a": (1, 2, 0)}, ("first", "second", "none"), ("share", "row"), "n"),
+    "shares": lambda: draw_shares(
+        "Accuracy", [Share(NASTY, 0.8, "80%", (0.7, 0.9), 0.75), Share("b", None, "–")], ("share", "who"), "n"),
+    "distributions": lambda: draw_distributions(
+        "Scores", [Sample("safe", RNG.normal(size=50), "teal"), Sample("unsafe", np.zeros(0), "red")], "cost", "clip",
+        Reference(0.0, "0")),
+    "margins": lambda: draw_margins("Margin", RNG.normal(size=50), "reward", "n"),
+    "reliability": lambda: draw_reliability("ECE", [0.2, 0.8], [0.1, 0.9], [5, 6], "n"),
+    "scatter": lambda: draw_scatter("Both", RNG.normal(size=60), RNG.normal(size=60), SIGNS, "clip"),
+    "precision": lambda: draw_precision_recall("Harm", RNG.normal(size=60), SIGNS > 0, (0.5, 0.5), "clip", "n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLOTS)
+def test_a_plot_is_plain_svg_in_the_colours_of_the_page(kind: str) -> None:
+    plot = PLOTS[kind]()
+    svg = ElementTree.fromstring(plot.svg)
+    assert {element.tag for element in svg.iter()} <= {"svg", "g", "path", "text", "use", "defs", "title"}
+    assert (svg.get("role"), svg.get("aria-label")) == ("img", plot.title)
+    assert sum(element.get("class") == "title" for element in svg.iter()) == 2
+    for element in svg.iter():
+        assert not {"onload", "xmlns"} & set(element.attrib)
+        assert "#" not in element.get("style", "")
+        assert "font-family" not in element.get("style", "")
+        assert set(re.findall(r"var\(--(\w+)\)", element.get("style", ""))) <= set(PALETTE)
+        assert not re.search(r"\b(nan|inf)\b", " ".join(element.attrib.values()))
+    ids = [element.get("id") for element in svg.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {element.get("href", "")[1:] for element in svg.iter("use")} == set(ids)
+
+
+def test_the_same_drawing_gives_the_same_bytes_and_another_one_other_ids() -> None:
+    values = RNG.normal(size=60)
+    first, again, other = (draw_scatter(title, values, values, SIGNS, "clip") for title in ("One", "One", "Two"))
+    assert first.svg == again.svg
+    ids = [set(re.findall(r'id="(\w+)"', plot.svg)) for plot in (first, other)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+
+
+def test_no_two_names_share_a_colour() -> None:
+    assert len({light for light, _ in PALETTE.values()}) == len(PALETTE)
+
+
+def test_names_of_data_are_shortened_and_told_in_full() -> None:
+    svg = PLOTS["counts"]().svg
+    (name,) = re.findall(r"<text[^>]*>(&lt;/style[^<]*…)<title>", svg)
+    assert "\ufffd" in name
+    long = "漢" * 40
+    svg = draw_counts("Kinds", {long: 1}, ("prompts", "kind"), "n").svg
+    assert "漢" * 26 + "…" in svg
+    assert long in svg
+    assert "7 more" in PLOTS["counts"]().svg
+    assert draw_counts("Prices", {"$1 and $2": 1}, ("prompts", "kind"), "n").svg.count("$1 and $2") >= 2
+
+
+def test_blocks_escape_what_they_show() -> None:
+    blocks = [Text(NASTY), Table(["a", NASTY], [[NASTY, None]]), Panels([Missing(NASTY, NASTY), PLOTS["lines"]()])]
+    page = render("audit.html", title=NASTY, about=NASTY, findings=[], sections=[Section("s", NASTY, blocks)])
+    assert "<script" not in page
+    assert page.count("&lt;/style&gt;&lt;script&gt;") == 10
+    assert "<td data-name" in page
+    assert ">–</td>" in page
+
+
+def test_figures_for_papers(tmp_path: Path) -> None:
+    plots = [draw() for draw in PLOTS.values()]
+    section = Section("one", "One", [Panels([*plots, Missing("none", "none"), PLOTS["lines"]()])])
+    assert (
+        write_figures([section], tmp_path / "a") == f"wrote {len(plots) + 1} plots as PDF and PNG to {tmp_path / 'a'}"
+    )
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {"one-loss-1.pdf", "one-loss-1--2.png", "one-both.png"} <= names
+    assert len(names) == 2 * (len(plots) + 1)
+    write_figures([Section("one", "One", [Panels([PLOTS["lines"]()])])], tmp_path / "b")
+    for name in ("one-loss-1.pdf", "one-loss-1.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file: cannot be written"):
+        write_figures([section], tmp_path / "file")
