@@ -1,1 +1,1 @@
-"""What comparisons are worth before anything is trained on them: leaks, duplicates, contradictions, noise, shape."""
+"""Audits comparisons before training: leaks, duplicates, contradictions, label noise, and the graph they form."""

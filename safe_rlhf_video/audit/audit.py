@@ -1,4 +1,4 @@
-"""All sections of an audit as one dictionary of plain JSON values; docs/audit.md explains every figure."""
+"""Computes all sections of an audit as one dictionary of plain JSON values; docs/audit.md explains every figure."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def audit(
     known_hashes: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Audit some configs, each by itself and all together.
+    """Audits some configs, each by itself and all together.
 
     Args:
-        splits: the first is what the fitted baselines of the others learn from.
-        read_content: whether clips are read for their content hash.
+        splits: the fitted baselines of the others learn from the first one.
+        read_content: whether to read clips for their content hash.
         known_hashes: video name -> SHA-256 of its file, from a frame store.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
-        The sections of all splits together at the top, those of each under `splits`. A figure that cannot be had is
-        None and has its reason beside it.
+        The sections of all splits together at the top, and those of each split under `splits`. A figure that cannot be
+        computed is None, with a reason beside it.
     """
     splits = list(splits)
     apart = keep_apart(splits)
@@ -77,17 +77,17 @@ def audit(
 
 
 def _unit(splits: Sequence[Split]) -> str:
-    """What is compared: "video", "response", or "item" where there are both."""
+    """Returns the word for what is compared: "video", "response", or "item" if there are both."""
     are_texts = {video.response_text is not None for split in splits for video in split.videos}
     return "item" if len(are_texts) > 1 else "response" if True in are_texts else "video"
 
 
 def _audit_labels(splits: Sequence[Split], seed: int) -> dict[str, Any]:
-    """What the labels of some splits say together; sections of comparisons are None where there are none.
+    """Audits the labels of some splits together; sections about comparisons are None if there are no comparisons.
 
     Args:
-        splits: one id must stand for one prompt in all of them.
-        seed: of the bootstrap.
+        splits: an id must mean the same prompt in all of them.
+        seed: seed of the bootstrap.
     """
     pairs, num_repeated = _pool_pairs(splits)
     mentions = [video for split in splits for video in split.mentions]
@@ -115,7 +115,7 @@ def _audit_labels(splits: Sequence[Split], seed: int) -> dict[str, Any]:
 
 
 def _pool_pairs(splits: Sequence[Split]) -> tuple[Sequence[PairSample], int]:
-    """All pairs, and how many more there are: a row that several splits have is one label, not a repeated one."""
+    """Returns all pairs, and the number of dropped copies: a row in several splits is one label, not a repeated one."""
     if len(splits) == 1:
         return splits[0].pairs, 0
     pool: dict[tuple[object, ...], PairSample] = {}
@@ -127,7 +127,7 @@ def _pool_pairs(splits: Sequence[Split]) -> tuple[Sequence[PairSample], int]:
 
 
 def _audit_all_baselines(splits: Sequence[Split], seed: int) -> dict[str, Any]:
-    """The first split that can be learned from is cross-fitted, every later one judged by a fit on it."""
+    """Cross-fits the first split that can be learned from, and judges every later one by a fit on it."""
     fitted = fitted_signs = None
     found: dict[str, Any] = {}
     for split in splits:

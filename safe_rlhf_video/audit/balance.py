@@ -1,4 +1,4 @@
-"""How often each label, harm, kind of prompt and generator occurs."""
+"""Counts how often each label, harm, prompt type and generator occurs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def audit_balance(
     prompts: Sequence[VideoSample | PromptSample],
     resamples: Resamples | None,
 ) -> dict[str, Any]:
-    """Counts of all labels; shares with intervals where there are comparisons.
+    """Counts all labels; gives shares with intervals if there are comparisons.
 
     Args:
-        comparisons: without a row for a list of single videos.
+        comparisons: has no rows for a list of single videos.
         mentions: every record of a video.
         prompts: one record of each prompt.
-        resamples: over the prompts of `comparisons`; None without any.
+        resamples: over the prompts of `comparisons`; None if there are none.
     """
     generator_of: dict[str, str | None] = {}
     for video in mentions:
@@ -57,7 +57,7 @@ def audit_balance(
 
 
 def _audit_dimension(comparisons: Comparisons, dimension: str, resamples: Resamples) -> dict[str, Any]:
-    """Counts, and the share of preferences that name video_0: far from one half, the place itself tells the label."""
+    """Counts labels, and the share of preferences for video_0: far from one half, the position predicts the label."""
     label = comparisons.labels[dimension]
     strict = (label == 0) | (label == 1)
     return {
@@ -70,7 +70,7 @@ def _audit_dimension(comparisons: Comparisons, dimension: str, resamples: Resamp
 
 
 def _audit_harms(labels: Sequence[tuple[str, Mapping[str, bool] | None]]) -> dict[str, Any]:
-    """Of each of the 12 harms, how many names have it; `labels` may hold a name several times."""
+    """Counts the names that have each of the 12 harms; `labels` may hold a name several times."""
     return {
         key: {
             "code": harm.code,
@@ -82,8 +82,8 @@ def _audit_harms(labels: Sequence[tuple[str, Mapping[str, bool] | None]]) -> dic
 
 
 def _count_flags(flags: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
-    """Of each name once: said true, said false, said both, never said."""
-    # 1 said false, 2 said true: sets would take several times as long.
+    """Counts each name once: labelled true, false, both, or never."""
+    # Bits: 1 false, 2 true. Sets would take several times as long.
     said: dict[str, int] = {}
     for name, flag in flags:
         said[name] = said.get(name, 0) | (0 if flag is None else 2 if flag else 1)
@@ -101,7 +101,7 @@ def _count_flags(flags: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
 def _audit_generators(
     comparisons: Comparisons, generator_of: dict[str, str], resamples: Resamples | None
 ) -> dict[str, Any]:
-    """Videos of each generator, and how often it wins against the others; a tie is half a win."""
+    """Counts the videos of each generator, and how often it wins against the others; a tie is half a win."""
     num_videos = Counter(generator_of.values())
     number_of = {name: number for number, (name, _) in enumerate(num_videos.most_common())}
     generator = np.array([number_of[generator_of[name]] for name in comparisons.video_names], np.int64)

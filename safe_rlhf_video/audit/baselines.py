@@ -1,4 +1,4 @@
-"""How far one gets without looking at a video: what a model must beat, and what it would learn first."""
+"""Measures predictors that never look at a video: a model must beat them, and would learn them first."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.evaluation import controls
 from safe_rlhf_video.stats.metrics import credit, sign_accuracy
 
-# Plenty for 300 words; more would only cost time.
+# Enough for 300 words; more would only cost time.
 MAX_FITTED_VIDEOS = 8000
 CROSS_FITTED = "the same data in halves by prompt, each judged by a fit on the other"
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What is learned from, and what is judged by it.
+    """The comparisons to learn from, and those to judge.
 
     Attributes:
         fitted: the comparisons to learn from.
-        learned_generators: of video_0 and video_1 of each of them.
-        is_judged: bool (M,), of the M comparisons that are judged.
-        judged_generators: of video_0 and video_1 of each of the M.
-        taken_as_one: how many generators are too rare in `fitted` to be told apart.
+        learned_generators: the generators of video_0 and video_1 of each of them.
+        is_judged: bool (M,), which of the M comparisons this fold judges.
+        judged_generators: the generators of video_0 and video_1 of each of the M.
+        taken_as_one: the number of generators that are too rare in `fitted` to be distinguished.
     """
 
     fitted: Comparisons
@@ -52,7 +52,7 @@ class SafetyLabels:
     """Which of V videos are safe, and the prompts that they were made from.
 
     Attributes:
-        texts: V prompts.
+        texts: V prompt texts.
         prompt: int (V,), index of each video's prompt.
         num_prompts: P.
         sign: int (V,), +1 safe, -1 unsafe, 0 unknown or contradictory.
@@ -65,16 +65,16 @@ class SafetyLabels:
 
     @property
     def has_both(self) -> bool:
-        """Whether there is something to tell apart."""
+        """Whether there are both safe and unsafe videos."""
         return bool((self.sign == 1).any() and (self.sign == -1).any())
 
 
 def gather_safety_labels(split: Split) -> SafetyLabels:
-    """The safety label of each video of a split, by the rule that training follows."""
+    """Collects the safety label of each video of a split, by the rule that training follows."""
     said = safety_signs(split.pairs)
     index: dict[str, int] = {}
     prompt = [index.setdefault(video.prompt_id, len(index)) for video in split.videos]
-    # A list of single videos has each of them once.
+    # A list of single videos has each video once.
     sign_of = {True: 1, False: -1, None: 0}
     sign = [said.get((video.prompt_id, video.video_id), sign_of[video.is_safe]) for video in split.videos]
     return SafetyLabels(
@@ -88,13 +88,13 @@ def gather_safety_labels(split: Split) -> SafetyLabels:
 def audit_baselines(
     judged: Comparisons, resamples: Resamples, fitted: Comparisons | None = None, fitted_name: str = CROSS_FITTED
 ) -> dict[str, Any]:
-    """Accuracy of predictors of preferences that know generators, prompts or safety labels only.
+    """Measures the accuracy of predictors of preferences that know only generators, prompts or safety labels.
 
     Args:
-        judged: the comparisons they are judged on; ties are left out, there is no side to take.
+        judged: the comparisons to judge them on; ties are left out, because they have no preferred side.
         resamples: over the prompts of `judged`.
-        fitted: the comparisons they learn from; None to cross-fit within `judged`.
-        fitted_name: how the report calls `fitted`.
+        fitted: the comparisons to learn from; None to cross-fit within `judged`.
+        fitted_name: the name of `fitted` in the report.
 
     Returns:
         `fitted_on`, `generators_taken_as_one`, `generator_only` (by dimension), `prompt_only` and `is_safe_only`.
@@ -124,7 +124,7 @@ def audit_baselines(
 
 
 def _halves(texts: Sequence[str]) -> np.ndarray:
-    """0 or 1 for each prompt, by its text, so that one text under two ids is never on both sides: (N,)."""
+    """Assigns 0 or 1 to each prompt by its text, (N,), so that one text under two ids is never on both sides."""
     half = {
         text: hashlib.sha256(normalise_prompt(text).encode(errors="surrogatepass")).digest()[0] % 2
         for text in dict.fromkeys(texts)
@@ -185,13 +185,13 @@ def audit_prompt_baseline(
     fitted: SafetyLabels | None = None,
     fitted_name: str = CROSS_FITTED,
 ) -> dict[str, Any]:
-    """`is_safe` from the prompt's words: recalls with intervals, balanced accuracy and AUROC.
+    """Predicts `is_safe` from the prompt's words: recalls with intervals, balanced accuracy and AUROC.
 
     Args:
-        judged: the videos it is judged on.
+        judged: the videos to judge it on.
         resamples: over the prompts of `judged`.
-        fitted: the videos it learns from; None to cross-fit within `judged`.
-        fitted_name: how the report calls `fitted`.
+        fitted: the videos to learn from; None to cross-fit within `judged`.
+        fitted_name: the name of `fitted` in the report.
     """
     everything = np.arange(len(judged.texts))
     half = _halves(judged.texts)
@@ -207,7 +207,7 @@ def audit_prompt_baseline(
         sign = source.sign[known]
         if len(np.unique(sign)) < 2:
             continue
-        # Videos of one prompt have one answer.
+        # Videos of one prompt get the same answer.
         texts = list(dict.fromkeys(judged.texts[video] for video in places.tolist()))
         answers = controls.prompt_only_unsafe([source.texts[video] for video in known.tolist()], sign, texts).tolist()
         answer_of = dict(zip(texts, answers, strict=True))
@@ -232,7 +232,7 @@ def audit_prompt_baseline(
 
 
 def _auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """P(a positive scores above a negative), ties half (Mann & Whitney 1947)."""
+    """Computes P(a positive scores above a negative); ties count half (Mann & Whitney 1947)."""
     ordered = np.sort(negative)
     below, not_above = np.searchsorted(ordered, positive, "left"), np.searchsorted(ordered, positive, "right")
     return float((below + not_above).mean() / (2 * len(negative)))
@@ -245,5 +245,5 @@ def _generators(comparisons: Comparisons, kept: set[str]) -> list[tuple[str, str
 
 
 def _as_accuracy(figure: dict[str, Any]) -> dict[str, Any]:
-    """A share of right answers under the name that evaluation gives it."""
+    """Renames a share of right answers to accuracy, as in an evaluation."""
     return {"accuracy" if key == "share" else key: value for key, value in figure.items()}

@@ -1,4 +1,4 @@
-"""The same content under two names: clips by the SHA-256 of their files, responses of text corpora by their words."""
+"""Finds the same content under two names: clips by the SHA-256 of their files, text responses by their words."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Members = set[tuple[str, str]]  # (split, video name)
 def audit_clips(
     splits: Sequence[Split], read_content: bool, known_hashes: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Find clips of equal content.
+    """Finds clips of equal content.
 
-    Two files of different size differ, so only clips whose size another clip shares are read. Several names of one file
-    are duplicates whether or not it is there.
+    Files of different size differ, so only clips that share their size with another clip are read. Several names of one
+    file are duplicates even if the file is missing.
 
     Args:
-        splits: whose clips; one name must stand for one video in all of them.
-        read_content: whether clips are read at all.
-        known_hashes: video name -> SHA-256 of its file in hex, as a frame store keeps them; these clips need not be
-            there and are not read again.
+        splits: the splits with the clips; a name must mean the same video in all of them.
+        read_content: whether to read clips at all.
+        known_hashes: video name -> SHA-256 of its file in hex, from a frame store; these clips may be missing and are
+            not read again.
 
     Returns:
-        `present`, `missing` and `compared` count videos (with `refused` they make the whole: a path that leads out of
-        the video folder is neither); `refused` and `unreadable` name them; `hashed` and `from_store` count files;
-        `duplicates` and `across_splits` are lists of groups of names; `identical_pairs`, comparisons of a clip with
-        itself; and `reason` where no content was compared.
+        `present`, `missing` and `compared` count videos (`present`, `missing` and `refused` make the whole: a path that
+        leads out of the video folder is refused); `refused` and `unreadable` are names; `hashed` and `from_store` count
+        files; `duplicates` and `across_splits` are lists of groups of names; `identical_pairs` are comparisons of one
+        clip with itself; `reason` says why no content was compared.
     """
     known = known_hashes or {}
     files, refused = _find_files(splits)
@@ -45,7 +45,7 @@ def audit_clips(
         if digest is not None:
             digests[file] = digest
     from_store = len(digests)
-    # A hash of a clip that is not there comes without a size: any file may then be its twin.
+    # A missing clip with a known hash has no size: any file may be its duplicate.
     any_size = any(file not in sizes for file in digests)
     times = Counter(sizes.values())
     alone = {file for file, size in sizes.items() if times[size] == 1 and not any_size}
@@ -79,7 +79,7 @@ def audit_clips(
 
 
 def audit_responses(splits: Sequence[Split]) -> dict[str, Any] | None:
-    """Equal responses of text corpora under two names; None where no record has a response."""
+    """Finds equal text responses under two names; None if no record has a response."""
     contents: dict[str, Members] = {}
     for split in splits:
         for video in split.videos:
@@ -99,7 +99,7 @@ def audit_responses(splits: Sequence[Split]) -> dict[str, Any] | None:
 
 
 def _find_files(splits: Sequence[Split]) -> tuple[dict[Path, Members], list[str]]:
-    """Clip file -> the videos that it shows; and the names whose path leads out of the video folder."""
+    """Maps each clip file to its videos; also returns the names whose path leads out of the video folder."""
     files: dict[Path, Members] = {}
     refused: dict[str, None] = {}
     for split in splits:
@@ -115,7 +115,7 @@ def _names(files: Mapping[Path, Members], chosen: Mapping[Path, Any] | set[Path]
 
 
 def _read(unread: list[Path], digests: dict[Path, str], files: Mapping[Path, Members]) -> list[str]:
-    """Add the digests of files; returns the names of those that cannot be read."""
+    """Adds the digests of files to `digests`; returns the names of unreadable ones."""
     unreadable: list[str] = []
     if not unread:
         return unreadable
@@ -130,7 +130,7 @@ def _read(unread: list[Path], digests: dict[Path, str], files: Mapping[Path, Mem
 
 
 def _size(file: Path) -> int | None:
-    """None where there is no file."""
+    """Returns the size of a file, or None if there is no file."""
     try:
         return file.stat().st_size if file.is_file() else None
     except OSError:
@@ -146,7 +146,7 @@ def _hash_file(file: Path) -> str:
 
 
 def _find_identical_pairs(splits: Sequence[Split], duplicates: list[list[str]]) -> dict[str, Any]:
-    """Comparisons whose two sides have one content: whatever their label says, it says nothing about it."""
+    """Finds comparisons whose two sides have the same content, so that their label means nothing."""
     group_of = {name: number for number, names in enumerate(duplicates) for name in names}
     found = [
         f"{split.name}: {pair.pair_id}"
@@ -158,7 +158,7 @@ def _find_identical_pairs(splits: Sequence[Split], duplicates: list[list[str]]) 
 
 
 def _group(contents: Mapping[Any, Members]) -> tuple[list[list[str]], list[list[str]]]:
-    """Groups of different names with one content, and those of them whose names do not all stand in one split."""
+    """Returns groups of different names with the same content, and the groups that span several splits."""
     duplicates, across = [], []
     for members in contents.values():
         names = sorted({name for _, name in members})

@@ -1,4 +1,4 @@
-"""The comparisons of some data as index arrays, which all sections of an audit read."""
+"""Turns comparisons into index arrays, which all sections of an audit read."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from safe_rlhf_video.data.records import ALL_DIMENSIONS, TIE, PairSample
 
 # Labels as numbers; 0 and 1 name the preferred video.
 TIED, MISSING = 2, -1
-# Names of generators are free text: a name for each video would make every figure by generator cubic in the videos.
+# Generator names are free text. One name for each video would make every figure by generator cubic in the videos.
 MAX_GENERATORS = 100
 UNKNOWN, OTHER_GENERATORS = "unknown", "other generators"
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """M comparisons between V videos of P prompts; rows keep the order of the pairs they were built from.
+    """M comparisons between V videos of P prompts; rows keep the order of the original pairs.
 
     Attributes:
         pairs: the M records themselves.
         video_names: V strings `prompt_id/video_id`.
-        prompt_of_video: int (V,), index of a video's prompt.
+        prompt_of_video: int (V,), index of each video's prompt.
         num_prompts: P.
         videos: int (M, 2), indices of video_0 and video_1.
         labels: dimension -> int (M,): 0 or 1, the preferred video, TIED or MISSING.
         safety_sign: int (V,), +1 safe, -1 unsafe, 0 unknown or contradictory, as training reads it.
-        generators: V names, the first that any record of the video gives, or None.
+        generators: V names, each the first that any record of the video gives, or None.
     """
 
     pairs: Sequence[PairSample]
@@ -44,17 +44,17 @@ class Comparisons:
 
     @property
     def prompt(self) -> np.ndarray:
-        """Index of each comparison's prompt: (M,)."""
+        """Index of each comparison's prompt, (M,)."""
         return self.prompt_of_video[self.videos[:, 0]]
 
     @property
     def pair_key(self) -> np.ndarray:
-        """A number that two comparisons share exactly when they compare the same two videos: (M,)."""
+        """A number that two comparisons share exactly if they compare the same two videos, (M,)."""
         return self.videos.min(axis=1) * np.int64(len(self.video_names)) + self.videos.max(axis=1)
 
 
 def build_comparisons(pairs: Sequence[PairSample]) -> Comparisons:
-    """Number prompts and videos in the order of first appearance; a video is told by its prompt's id and its own."""
+    """Numbers prompts and videos in the order of first appearance; prompt id and video id together identify a video."""
     prompt_index: dict[str, int] = {}
     video_index: dict[tuple[str, str], int] = {}
     prompt_of_video: list[int] = []
@@ -88,6 +88,6 @@ def build_comparisons(pairs: Sequence[PairSample]) -> Comparisons:
 
 
 def frequent_generators(names: Iterable[str]) -> set[str]:
-    """The MAX_GENERATORS names that occur most often, of equals the first by alphabet."""
+    """Returns the MAX_GENERATORS most frequent names; among equals, the alphabetically first."""
     counts = Counter(names)
     return set(sorted(counts, key=lambda name: (-counts[name], name))[:MAX_GENERATORS])

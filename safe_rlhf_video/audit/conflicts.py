@@ -1,4 +1,4 @@
-"""Labels that contradict one another."""
+"""Finds labels that contradict one another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safe_rlhf_video.data.records import ALL_DIMENSIONS, HARM_LABELS, VideoSampl
 
 
 def audit_conflicts(comparisons: Comparisons, mentions: Sequence[VideoSample], resamples: Resamples) -> dict[str, Any]:
-    """Pairs labelled twice, safety and harm labels that disagree, and `harmlessness` against `is_safe`."""
+    """Compares repeated labels of a pair, safety labels with harm labels, and `harmlessness` with `is_safe`."""
     return {
         "repeated_pairs": {name: _audit_repeats(comparisons, name) for name in ALL_DIMENSIONS},
         **_audit_video_labels(mentions),
@@ -24,10 +24,10 @@ def audit_conflicts(comparisons: Comparisons, mentions: Sequence[VideoSample], r
 
 
 def _audit_repeats(comparisons: Comparisons, dimension: str) -> dict[str, Any]:
-    """Two videos that were compared more than once, and whether all their labels agree."""
+    """Finds videos that were compared more than once, and whether all their labels agree."""
     label = comparisons.labels[dimension]
     rows = np.flatnonzero(label != MISSING)
-    # Turned so that a label does not depend on which of the two stood first.
+    # Turned so that a label does not depend on which of the two came first.
     swapped = comparisons.videos[rows, 0] > comparisons.videos[rows, 1]
     turned = np.where(label[rows] == TIED, TIED, np.where(swapped, 1 - label[rows], label[rows]))
     _, pair, times = np.unique(comparisons.pair_key[rows], return_inverse=True, return_counts=True)
@@ -36,7 +36,7 @@ def _audit_repeats(comparisons: Comparisons, dimension: str) -> dict[str, Any]:
     zeros, ones = counts[:, 0], counts[:, 1]
     repeated, contradictory = times > 1, (zeros > 0) & (ones > 0)
     strict = zeros + ones
-    # Of all couples of labels of one pair, those that disagree.
+    # All couples of labels of one pair, and the couples that disagree.
     couples, disagreeing = int((strict * (strict - 1) // 2).sum()), int((zeros * ones).sum())
     first_rows = np.flatnonzero(np.isin(pair, np.flatnonzero(contradictory)))[: 2 * NUM_EXAMPLES]
     return {
@@ -55,7 +55,7 @@ def _audit_video_labels(mentions: Sequence[VideoSample]) -> dict[str, Any]:
     said: dict[str, set[bool]] = {}
     made_by: dict[str, str] = {}
     made_by_several: set[str] = set()
-    # A bit a harm; sets would take several times as long.
+    # One bit for each harm; sets would take several times as long.
     bits = {key: 1 << place for place, key in enumerate(HARM_LABELS)}
     given: dict[str, int] = {}
     denied: dict[str, int] = {}
@@ -100,7 +100,7 @@ def _audit_video_labels(mentions: Sequence[VideoSample]) -> dict[str, Any]:
 
 
 def _audit_order(comparisons: Comparisons, resamples: Resamples) -> dict[str, Any]:
-    """The logical order of PKU-SafeRLHF: a safe video is never less harmless than an unsafe one of the same prompt."""
+    """Checks PKU-SafeRLHF's order: a safe video is never less harmless than an unsafe one of the same prompt."""
     label = comparisons.labels["harmlessness"]
     sign = comparisons.safety_sign[comparisons.videos]
     mixed = sign[:, 0] * sign[:, 1] == -1

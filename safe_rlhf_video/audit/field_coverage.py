@@ -1,4 +1,4 @@
-"""What the reader let pass: fields that nobody knows, which may be misspelt ones, and prompts without a word."""
+"""Finds unknown fields, which may be misspelt, and prompts without text; the reader accepts both."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _KNOWN = (
     *("prompt_type", "prompt_labels", "sub_preferences", "video_labels", "is_safe", "generated_from", "video_text"),
 )
 _NESTED = ("sub_preferences", "prompt_labels", "video_labels")
-# "helpful" for helpfulness is found, "prompt_source" for prompt_text is not.
+# Matches "helpful" to helpfulness, but not "prompt_source" to prompt_text.
 _LIKENESS = 0.75
 
 
 def audit_fields(split: Split) -> dict[str, Any]:
-    """Unknown fields of one split and what each may be meant to be; blank prompts.
+    """Finds the unknown fields of one split, the known field that each resembles, and blank prompts.
 
     Returns:
-        `unknown`: field -> `records` that have it and `resembles`, a known field or None; nested fields have a dot,
-        those of a video stand under "video". `blank_prompts` and `examples` of their ids.
+        `unknown`: field -> `records`, the number of records that have it, and `resembles`, a known field or None.
+        Nested fields have a dot; fields of a video begin with "video.". `blank_prompts` and `examples` of their ids.
     """
     counts: Counter[str] = Counter()
     counts.update(_names((pair.extra for pair in split.pairs), ""))

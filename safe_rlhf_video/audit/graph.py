@@ -1,4 +1,4 @@
-"""The comparison graph: videos are its nodes, comparisons its edges, and its shape says what scores can be known.
+"""Measures the comparison graph: videos are nodes, comparisons are edges; its shape limits what scores can be known.
 
 Give every comparison a resistance of one ohm. The effective resistance between two videos,
 
@@ -27,7 +27,7 @@ _QUANTILES = (0.05, 0.25, 0.75, 0.95)
 
 
 def find_components(num_nodes: int, edges: np.ndarray) -> np.ndarray:
-    """Component of each node, named by its lowest node.
+    """Finds the component of each node, named by its lowest node.
 
     Args:
         num_nodes: N.
@@ -48,14 +48,14 @@ def find_components(num_nodes: int, edges: np.ndarray) -> np.ndarray:
 
 
 def effective_resistances(num_nodes: int, edges: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Resistances within every component of two nodes or more, in batches of components of one size.
+    """Computes resistances within every component of two or more nodes, in batches of components of one size.
 
     Args:
         num_nodes: N.
-        edges: int (M, 2), one row a comparison; two rows of the same nodes are parallel resistors.
+        edges: int (M, 2), one row for each comparison; two rows with the same nodes are parallel resistors.
 
     Yields:
-        nodes (B, n), resistance (B, n, n) and conductance (B, n, n), the number of comparisons of each two nodes.
+        nodes (B, n), resistance (B, n, n) and conductance (B, n, n), the number of comparisons between two nodes.
         Components of more than MAX_COMPONENT nodes are left out.
     """
     component = find_components(num_nodes, edges)
@@ -79,7 +79,7 @@ def effective_resistances(num_nodes: int, edges: np.ndarray) -> Iterator[tuple[n
             np.add.at(conductance, (row, ends[:, 0], ends[:, 1]), 1.0)
             conductance += conductance.transpose(0, 2, 1)
             laplacian = np.eye(size) * conductance.sum(axis=2)[:, :, None] - conductance
-            # Of a connected graph L + J/n is regular, and its inverse L^+ + J/n; the J/n cancels in the differences.
+            # For a connected graph L + J/n is regular, and its inverse is L^+ + J/n; J/n cancels in the differences.
             inverse = np.linalg.inv(laplacian + 1.0 / size)
             diagonal = np.diagonal(inverse, axis1=1, axis2=2)
             resistance = diagonal[:, :, None] + diagonal[:, None, :] - 2.0 * inverse
@@ -87,7 +87,7 @@ def effective_resistances(num_nodes: int, edges: np.ndarray) -> Iterator[tuple[n
 
 
 def audit_graph(comparisons: Comparisons, dimension: str | None) -> dict[str, Any]:
-    """Size, components and resistances of the graph of one dimension's labels (ties count), or of all (None)."""
+    """Measures size, components, resistances of the graph of one dimension's labels (with ties), or of all (None)."""
     labelled = [comparisons.labels[name] != MISSING for name in comparisons.labels if dimension in (None, name)]
     edges = comparisons.videos[np.any(labelled, axis=0)]
     num_videos = len(comparisons.video_names)
@@ -148,10 +148,10 @@ def _audit_resistance(
 
 
 def _describe(values: np.ndarray) -> dict[str, Any] | None:
-    """None without a value."""
+    """Summarises values; None if there are none."""
     if not len(values):
         return None
-    # Rounding error must not move a resistance of exactly 1 to the bin below.
+    # Rounding error must not move a resistance of exactly 1 into the bin below.
     values = np.round(values, 9)
     counts = np.bincount(np.floor(values / HISTOGRAM_STEP).astype(np.int64))
     return {

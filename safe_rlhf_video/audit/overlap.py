@@ -1,4 +1,4 @@
-"""What two splits share, and prompts that stand under two ids."""
+"""Finds what two splits share, and prompts with two ids."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from safe_rlhf_video.data.preferences import normalise_prompt
 
 
 def audit_overlap(splits: Sequence[Split], apart: Sequence[Split]) -> list[dict[str, Any]]:
-    """For every two splits, the prompts (by normalised text and by id), videos and comparisons in both.
+    """Counts for every two splits the prompts (by normalised text and by id), videos and comparisons in both.
 
     Args:
         splits: with the ids of their files.
-        apart: the same with different ids where one id stands for different prompts, as `keep_apart` gives them.
+        apart: the same splits from `keep_apart`: where one id means different prompts, the ids differ.
     """
     texts = {split.name: _ids_of_texts(split) for split in splits}
     written = {split.name: {video.name for video in split.videos} for split in splits}
@@ -59,13 +59,13 @@ def audit_overlap(splits: Sequence[Split], apart: Sequence[Split]) -> list[dict[
 
 
 def audit_prompt_ids(split: Split) -> dict[str, Any]:
-    """Prompts of one split whose text, but for case and white space, stands under several ids."""
+    """Finds prompts of one split whose text has several ids, ignoring case and white space."""
     repeated = [ids for ids in _ids_of_texts(split).values() if len(ids) > 1]
     return {"prompts_under_several_ids": len(repeated), "examples": repeated[:NUM_EXAMPLES]}
 
 
 def _ids_of_texts(split: Split) -> dict[str, list[str]]:
-    """Normalised text -> its prompt ids, in the order of first appearance."""
+    """Maps each normalised text to its prompt ids, in the order of first appearance."""
     ids: dict[str, dict[str, None]] = {}
     for prompt_id, record in split.prompts.items():
         ids.setdefault(normalise_prompt(record.prompt_text), {})[prompt_id] = None

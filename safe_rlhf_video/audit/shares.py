@@ -1,4 +1,4 @@
-"""Shares with their counts and an interval that respects prompts; one set of resamples serves a whole audit."""
+"""Computes shares with counts and an interval by prompts; one set of resamples serves a whole audit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _BLOCK = 64
 class Resamples:
     """How often each of P prompts is drawn in each of S resamples.
 
-    An audit asks for about a hundred intervals over the same prompts. `metrics.ratio_interval` draws anew for each;
-    drawing once gives the same interval (a test holds the two together) in a hundredth of the time.
+    An audit needs about a hundred intervals over the same prompts. `metrics.ratio_interval` draws anew for each;
+    drawing once gives the same interval (a test compares the two) in a hundredth of the time.
 
     Attributes:
         counts: uint8 (S, P).
@@ -25,7 +25,7 @@ class Resamples:
 
     @classmethod
     def draw(cls, num_prompts: int, num_samples: int = 1000, seed: int = 0) -> Resamples:
-        """Draw `num_samples` times `num_prompts` prompts with replacement; the same arguments give the same draws."""
+        """Draws `num_prompts` prompts with replacement, `num_samples` times; the same arguments give the same draws."""
         random = np.random.default_rng(seed)
         counts = np.zeros((num_samples, num_prompts), np.uint8)
         for sample in range(num_samples if num_prompts else 0):
@@ -34,7 +34,7 @@ class Resamples:
         return cls(counts)
 
     def ratio_interval(self, numerator: np.ndarray, denominator: np.ndarray) -> tuple[list[float] | None, str | None]:
-        """95% percentile interval of sum(numerator) / sum(denominator) under resampled prompts.
+        """Computes the 95% percentile interval of sum(numerator) / sum(denominator) under resampled prompts.
 
         Source: cluster bootstrap, Field & Welsh 2007 (JRSS B 69, 369-390).
 
@@ -42,7 +42,7 @@ class Resamples:
             numerator, denominator: (P,) sums of each prompt.
 
         Returns:
-            The interval and None, or None and the reason why there is none.
+            The interval and None, or None and a reason.
         """
         has_any = denominator != 0
         if np.count_nonzero(has_any) < 2:
@@ -59,16 +59,16 @@ class Resamples:
 
 
 def share(credits: np.ndarray, prompts: np.ndarray, resamples: Resamples) -> dict[str, Any]:
-    """A share as every section reports it.
+    """Computes a share as every section reports it.
 
     Args:
-        credits: (N,) 1 for what counts, 0 for what does not, 0.5 for a tie.
-        prompts: (N,) index of the prompt of each.
+        credits: (N,) 1 if an item counts, 0 if not, 0.5 for a tie.
+        prompts: (N,) index of each item's prompt.
         resamples: over all prompts.
 
     Returns:
-        `count`, `total`, `prompts`, `share`, `interval` and `reason`, which says why a null is null and is null itself
-        otherwise.
+        `count`, `total`, `prompts`, `share`, `interval` and `reason`, which says why a value is null; otherwise it is
+        null itself.
     """
     num_prompts = resamples.counts.shape[1]
     numerator = np.bincount(prompts, weights=credits, minlength=num_prompts)

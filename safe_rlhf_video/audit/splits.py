@@ -1,4 +1,4 @@
-"""The configs of an audit under the names that its report gives them."""
+"""Loads the configs of an audit and names them for its report."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Split:
 
     Attributes:
         name: such as "train".
-        dataset: of pairs, of single videos or of prompts.
-        pairs: empty unless it is one of pairs.
-        mentions: every record of a video, several of one video where several pairs speak of it.
+        dataset: pairs, single videos or prompts.
+        pairs: empty unless the data set has pairs.
+        mentions: every record of a video; a video in several pairs has several.
         videos: each video once, in the order of `dataset.videos`.
-        prompts: prompt id -> the first record that has it.
+        prompts: prompt id -> the first record with this id.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Split:
     prompts: Mapping[str, VideoSample | PromptSample]
 
     def video_files(self) -> tuple[dict[str, Path], list[str]]:
-        """Name of each video with a clip -> where that lies; and the names whose path leads out of the video folder."""
-        # Where a clip lies can depend on its prompt's id, and `keep_apart` may have renamed that.
+        """Maps each video with a clip to its file; also returns the names whose path leads out of the video folder."""
+        # The path of a clip can depend on its prompt's id, and `keep_apart` may have renamed that.
         videos = {
             video.name: written
             for video, written in zip(self.videos, self.dataset.videos, strict=True)
@@ -63,14 +63,14 @@ def load_splits(
     video_dir: str | None = None,
     names: Sequence[str] | None = None,
 ) -> list[Split]:
-    """Read configs of pairs, videos or prompts and name them.
+    """Reads configs of pairs, videos or prompts and names them.
 
     Args:
-        paths, config_filename, video_dir: as `PairDataset.load` takes them.
-        names: one for each; by default after the files, "config-train.json.gz" being "train".
+        paths, config_filename, video_dir: as in `PairDataset.load`.
+        names: one for each config; by default from the file names: "config-train.json.gz" is "train".
 
     Raises:
-        ConfigError: the names are not one for each config, or not different.
+        ConfigError: there is not one name for each config, or two names are equal.
         SampleError: as `load_any`.
     """
     if names is not None and len(names) != len(paths):
@@ -88,7 +88,7 @@ def load_splits(
 
 
 def make_split(name: str, dataset: AnyDataset) -> Split:
-    """A loaded data set under a name."""
+    """Builds a split from a loaded data set."""
     pairs = dataset.pairs if isinstance(dataset, PairDataset) else []
     mentions = [video for pair in pairs for video in (pair.video_0, pair.video_1)] or dataset.videos
     records: Sequence[VideoSample | PromptSample] = (
@@ -101,12 +101,13 @@ def make_split(name: str, dataset: AnyDataset) -> Split:
 
 
 def keep_apart(splits: Sequence[Split]) -> list[Split]:
-    """The splits, with ids that stand for different prompts made different, so that they can be read as one.
+    """Returns the splits with different ids for different prompts, so that they can be read as one.
 
-    A prompt is the same in two splits where its id and its text (but for case and white space) are, and every video id
-    that both have stands for one path or one response. The id of any other becomes "split/id", which no id can be.
+    A prompt is the same in two splits if its id and its text (ignoring case and white space) are equal, and every video
+    id in both means the same path or the same response. Any other prompt gets the id "split/id"; no id of a file has a
+    slash.
     """
-    # Prompt id -> the different prompts that it stands for: split of the first, text, video id -> path and response.
+    # Prompt id -> the different prompts with this id: split of the first, text, video id -> path and response.
     kinds: dict[str, list[tuple[str, str, dict[str, tuple[str | None, str | None]]]]] = {}
     kind_of: list[dict[str, str]] = []
     for split in splits:
@@ -154,10 +155,10 @@ def _rename(split: Split, new_ids: Mapping[str, str]) -> Split:
 
 
 def read_store_hashes(store: Path) -> dict[str, str]:
-    """Video name -> SHA-256 of its file, of every clip that a frame store could read.
+    """Maps each clip that a frame store could read to the SHA-256 of its file.
 
     Raises:
-        VideoDecodeError: the folder is no frame store, or its index is damaged.
+        VideoDecodeError: the folder is not a frame store, or its index is damaged.
     """
     _, _, checksum = read_header(store)
     rows = read_index(store, checksum).rows

@@ -1,17 +1,17 @@
-"""How noisy the labels are, told by cycles: three videos of which each beats the next.
+"""Estimates label noise from cycles: three videos of which each beats the next.
 
 A consistent annotator makes no cycle. Suppose each prompt has a hidden strict order of its videos and every label is
-turned round with probability f, independently. Of the 8 patterns that the labels of a triangle can show, 2 are cyclic:
-one is reached by turning round the label between best and worst alone, the other by turning round the other two, so
+flipped with probability f, independently. Of the 8 possible label patterns of a triangle, 2 are cyclic: one results
+from flipping only the label between best and worst, the other from flipping the other two, so
 
     P(cyclic) = f (1 - f)^2 + f^2 (1 - f) = f (1 - f)        f = (1 - sqrt(1 - 4 P(cyclic))) / 2
 
 and no predictor can agree with more than 1 - f of such labels. Derived here; `tests/test_audit.py` enumerates it.
 
-People flip close pairs more often than clear ones, and the clearest pair of a triangle is the one whose flip alone
-makes a cycle. Cycles are then rarer than the mean f suggests, so that this ceiling is an upper end. The other figure
-takes Bradley-Terry labels of normally distributed utilities of unknown spread, finds the spread that makes as many
-cycles, and tells how often the better video wins there. Both are answers of a model of the labels, not measurements.
+People flip close pairs more often than clear ones, and only a flip of the clearest pair makes a cycle by itself. Cycles
+are then rarer than the mean f suggests, so this ceiling is an upper end. The other figure assumes Bradley-Terry labels
+of normally distributed utilities of unknown spread, finds the spread that gives as many cycles, and computes how often
+the better video wins there. Both figures come from a model of the labels; they are not measurements.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ FEW_TRIANGLES = 30
 
 
 def flip_rate(cyclic_share: float) -> float:
-    """Probability f <= 1/2 that a label is turned round, from the share of closed triangles that are cyclic.
+    """Computes the probability f <= 1/2 that a label is flipped, from the share of closed triangles that are cyclic.
 
-    Shares above 1/4, more cycles than coin flips make, give 1/2.
+    Shares above 1/4, more cycles than coin flips give, return 1/2.
     """
     return (1.0 - math.sqrt(max(0.0, 1.0 - 4.0 * cyclic_share))) / 2.0
 
 
 def flip_rate_of_repeats(disagreement: float) -> float:
-    """The same f from pairs that were labelled twice: two labels disagree with probability 2 f (1 - f)."""
+    """Computes the same f from pairs that were labelled twice: two labels disagree with probability 2 f (1 - f)."""
     return flip_rate(disagreement / 2.0)
 
 
 def bradley_terry_ceiling(cyclic_share: float) -> float:
-    """Mean probability that the better video wins, from the share of closed triangles that are cyclic.
+    """Computes the mean probability that the better video wins, from the share of closed triangles that are cyclic.
 
-    Labels follow P(i beats j) = sigmoid(u_i - u_j) (Bradley & Terry 1952) with independent normal utilities u, whose
-    spread is the one at which the labels of three videos are cyclic as often as observed. Shares of 1/4 and above give
-    1/2.
+    Labels follow P(i beats j) = sigmoid(u_i - u_j) (Bradley & Terry 1952) with independent normal utilities u. Their
+    spread is the one at which the labels of three videos are cyclic as often as observed. Shares of 1/4 and above
+    return 1/2.
     """
-    # Of a wide spread both the share's root and the ceiling's distance to 1 fall as 1 / spread: a line between them.
+    # For a wide spread, the root of the share and 1 - ceiling both fall as 1 / spread, so interpolation is linear.
     shares, ceilings = _bradley_terry_curve()
     return float(np.interp(math.sqrt(cyclic_share), np.sqrt(shares), ceilings))
 
 
 def count_triangles(comparisons: Comparisons, dimension: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Closed and cyclic triangles of each prompt.
+    """Counts closed and cyclic triangles of each prompt.
 
-    A pair that was compared several times counts with the first of its labels that is no tie, so that f stays the rate
-    of a single label. A triangle with a pair whose labels are all ties has no order to contradict: it is not closed.
+    A pair that was compared several times counts with its first label that is not a tie, so that f stays the rate of a
+    single label. A triangle with a pair whose labels are all ties has no order to contradict: it is not closed.
 
     Returns:
-        int (P,) closed, int (P,) cyclic, and the number of triangles set aside for a tie.
+        int (P,) closed, int (P,) cyclic, and the number of triangles left out because of a tie.
     """
     wins = _first_labels(comparisons, dimension)
     closed = np.zeros(comparisons.num_prompts, np.int64)
@@ -79,7 +79,7 @@ def count_triangles(comparisons: Comparisons, dimension: str) -> tuple[np.ndarra
 
 
 def audit_triangles(comparisons: Comparisons, dimension: str, resamples: Resamples) -> dict[str, Any]:
-    """Counts, share of cyclic triangles, implied flip rate and ceiling of accuracy, with intervals by prompt."""
+    """Reports counts, share of cyclic triangles, implied flip rate and accuracy ceiling, with intervals by prompt."""
     closed, cyclic, num_tied = count_triangles(comparisons, dimension)
     num_closed, num_cyclic = int(closed.sum()), int(cyclic.sum())
     figure: dict[str, Any] = {
@@ -112,7 +112,7 @@ def audit_triangles(comparisons: Comparisons, dimension: str, resamples: Resampl
         "ceiling_bradley_terry": bradley_terry_ceiling(observed),
     }
     if interval is not None:
-        # All are monotone in the share, so the percentiles of the one are those of the others.
+        # All are monotone in the share, so its percentiles give theirs.
         low, high = interval
         figure |= {
             "flip_rate_interval": [flip_rate(low), flip_rate(high)],
@@ -126,11 +126,11 @@ def audit_triangles(comparisons: Comparisons, dimension: str, resamples: Resampl
 
 @cache
 def _bradley_terry_curve() -> tuple[np.ndarray, np.ndarray]:
-    """Shares of cyclic triangles in ascending order, and the ceiling at each."""
+    """Returns shares of cyclic triangles in ascending order, and the ceiling at each."""
     nodes = np.arange(-6.0, 6.0, 0.06)
     weights = np.exp(-0.5 * nodes**2)
     weights /= weights.sum()
-    # The three differences of three independent normals of unit spread lie in a plane; x and y are its axes.
+    # The three differences of three independent unit normals span a plane; x and y are its axes.
     x, y = np.meshgrid(nodes, nodes)
     differences = np.stack(
         [x * math.sqrt(2), (-x + y * math.sqrt(3)) / math.sqrt(2), (-x - y * math.sqrt(3)) / math.sqrt(2)]
@@ -149,7 +149,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _first_labels(comparisons: Comparisons, dimension: str) -> dict[tuple[int, int], bool | None]:
-    """Two compared videos, lower index first -> whether the lower one is preferred; None where all labels are ties."""
+    """Maps two compared videos, lower index first, to whether the lower one is preferred; None if all labels tie."""
     label = comparisons.labels[dimension]
     wins: dict[tuple[int, int], bool | None] = {}
     rows = np.flatnonzero(label != MISSING)
