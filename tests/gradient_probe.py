@@ -32,7 +32,7 @@ from safe_rlhf_video.training.config import DataConfig, EngineConfig, LossConfig
 from safe_rlhf_video.training.loader import contains_clip, read_jobs, share_out
 from safe_rlhf_video.training.loop import build_model, take_step
 from safe_rlhf_video.training.needs import measure_groups
-from safe_rlhf_video.training.objectives import compute_loss
+from safe_rlhf_video.training.objectives import compute_objective
 from safe_rlhf_video.training.plan import plan_step
 from safe_rlhf_video.video.sampling import Sampling, Video
 
@@ -148,8 +148,8 @@ def true_gradient(config: TrainConfig, ranks: distributed.Ranks, groups: list[Pr
     batch = collate(groups, [read_fake_response(sample) for group in groups for sample in group.videos])
     inputs = build_inputs(backbone, batch.prompts, batch.responses, ranks.device)
     scores, thresholds = split_thresholds(model(inputs, with_thresholds=True))
-    loss, _ = compute_loss(scores, batch, plan_step(range(len(groups)), groups), config.loss, thresholds)
-    loss.backward()
+    plan = plan_step(range(len(groups)), groups)
+    compute_objective(scores, batch, plan, config.loss, thresholds).loss.backward()
     return {name: parameter.grad for name, parameter in engines.trainable(model).items() if parameter.grad is not None}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from safe_rlhf_video.heads import SUB_HEADS, preference_score
 from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS
 from safe_rlhf_video.training.config import LossConfig
 from safe_rlhf_video.training.messages import warn_if_stuck
-from safe_rlhf_video.training.objectives import Tally, compute_loss, name_some, summarize
+from safe_rlhf_video.training.objectives import Objective, Tally, compute_objective, name_some, summarize
 from safe_rlhf_video.training.plan import StepPlan, plan_step
 from safe_rlhf_video.video.sampling import Video
 
@@ -48,6 +49,14 @@ def as_floats(sums: dict[str, Tensor]) -> dict[str, float]:
     return {name: value.item() for name, value in sums.items()}
 
 
+def totals_of(*objectives: Objective) -> dict[str, float]:
+    """What a step's sums are, where every objective is one of its micro-batches."""
+    made = Tally()
+    for objective in objectives:
+        made.add({"reward": torch.zeros(1)}, make_batch([], [], [0]), objective)
+    return as_floats(made.sums)
+
+
 def plan_of(batch: Batch) -> StepPlan:
     comparisons = {name: len(rows) for name, rows in batch.comparisons.items()}
     ties = {name: len(rows) for name, rows in batch.ties.items()}
@@ -60,8 +69,15 @@ def plan_of(batch: Batch) -> StepPlan:
 
 def tally(scores: dict[str, Tensor], batch: Batch) -> Tally:
     made = Tally()
-    made.add(scores, batch, *compute_loss(scores, batch, plan_of(batch), LossConfig()))
+    made.add(scores, batch, compute_objective(scores, batch, plan_of(batch), LossConfig()))
     return made
+
+
+def compute_loss(*arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss, and its terms and further sums by name."""
+    objective = compute_objective(*arguments)
+    terms = {name: term.detach() for name, term in objective.terms.items()}
+    return objective.loss, {**terms, **objective.sums}
 
 
 def leaf(*values: float) -> Tensor:
@@ -193,8 +209,8 @@ def test_parts_of_ranks_add_up_to_the_step() -> None:
 
 def test_a_row_leaves_out_what_has_no_label() -> None:
     batch = make_batch([[0, 1]], [], [0, 0])
-    _, sums = compute_loss({head: leaf(1.0, 0.5) for head in HEADS}, batch, plan_of(batch), LossConfig())
-    row = summarize("eval", as_floats(sums), [plan_of(batch)], HEADS)
+    objective = compute_objective({head: leaf(1.0, 0.5) for head in HEADS}, batch, plan_of(batch), LossConfig())
+    row = summarize("eval", totals_of(objective), [plan_of(batch)], HEADS)
     assert row["eval/accuracy/reward"] == 1.0
     assert row["eval/margin/reward"] == 0.5
     assert "eval/accuracy/cost" not in row
@@ -204,11 +220,23 @@ def test_a_row_leaves_out_what_has_no_label() -> None:
 def test_accuracy_is_over_comparisons_not_over_steps() -> None:
     batches = [make_batch([[0, 1], [0, 1], [0, 1]], [], [0, 0]), make_batch([[1, 0]], [], [0, 0])]
     plans = [plan_of(batch) for batch in batches]
-    totals: dict[str, float] = {}
-    for batch, plan in zip(batches, plans, strict=True):
-        for name, value in compute_loss({"reward": leaf(1.0, 0.0)}, batch, plan, LossConfig())[1].items():
-            totals[name] = totals.get(name, 0.0) + value.item()
-    assert summarize("train", totals, plans, ("reward",))["train/accuracy"] == 0.75
+    steps = [
+        compute_objective({"reward": leaf(1.0, 0.0)}, batch, plan, LossConfig())
+        for batch, plan in zip(batches, plans, strict=True)
+    ]
+    assert summarize("train", totals_of(*steps), plans, ("reward",))["train/accuracy"] == 0.75
+
+
+@pytest.mark.parametrize("prefix", ["train", "eval"])
+def test_a_new_term_is_part_of_the_loss_that_is_reported(prefix: str) -> None:
+    """Whatever it is called: what is trained on and what chooses the checkpoint are the sum of the same terms."""
+    batch = make_batch([[0, 1]], [[1, 0]], [1, -1])
+    objective = compute_objective({head: leaf(1.0, 0.5) for head in HEADS}, batch, plan_of(batch), LossConfig())
+    longer = Objective({**objective.terms, "spread/reward": torch.tensor(0.25, dtype=torch.float64)}, objective.sums)
+    assert longer.loss.item() == pytest.approx(objective.loss.item() + 0.25)
+    row = summarize(prefix, totals_of(longer), [plan_of(batch)], HEADS)
+    assert row[f"{prefix}/loss"] == pytest.approx(longer.loss.item())
+    assert row[f"{prefix}/spread_loss/reward"] == 0.25
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf, 3e38])  # the last is finite, but a margin of it need not be
@@ -236,7 +264,7 @@ def warnings_for(losses: list[float], weight: float = 1.0) -> list[str]:
     recent = {"reward": deque[float](maxlen=20)}
     plan = StepPlan((0,), {"helpfulness": 2, "harmlessness": 0}, NO_TIES, NO_TIES, {}, 0, (), 3)
     for loss in losses:
-        totals = {"comparison/reward": weight * loss}
+        totals = {"loss/comparison/reward": weight * loss}
         warn_if_stuck(recent, totals, plan, LossConfig(comparison=weight), said.append)
     return said
 
@@ -298,7 +326,7 @@ def test_a_model_that_ignores_ties_is_told_from_one_that_learns() -> None:
         equal, _ = compute_loss({"reward": leaf(0.0, 0.0, 0.0, 0.0)}, batch, plan, weights)
         recent, said = {"reward": deque[float](maxlen=20)}, list[str]()
         for _ in range(20):
-            warn_if_stuck(recent, {"comparison/reward": equal.item()}, plan, weights, said.append)
+            warn_if_stuck(recent, {"loss/comparison/reward": equal.item()}, plan, weights, said.append)
         assert len(said) == 1, unit
 
 

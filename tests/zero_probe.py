@@ -24,7 +24,7 @@ from safe_rlhf_video.training.data import load_data
 from safe_rlhf_video.training.loader import open_clips, read_jobs, training_jobs
 from safe_rlhf_video.training.loop import build_model, take_step
 from safe_rlhf_video.training.needs import measure_groups
-from safe_rlhf_video.training.objectives import LOSS_TERMS
+from safe_rlhf_video.training.objectives import LOSS
 
 HEADS = ("reward", "cost")
 STEPS = 20
@@ -57,7 +57,7 @@ def run(config: TrainConfig, ranks: distributed.Ranks, folder: Path) -> None:
         for step in range(STEPS):
             engines.set_learning_rates(engine, config, 1.0)
             totals, _, _ = take_step(config, engine, backbone, data.train, batches, step, ranks)
-            losses.append(sum(value for name, value in totals.items() if name.split("/")[0] in LOSS_TERMS))
+            losses.append(sum(value for name, value in totals.items() if name.startswith(LOSS)))
         group = data.validation[0]
         batch = collate([group], list(clips(group.videos)))
     weights = engines.gather_weights(engine)

@@ -38,7 +38,7 @@ from safe_rlhf_video.training.loader import Job, open_clips, prefetch, read_jobs
 from safe_rlhf_video.training.media import MediaCollector, ValidationMedia
 from safe_rlhf_video.training.messages import describe, report_gradients, report_trainable, warn_if_stuck
 from safe_rlhf_video.training.needs import Sizes, describe_needs, measure_groups
-from safe_rlhf_video.training.objectives import DIVERGED, Tally, compute_loss, name_some, summarize
+from safe_rlhf_video.training.objectives import DIVERGED, Tally, compute_objective, name_some, summarize
 from safe_rlhf_video.training.plan import GroupSize, StepPlan
 from safe_rlhf_video.training.state import (
     TrainerState,
@@ -334,11 +334,11 @@ def take_step(
         rows, length = inputs["input_ids"].shape
         with memory_hint(config, f"{when}: with {rows} videos of {length} tokens at once", len(job.groups)):
             scores, thresholds = split_thresholds(engine(inputs, with_thresholds=True))
-            loss, sums = compute_loss(scores, batch, job.plan, config.loss, thresholds)
+            objective = compute_objective(scores, batch, job.plan, config.loss, thresholds)
             # DeepSpeed averages over ranks; the parts of a planned loss must add up instead.
-            engine.backward(loss * ranks.world_size)
-        sums["tokens"] = inputs["attention_mask"].sum()
-        tally.add(scores, batch, loss, sums)
+            engine.backward(objective.loss * ranks.world_size)
+        tally.add(scores, batch, objective)
+        tally.add_sum("tokens", inputs["attention_mask"].sum())
     with distributed.together(ranks):  # one rank's videos alone may have a score that is not finite
         tally.check_finite(when)
     squares = engines.squared_gradient_norms(engine, ranks)
@@ -408,8 +408,8 @@ def validate(
             at_once = f"{when}, validation: with {rows} videos of {length} tokens at once"
             with memory_hint(config, at_once, len(job.groups)):
                 scores, thresholds = split_thresholds(engine(inputs, with_thresholds=True))
-            loss, sums = compute_loss(scores, batch, job.plan, config.loss, thresholds)
-            tally.add(scores, batch, loss, sums)
+            objective = compute_objective(scores, batch, job.plan, config.loss, thresholds)
+            tally.add(scores, batch, objective)
             if collector:
                 collector.add(batch, scores)
     with distributed.together(ranks):

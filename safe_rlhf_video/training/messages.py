@@ -11,6 +11,7 @@ import torch
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.training.config import LossConfig
+from safe_rlhf_video.training.objectives import LOSS
 from safe_rlhf_video.training.plan import StepPlan
 
 LN_2 = math.log(2.0)
@@ -52,7 +53,9 @@ def warn_if_stuck(
         dimension = DIMENSION_OF_HEAD[head]
         if not plan.num_labels(dimension) or not weights.comparison:
             continue
-        losses.append(totals[f"comparison/{head}"] / weights.comparison - _indifferent_loss(plan, dimension, weights))
+        losses.append(
+            totals[f"{LOSS}comparison/{head}"] / weights.comparison - _indifferent_loss(plan, dimension, weights)
+        )
         if len(losses) == losses.maxlen and all(abs(loss) < 1e-3 for loss in losses):
             level = "ln 2" if weights.ties == "leave_out" else "that of equal scores"
             say(

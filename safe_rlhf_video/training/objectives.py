@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -26,6 +27,7 @@ from safe_rlhf_video.losses import (
 from safe_rlhf_video.training.config import LossConfig
 from safe_rlhf_video.training.plan import StepPlan
 
+LOSS = "loss/"  # before the name of a loss term, among the sums of a step
 DIVERGED = (
     "; training stopped, the last checkpoint is good: lower the rates (optimization.learning_rate and others, with a "
     "new folder as out) or look at these videos"
@@ -49,14 +51,33 @@ LABEL_LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = 
 )
 
 
-def compute_loss(
+@dataclass(frozen=True)
+class Objective:
+    """One rank's part of a step's loss, term by term, and sums for the metrics.
+
+    Attributes:
+        terms: `<term>/<head>` -> its part, with gradient.
+        sums: further sums over the batch, without gradient: `credit/<head>` and `margin/<head>` over comparisons,
+            `sign_credit` over known signs.
+    """
+
+    terms: Mapping[str, Tensor]
+    sums: Mapping[str, Tensor]
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of all terms: there is nothing else that is trained on, or that metrics call the loss."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+def compute_objective(
     scores: Mapping[str, Tensor],
     batch: Batch,
     plan: StepPlan,
     weights: LossConfig,
     thresholds: Mapping[str, Tensor] = NO_THRESHOLDS,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One rank's part of a step's loss: sums over its videos, divided by the whole step's planned counts.
+) -> Objective:
+    """Computes one rank's loss terms: sums over its videos, divided by the whole step's planned counts.
 
     The parts of all ranks and micro-batches add up to the loss of the step on one rank, whatever their sizes. Nothing
     is read back from the device: that would stall it.
@@ -64,23 +85,17 @@ def compute_loss(
     Args:
         scores: head -> (N,).
         thresholds: ordinal head -> (K - 1,), between its K levels.
-
-    Returns:
-        The loss, and sums to be added over ranks, without gradient: `<term>/<head>` parts of the loss, `credit/<head>`
-        and `margin/<head>` over comparisons, `sign_credit` over known signs.
     """
     device = next(iter(scores.values())).device
+    terms: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
-    parts: list[Tensor] = []
 
     def on_device(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     def add(name: str, weight: float, elements: Tensor, count: int) -> None:
         # An empty sum still reaches the scores: every rank takes part in the backward pass.
-        part = weight * elements.sum() / max(count, 1)
-        parts.append(part)
-        sums[name] = part.detach()
+        terms[name] = weight * elements.sum() / max(count, 1)
 
     safety_sign, counted = on_device(batch.safety_sign), on_device(batch.counted)
     num_label_heads = sum(head in LABEL_HEADS for head in scores)
@@ -91,33 +106,31 @@ def compute_loss(
             losses = LABEL_LOSSES[HEADS[head].kind](values, targets, thresholds.get(head))
             # No regularisation: the labels fix the level of the logits.
             add(f"harm/{head}", weights.harm / num_label_heads, losses, sum(plan.num_harms[columns]))
+            continue
+        dimension = HEADS[head].dimension
+        chosen, rejected = on_device(batch.comparisons[dimension]).unbind(1)
+        preference = preference_score(head, values)
+        margin = preference[chosen] - preference[rejected]
+        if weights.ties == "rao_kupper":
+            first, second = on_device(batch.ties[dimension]).unbind(1)
+            wins = rao_kupper_loss(preference[chosen], preference[rejected], weights.tie_threshold)
+            ties = rao_kupper_tie_loss(preference[first], preference[second], weights.tie_threshold)
+            losses = torch.cat([wins, ties])
         else:
-            dimension = DIMENSION_OF_HEAD[head]
-            chosen, rejected = on_device(batch.comparisons[dimension]).unbind(1)
-            preference = preference_score(head, values)
-            margin = preference[chosen] - preference[rejected]
-            if weights.ties == "rao_kupper":
-                first, second = on_device(batch.ties[dimension]).unbind(1)
-                wins = rao_kupper_loss(preference[chosen], preference[rejected], weights.tie_threshold)
-                ties = rao_kupper_tie_loss(preference[first], preference[second], weights.tie_threshold)
-                losses = torch.cat([wins, ties])
-            else:
-                losses = bradley_terry_loss(preference[chosen], preference[rejected])
-            count = plan.num_labels(dimension)
-            if weights.unit == "prompt":
-                count = plan.num_prompts[dimension]
-                # Without ties trained on, a group has none: the weights are those of the comparisons alone.
-                losses = losses * on_device(batch.label_weights[dimension])
-            add(f"comparison/{head}", weights.comparison, losses, count)
-            sums[f"credit/{head}"] = _credit(margin.detach()).sum()
-            sums[f"margin/{head}"] = margin.detach().sum()
-        if head == "cost":
+            losses = bradley_terry_loss(preference[chosen], preference[rejected])
+        count = plan.num_labels(dimension)
+        if weights.unit == "prompt":
+            count = plan.num_prompts[dimension]
+            # Without ties trained on, a group has none: the weights are those of the comparisons alone.
+            losses = losses * on_device(batch.label_weights[dimension])
+        add(f"comparison/{head}", weights.comparison, losses, count)
+        sums[f"credit/{head}"] = _credit(margin.detach()).sum()
+        sums[f"margin/{head}"] = margin.detach().sum()
+        if HEADS[head].kind == "cost":
             add(f"sign/{head}", weights.sign, safety_sign_loss(values, safety_sign), plan.num_signs)
             sums["sign_credit"] = torch.where(safety_sign == 0, 0.0, _credit(-values.detach() * safety_sign)).sum()
-        if head in DIMENSION_OF_HEAD:
-            squares = score_regularization(values) * counted
-            add(f"regularization/{head}", weights.regularization, squares, plan.num_videos)
-    return torch.stack(parts).sum(), sums
+        add(f"regularization/{head}", weights.regularization, score_regularization(values) * counted, plan.num_videos)
+    return Objective(terms, sums)
 
 
 def _credit(margins: Tensor) -> Tensor:
@@ -126,7 +139,11 @@ def _credit(margins: Tensor) -> Tensor:
 
 
 class Tally:
-    """What the micro-batches of a step say together; until it is asked, nothing is read back from the device."""
+    """Adds up the micro-batches of a step; until it is asked, nothing is read back from the device.
+
+    Attributes:
+        sums: `LOSS` + name of a loss term -> its sum, and the further sums of `Objective`.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -136,13 +153,18 @@ class Tally:
     def __len__(self) -> int:
         return len(self._names)
 
-    def add(self, scores: Mapping[str, Tensor], batch: Batch, loss: Tensor, sums: Mapping[str, Tensor]) -> None:
-        """Count a micro-batch; `loss` and `sums` are those of `compute_loss`."""
-        for name, value in sums.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+    def add(self, scores: Mapping[str, Tensor], batch: Batch, objective: Objective) -> None:
+        """Counts a micro-batch."""
+        terms = {LOSS + name: term.detach() for name, term in objective.terms.items()}
+        for name, value in {**terms, **objective.sums}.items():
+            self.add_sum(name, value)
         finite = torch.stack([torch.isfinite(2.0 * values.detach()) for values in scores.values()])  # 2: margins too
-        self._is_bad.append(torch.cat([~finite.all(dim=0), ~torch.isfinite(loss.detach()).view(1)]))
+        self._is_bad.append(torch.cat([~finite.all(dim=0), ~torch.isfinite(objective.loss.detach()).view(1)]))
         self._names.append(batch.names)
+
+    def add_sum(self, name: str, value: Tensor) -> None:
+        """Adds to one sum."""
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def check_finite(self, when: str) -> None:
         """Name the videos of which a score, or the batch of which the loss, is not finite.
@@ -178,13 +200,14 @@ def summarize(
         heads, the head's name is the last part of the metric's. Heads of harm labels have their loss
         alone, always under their name.
     """
-    parts = {name: value / len(plans) for name, value in totals.items() if name.split("/")[0] in LOSS_TERMS}
+    parts = {name.removeprefix(LOSS): one / len(plans) for name, one in totals.items() if name.startswith(LOSS)}
     metrics = {f"{prefix}/loss": sum(parts.values())}
     for head in heads:
         suffix = f"/{head}" if len(heads) > 1 or head in LABEL_HEADS else ""
-        for term in LOSS_TERMS:
-            if f"{term}/{head}" in parts:
-                metrics[f"{prefix}/{term}_loss{suffix}"] = parts[f"{term}/{head}"]
+        for name, part in parts.items():
+            term, of_head = name.split("/")
+            if of_head == head:
+                metrics[f"{prefix}/{term}_loss{suffix}"] = part
         if head in LABEL_HEADS:
             continue
         if compared := sum(plan.num_comparisons[DIMENSION_OF_HEAD[head]] for plan in plans):
@@ -193,6 +216,3 @@ def summarize(
         if head == "cost" and (known := sum(plan.num_signs for plan in plans)):
             metrics[f"{prefix}/sign_accuracy"] = totals["sign_credit"] / known
     return metrics
-
-
-LOSS_TERMS = ("comparison", "sign", "harm", "regularization")
