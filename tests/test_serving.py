@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import http.client
+import io
 import json
 import os
 import signal
@@ -22,15 +25,15 @@ import pytest
 import torch
 from clips import write_clip, write_size_changing_clip, write_sound
 from conftest import command, environment
+from fastapi import HTTPException, Request
 from running_server import RunningServer, children_of, encode_parts, in_json, is_running, running_server
 from small_models import COST, REWARD, noise_video, one_line, write_model
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.scoring import Scorer
-from safe_rlhf_video.serving.bodies import LARGE_BODY_BYTES, MultipartFields
-from safe_rlhf_video.serving.clip_references import Uploads
 from safe_rlhf_video.serving.model_thread import ModelThread
-from safe_rlhf_video.serving.request_fields import MAX_VALUES, RequestError, parse_object
+from safe_rlhf_video.serving.request_body import LARGE_BODY_BYTES, MAX_VALUES, parse_object, read_fields
+from safe_rlhf_video.serving.request_clips import Uploads
 from safe_rlhf_video.serving.service import Service, hide_folder
 from safe_rlhf_video.serving.settings import ServerSettings, read_key
 
@@ -273,15 +276,17 @@ def test_many_fields_are_refused_at_once(server: RunningServer) -> None:
     body = f'{{{names}, "last": 0, "last": 1}}'.encode()
     assert len(body) < LARGE_BODY_BYTES  # read by the thread that serves all
     started_s = time.monotonic()
-    assert "'last': stands twice" in server.post("/score", body).error
+    assert "'last': is given twice" in server.post("/score", body).error
     assert time.monotonic() - started_s < 1.0
 
 
 def test_a_body_of_very_many_values_is_not_read() -> None:
     for value in (b"[]", b"{}", b"0"):
         many = b'{"prompt": [' + (value + b",") * MAX_VALUES + value + b"]}"
-        with one_line(RequestError, f"body: holds more than {MAX_VALUES} values"):
+        with pytest.raises(HTTPException) as caught:
             parse_object(many)
+        assert caught.value.status_code == 400
+        assert caught.value.detail.startswith(f"body: holds more than {MAX_VALUES} values")
     long = "a, b" * (MAX_VALUES // 8)
     assert parse_object(json.dumps({"prompt": long}).encode()) == {"prompt": long}
 
@@ -293,9 +298,9 @@ def test_wrong_parts_are_named(server: RunningServer, root: Path) -> None:
         ([("video", clip)], "prompt"),
         ([("prompt", PROMPT)], "video"),
         ([("prompt", PROMPT), ("video", "0.mp4")], "video: expected a file part"),
-        ([("prompt", clip), ("video", clip)], "prompt: expected text"),
-        ([("prompt", PROMPT), ("video", clip), ("video", clip)], "video: stands twice"),
-        ([("prompt", PROMPT), ("prompt", PROMPT), ("video", clip)], "prompt: stands twice"),
+        ([("prompt", clip), ("video", clip)], "prompt: expected a string"),
+        ([("prompt", PROMPT), ("video", clip), ("video", clip)], "'video': is given twice"),
+        ([("prompt", PROMPT), ("prompt", PROMPT), ("video", clip)], "'prompt': is given twice"),
         ([("prompt", PROMPT), ("video", clip), ("other", "1")], "'other': unknown"),
         ([("prompt", "a" * 2000), ("video", clip)], "prompt"),
         ([("prompt", PROMPT), ("video", b"")], "video: the file is empty"),
@@ -304,7 +309,7 @@ def test_wrong_parts_are_named(server: RunningServer, root: Path) -> None:
         answer = server.upload("/score", parts)
         assert (answer.status, part in answer.error) == (400, True), (parts, answer)
     answer = server.upload("/rank", [("prompt", PROMPT), *[("videos", clip)] * 5])
-    assert "more than 4" in answer.error
+    assert "at most 4" in answer.error
     pair = [("prompt", PROMPT), ("v1", clip), ("v2", clip)]
     for number in ("nan", "1e999", "1_0", "x", "", "-1"):
         assert "lagrange_multiplier" in server.upload("/score_pair", [*pair, ("lagrange_multiplier", number)]).error
@@ -375,20 +380,50 @@ def test_pages_of_other_sites_are_refused(server: RunningServer) -> None:
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    content, kind = encode_parts([("prompt", PROMPT), ("video", bytes(50_000))])
-    boundary = kind.partition("boundary=")[2].encode()
-    uploads = Uploads(tmp_path)
-    monkeypatch.setattr(uploads, "create", lambda: Path("/dev/full"))
+    full = functools.partial(open, "/dev/full", "wb")
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda **_: full())
+    with pytest.raises(HTTPException) as stored:
+        Uploads(tmp_path).store(io.BytesIO(bytes(50_000)))
+    assert stored.value.status_code == 503
+    assert "cannot be stored on the server" in stored.value.detail
 
-    def read(size: int) -> None:
-        with MultipartFields(boundary, ("prompt", "video"), SETTINGS, uploads) as parts:
-            for start in range(0, len(content), size):
-                parts.feed(content[start : start + size])
-
+    # Larger parts go to disk while they are received.
+    content, kind = encode_parts([("prompt", PROMPT), ("video", bytes(3 << 20))])
+    monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", lambda max_size: full())
     for size in (len(content), 3000):  # 3000: some bytes still wait to be written when the disk is found full
-        with pytest.raises(RequestError, match="cannot be stored on the server") as caught:
-            read(size)
-        assert caught.value.status == 503
+        with pytest.raises(HTTPException) as received:
+            asyncio.run(read_parts(content, kind, size))
+        assert received.value.status_code == 503
+        assert "cannot be stored on the server" in received.value.detail
+
+
+async def read_parts(content: bytes, kind: str, size: int) -> dict[str, Any]:
+    """The fields of a multipart body that comes in pieces of `size` bytes."""
+    starts = iter(range(0, len(content), size))
+
+    async def receive() -> dict[str, Any]:
+        start = next(starts)
+        body = content[start : start + size]
+        return {"type": "http.request", "body": body, "more_body": start + size < len(content)}
+
+    request = Request({"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())]}, receive)
+    async with contextlib.AsyncExitStack() as stack:
+        return await read_fields(request, SETTINGS, asyncio.Semaphore(8), stack)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_text_that_is_not_utf8_and_parts_that_are_cut_off_are_refused(size: int) -> None:
+    content, kind = encode_parts([("prompt", PROMPT), ("video", b"clip")])
+    fields = asyncio.run(read_parts(content, kind, size))
+    assert fields["prompt"] == PROMPT
+    for wrong, part in (
+        (content.replace(b"night", b"n\xefght"), "prompt: is not UTF-8"),
+        (content[:-5], "ends before its last part"),  # the last boundary lacks its end
+    ):
+        with pytest.raises(HTTPException, match=part):
+            asyncio.run(read_parts(wrong, kind, size))
+    with pytest.raises(HTTPException, match="charset"):
+        asyncio.run(read_parts(content, f"{kind}; charset=punycode", size))
 
 
 def test_stopping_reaches_all_requests_also_beside_one_that_is_late(scorer: Scorer) -> None:
@@ -399,8 +434,8 @@ def test_stopping_reaches_all_requests_also_beside_one_that_is_late(scorer: Scor
                     await asyncio.sleep(30)
                 finally:
                     await until.wait()  # as cleaning up does for a moment
-        except RequestError as error:
-            messages.append(str(error))
+        except HTTPException as error:
+            messages.append(error.detail)
 
     async def stop_while_one_is_late() -> list[str]:
         messages: list[str] = []
@@ -439,16 +474,16 @@ def test_a_prompt_that_the_backbone_does_not_take_is_the_clients_fault(
 
     async def ask() -> list[Any]:
         service = Service(scorer, SETTINGS)
-        asked = [service.score([prompt], [root / "0.mp4"], ["video"]) for prompt in (tokens, PROMPT)]
+        asked = [service.score([prompt], {"video": root / "0.mp4"}) for prompt in (tokens, PROMPT)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         service.close()
         return found
 
     error, scores = asyncio.run(ask())
-    assert isinstance(error, RequestError), error
-    assert error.status == 400
-    assert str(error).startswith("prompt of video: ")
-    assert "shorten the text" in str(error)
+    assert isinstance(error, HTTPException), error
+    assert error.status_code == 400
+    assert error.detail.startswith("prompt of video: ")
+    assert "shorten the text" in error.detail
     assert_close({head: float(values[0]) for head, values in scores.items()}, scorer.score(PROMPT, root / "0.mp4"))
     assert not caplog.records  # the log is for faults of the server, and for no prompt
 

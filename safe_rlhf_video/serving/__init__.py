@@ -1,1 +1,1 @@
-"""The reward server: scores of clips over HTTP, for trainers and people who do not load a model themselves."""
+"""The reward server: scores clips over HTTP, for trainers, other programs and people without the model."""

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request, Security
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request, Security
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPBearer
-from starlette.exceptions import HTTPException
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from safe_rlhf_video import __version__
-from safe_rlhf_video.scoring import Moderation, PairScore
-from safe_rlhf_video.serving import answers, documents
-from safe_rlhf_video.serving.bodies import ClientLeft, read_fields
-from safe_rlhf_video.serving.clip_references import Uploads
-from safe_rlhf_video.serving.gate import CLIENT_LEFT, error_headers, read_headers
+from safe_rlhf_video.scoring import Moderation, PairScore, judge_pair, judge_ranking, remote_reward
+from safe_rlhf_video.serving.gate import CLIENT_LEFT, answer_error
+from safe_rlhf_video.serving.openapi import (
+    ERRORS,
+    RankAnswer,
+    Scores,
+    remote_reward_body,
+    render_docs,
+    scoring_body,
+)
 from safe_rlhf_video.serving.page_files import DOCUMENT_POLICY, PAGE_POLICY, read_page_files
-from safe_rlhf_video.serving.request_fields import RequestError
+from safe_rlhf_video.serving.request_clips import Uploads
+from safe_rlhf_video.serving.request_models import ClipRequest, PairRequest, RankRequest, RemoteClips, ScoringRequest
 from safe_rlhf_video.serving.service import Service
 
-Work = Callable[[Service, Mapping[str, Any], Uploads], Coroutine[Any, Any, dict[str, Any]]]
-
-_UNKNOWN = "there is no such page; GET /docs lists all"
+UNKNOWN_PAGE = "there is no such page; GET /docs lists all"
+WRONG_METHOD = "this page does not take that method; GET /docs lists those that it takes"
 
 
 def build_app(service: Service) -> FastAPI:
-    """The server's routes as an ASGI application; `gate.Gate` belongs before it."""
+    """Builds the server's routes as an ASGI application; `gate.Gate` belongs before it."""
     app = FastAPI(
         title="Safe RLHF Video: reward server",
         version=__version__,
@@ -38,13 +43,12 @@ def build_app(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers={
-            RequestError: _tell_error,
-            HTTPException: _tell_http_error,
-            ClientLeft: _tell_nobody,
-            Exception: _tell_fault,
+            StarletteHTTPException: _answer_http_error,
+            ClientDisconnect: _answer_nobody,
+            Exception: _answer_fault,
         },
     )
-    # OpenAPI says with it that a key is needed; `Gate` is what asks for it.
+    # For OpenAPI, which says with it that a key is needed; `Gate` checks the key.
     key = [Security(HTTPBearer(auto_error=False))] if service.settings.api_key else []
     _add_scoring(app, service, key)
     _add_state(app, service, key)
@@ -53,32 +57,60 @@ def build_app(service: Service) -> FastAPI:
 
 
 def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
-    def add(path: str, work: Work, fields: tuple[str, ...], answer: Any, body: dict[str, Any]) -> None:
-        async def route(request: Request) -> Response:
-            return await _answer(request, service, work, fields)
+    scorer = service.scorer
 
-        app.add_api_route(
-            path,
-            route,
-            methods=["POST"],
-            dependencies=key,
-            name=path.removeprefix("/"),
-            description=work.__doc__,
-            responses=documents.responses(answer),
-            openapi_extra=body,
-        )
+    @app.post("/score", dependencies=key, responses=ERRORS, openapi_extra=scoring_body(ClipRequest))
+    async def score(request: Request) -> Scores:
+        """The scores of one clip for its prompt, by head."""
+        async with service.receive(request, ClipRequest.read) as (asked, uploads):
+            return Scores(scores=_row(await _score(asked, uploads), 0))
 
-    for path, work, fields, answer in (
-        ("/score", answers.score, answers.CLIP_FIELDS, documents.Scores),
-        ("/score_pair", answers.score_pair, answers.PAIR_FIELDS, PairScore),
-        ("/rank", answers.rank, answers.RANK_FIELDS, documents.RankAnswer),
-        ("/moderate", answers.moderate, answers.CLIP_FIELDS, Moderation),
-    ):
-        add(path, work, fields, answer, documents.clip_body(fields))
-    add("/remote_reward", answers.reward, (), None, documents.reward_body())
+    @app.post("/score_pair", dependencies=key, responses=ERRORS, openapi_extra=scoring_body(PairRequest))
+    async def score_pair(request: Request) -> PairScore:
+        """The choice between two clips for one prompt, and its reason."""
+        service.require_both_heads()
+        async with service.receive(request, PairRequest.read) as (asked, uploads):
+            trade_off = scorer.resolve_trade_off(asked.lagrange_multiplier, asked.cost_limit)
+            scores = await _score(asked, uploads)
+            pairs = {head: (float(found[0]), float(found[1])) for head, found in scores.items()}
+            return judge_pair(pairs, trade_off, scorer.calibration.heads, service.facts)
+
+    @app.post("/rank", dependencies=key, responses=ERRORS, openapi_extra=scoring_body(RankRequest))
+    async def rank(request: Request) -> RankAnswer:
+        """Any number of clips for one prompt, best first, and where harm labels were trained, the harms of each."""
+        service.require_both_heads()
+        async with service.receive(request, RankRequest.read) as (asked, uploads):
+            trade_off = scorer.resolve_trade_off(asked.lagrange_multiplier, asked.cost_limit)
+            scores = await _score(asked, uploads)
+            table = {head: found.tolist() for head, found in scores.items()}
+            ranking = judge_ranking(table, trade_off, scorer.calibration.heads, service.facts)
+            harms = None
+            if scorer.can_moderate:
+                harms = tuple(scorer.judge_harms(_row(scores, place)) for place in range(len(ranking.order)))
+            return RankAnswer(**vars(ranking), harms=harms)
+
+    @app.post("/moderate", dependencies=key, responses=ERRORS, openapi_extra=scoring_body(ClipRequest))
+    async def moderate(request: Request) -> Moderation:
+        """The harms that one clip shows."""
+        service.require_moderation()
+        async with service.receive(request, ClipRequest.read) as (asked, uploads):
+            return scorer.judge_harms(_row(await _score(asked, uploads), 0))
+
+    @app.post("/remote_reward", dependencies=key, responses=ERRORS, openapi_extra=remote_reward_body())
+    async def reward(request: Request) -> dict[str, Any]:
+        """Rewards of many clips, each for its prompt, in the forms of OpenRLHF and align-anything."""
+        service.require_both_heads()
+        async with service.receive(request, RemoteClips.read) as (asked, uploads):
+            scores = await service.score(asked.prompts, await service.find(asked.clips, uploads))
+            rewards, costs = scores["reward"].tolist(), scores["cost"].tolist()
+            return remote_reward.build_answer(rewards, costs, scorer.resolve_trade_off())
+
+    async def _score(asked: ScoringRequest, uploads: Uploads) -> dict[str, np.ndarray]:
+        files = await service.find(asked.clips, uploads)
+        return await service.score([asked.prompt] * len(files), files)
 
 
-def _add_state(app: FastAPI, service: Service, key: list[Any]) -> None:
+def _add_state(app: FastAPI, service: Service, key: Sequence[Any]) -> None:
     description = {
         **service.scorer.describe(),
         "backbone": service.facts.backbone,
@@ -86,24 +118,22 @@ def _add_state(app: FastAPI, service: Service, key: list[Any]) -> None:
         "limits": service.settings.limits(),
     }
 
-    @app.get("/model", dependencies=key, responses=documents.responses())
-    async def model() -> Response:
-        """Which model answers, its heads, its defaults, and the limits of requests."""
-        return _json(description)
+    @app.get("/model", dependencies=key, responses=ERRORS)
+    async def model() -> dict[str, Any]:
+        """The model that answers, its heads, its defaults, and the limits of requests."""
+        return description
 
     @app.get("/healthz")
-    async def healthz() -> Response:
+    async def healthz() -> dict[str, str]:
         """Whether requests are taken: 200, or 503 when the server is about to end."""
         if service.is_stopping:
-            raise RequestError(503, "the server is shutting down", 10)
-        return _json({"status": "ok"})
+            raise HTTPException(503, "the server is shutting down", {"Retry-After": "10"})
+        return {"status": "ok"}
 
-    @app.get("/metrics", dependencies=key)
+    @app.get("/metrics", dependencies=key, response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters in the text format of Prometheus."""
-        return PlainTextResponse(
-            service.metrics.text(service.gauges()), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -111,7 +141,7 @@ def _add_pages(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(documents.render(app.openapi()), headers={"Content-Security-Policy": DOCUMENT_POLICY})
+        return HTMLResponse(render_docs(app.openapi()), headers={"Content-Security-Policy": DOCUMENT_POLICY})
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
@@ -123,62 +153,27 @@ def _add_pages(app: FastAPI) -> None:
 
     def page_file(name: str) -> Response:
         if name not in page:
-            raise RequestError(404, _UNKNOWN)
+            raise HTTPException(404, UNKNOWN_PAGE)
         return Response(
             page[name].content, media_type=page[name].media_type, headers={"Content-Security-Policy": PAGE_POLICY}
         )
 
 
-async def _answer(request: Request, service: Service, work: Work, fields: tuple[str, ...]) -> Response:
-    """Receive a request, work on it while its client waits, and answer."""
-    service.check_room()  # before the body is received, and again when it is
-    async with service.within_time(), contextlib.AsyncExitStack() as stack:
-        uploads = stack.enter_context(Uploads(service.upload_folder))
-        headers = read_headers(request.scope)
-        values = await read_fields(
-            request.receive, headers, fields, service.settings, uploads, service.large_bodies, stack
-        )
-        await stack.enter_async_context(service.take())
-        return _json(await _while_connected(request, work(service, values, uploads)))
+def _row(scores: Mapping[str, np.ndarray], place: int) -> dict[str, float]:
+    return {head: float(values[place]) for head, values in scores.items()}
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    async def leave() -> None:
-        # After the body there is nothing but the end of the connection.
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(leave())
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientLeft
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    texts = {"Not Found": UNKNOWN_PAGE, "Method Not Allowed": WRONG_METHOD}
+    detail = texts.get(error.detail, error.detail)
+    return answer_error(HTTPException(error.status_code, detail, error.headers))
 
 
-async def _tell_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return _json({"error": str(error)}, error.status, error_headers(error))
-
-
-async def _tell_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    text = {404: _UNKNOWN, 405: "this page does not take that method; GET /docs tells which"}
-    return _json({"error": text.get(error.status_code, str(error.detail))}, error.status_code, error.headers)
-
-
-async def _tell_nobody(request: Request, error: Exception) -> Response:
+async def _answer_nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_LEFT)
 
 
-async def _tell_fault(request: Request, error: Exception) -> Response:
-    return _json({"error": "a fault of the server, which its log tells; try again, or tell who runs it"}, 500)
-
-
-def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    content = json.dumps(value, allow_nan=False)
-    return Response(content, status, headers, media_type="application/json")
+async def _answer_fault(request: Request, error: Exception) -> Response:
+    message = "the server has a fault, its log says which; try again, or tell its administrator"
+    return JSONResponse({"error": message}, 500)

@@ -1,4 +1,4 @@
-"""The one thread that runs the model: clips of all clients that wait are scored together."""
+"""Runs the model in one thread, which scores the waiting clips of all clients together."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class _Clip:
 
 
 class ModelThread:
-    """Collects clips to batches and scores them; `submit` may be called from any thread.
+    """Collects clips into batches and scores them; any thread may call `submit`.
 
     Args:
         score_batch: `Scorer.score_batch`; only this thread calls it.
         batch_size: clips scored at once, at most.
         wait_s: how long the first clip of a batch waits for others.
-        on_batch: told the size of every batch.
+        on_batch: called with the size of every batch.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ModelThread:
         return self._queue.qsize()
 
     def submit(self, prompt: str, response: Response) -> Future[dict[str, float]]:
-        """Scores by head; cancelling the future before its batch is made takes the clip out.
+        """Returns the scores by head; cancelling the future before its batch is made takes the clip out.
 
         The future raises what `score_batch` raises for this clip alone: clips of one batch do not fail together.
         """
@@ -59,7 +59,7 @@ class ModelThread:
         return clip.scores
 
     def close(self, timeout_s: float) -> None:
-        """Score what was submitted, then end the thread; give up waiting after `timeout_s`."""
+        """Scores what was submitted, then ends the thread; stops waiting after `timeout_s`."""
         self._queue.put(None)
         self._thread.join(timeout_s)
 
@@ -84,7 +84,7 @@ class ModelThread:
                 if batch:
                     self._queue.put(None)  # the end comes after this batch
                 return batch or None
-            # One that was given up while it waited takes no place.
+            # A clip that was cancelled while it waited takes no place.
             if not clip.scores.cancelled():
                 batch.append(clip)
                 deadline = deadline or time.monotonic() + self._wait_s
@@ -94,7 +94,7 @@ class ModelThread:
         try:
             scores = self._score_batch([clip.prompt for clip in batch], [clip.response for clip in batch])
         except Exception as error:
-            # Which clip is at fault is not known; memory may also suffice for fewer.
+            # Any of the clips may be the cause; also, memory may suffice for fewer.
             if len(batch) > 1:
                 for clip in batch:
                     self._score([clip])

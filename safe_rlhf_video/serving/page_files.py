@@ -1,4 +1,4 @@
-"""The files of the page, and what it may do in a browser."""
+"""Holds the files of the page, and the policies that limit what pages may do in a browser."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parent / "page"
 
-# Everything comes from this server; clips that are dropped on the page are shown without leaving the browser.
+# Everything comes from this server; clips that are dropped on the page are played without leaving the browser.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -33,7 +33,7 @@ class PageFile:
 
 
 def read_page_files(folder: Path = PAGE) -> dict[str, PageFile]:
-    """All of them by name, read once: no path of a request ever reaches the disk."""
+    """Reads the files by name, once: no path of a request reaches the disk."""
     return {
         path.name: PageFile(path.read_bytes(), _TYPES[path.suffix])
         for path in sorted(folder.glob("*"))

@@ -1,4 +1,4 @@
-"""HTTP as uvicorn speaks it, with a limit on how long a client may take to say what it wants."""
+"""Closes connections whose client takes too long to send the head of a request (an HTTP protocol of uvicorn)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# From the connection, or from the answer before, to the last line of a request's head.
+# From the connection, or from the previous answer, to the last line of a request's head.
 HEAD_TIMEOUT_S = 20.0
 
 
 class Protocol(H11Protocol):
-    """Closes connections that send no whole head in time: uvicorn itself would keep them, and their places."""
+    """Closes connections that send no whole head in time; uvicorn would keep them, and their places."""
 
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -35,7 +35,7 @@ class Protocol(H11Protocol):
         self._stop_watch()
 
     def send_400_response(self, msg: str) -> None:
-        """As uvicorn's, in the form of all other errors; nothing where an answer is on its way already."""
+        """Sends what uvicorn sends, in the form of all other errors; nothing if an answer has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             content = json.dumps({"error": "the request is not HTTP/1.1 as this server reads it"}).encode()
             headers = [
@@ -50,7 +50,7 @@ class Protocol(H11Protocol):
             ):
                 self.transport.write(self.conn.send(event) or b"")
         if self.cycle is not None:
-            # Whoever works on a body that turned out to be broken need not answer any more.
+            # The route that works on the broken body is cancelled.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()

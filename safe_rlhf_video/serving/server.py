@@ -1,4 +1,4 @@
-"""Starting and ending the server."""
+"""Starts and ends the server."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from safe_rlhf_video.serving.protocol import Protocol
 from safe_rlhf_video.serving.service import Service
 from safe_rlhf_video.serving.settings import ServerSettings
 
-# Idle connections count; requests beyond queue_size are refused in better words long before.
+# Idle connections count. Requests beyond queue_size are refused long before, with a JSON error.
 MAX_CONNECTIONS = 2000
 KEEP_ALIVE_S = 15
 BACKLOG = 1024
 
 
 def serve(settings: ServerSettings) -> None:
-    """Load the models and answer requests until SIGTERM or SIGINT; then end what is in work, and return.
+    """Loads the models and answers requests until SIGTERM or SIGINT; then finishes those in work, and returns.
 
     Raises:
-        CheckpointError, ConfigError: as `Scorer.from_pretrained`, or the address cannot be had.
+        CheckpointError, ConfigError: as `Scorer.from_pretrained`, or the address cannot be used.
     """
     _allow_open_files(MAX_CONNECTIONS + 200)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # What clients do wrong is answered, not logged: they could fill the log, or put into it what they like.
+    # Clients' mistakes are answered, not logged: they could fill the log, and write into it.
     for name in ("uvicorn", "python_multipart"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    listening = _listen(settings)  # a port that is taken is told before models are loaded
+    listening = _listen(settings)  # before models are loaded, so that a port in use is reported at once
     scorer = Scorer.from_pretrained(*settings.model, device=settings.device, backbone=settings.backbone, workers=1)
     asyncio.run(_serve(scorer, settings, listening))
 
@@ -60,10 +60,10 @@ async def _serve(scorer: Scorer, settings: ServerSettings, listening: socket.soc
             limit_concurrency=MAX_CONNECTIONS,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
-            # What is in work is answered by then; this is for answers that their clients do not take.
+            # All requests are answered by then; this is for clients that do not read their answer.
             timeout_graceful_shutdown=int(settings.shutdown_s) + 5,
         )
-        listening.listen(BACKLOG)  # who reads the line below may ask at once
+        listening.listen(BACKLOG)  # requests may follow the line below at once
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         key = "asks for a key" if settings.api_key else "asks for no key: only this machine reaches it"
@@ -76,7 +76,7 @@ async def _serve(scorer: Scorer, settings: ServerSettings, listening: socket.soc
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's, but a signal ends it as a return, and whoever works is told at once."""
+    """Uvicorn's server, but it returns after a signal, and calls `on_stop` at once."""
 
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
         super().__init__(config)
@@ -100,13 +100,13 @@ def _listen(settings: ServerSettings) -> socket.socket:
         listening.bind(address)
     except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"{settings.host} port {settings.port} cannot be had ({error}); give another --host or --port, 0 for any"
+            f"{settings.host} port {settings.port} cannot be used ({error}); give another --host or --port, 0 for any"
         ) from error
     return listening
 
 
 def _allow_open_files(num: int) -> None:
-    """Raise the limit of open files to `num`, or as far as the system lets it: every connection is one."""
+    """Raises the limit of open files to `num`, or as far as the system allows: every connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         wanted = num if hard == resource.RLIM_INFINITY else min(num, hard)

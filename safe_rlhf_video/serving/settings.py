@@ -1,4 +1,4 @@
-"""What a server can be told, checked before anything is loaded."""
+"""Defines and checks the settings of a server, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -17,32 +17,37 @@ _WHOLE_NUMBERS = ("max_videos", "max_prompt_chars", "queue_size", "batch_size", 
 _AMOUNTS = ("max_body_mb", "max_clip_seconds", "timeout_s", "shutdown_s")
 
 
+# What each option of `scripts/serve.py` means.
+OPTIONS = {
+    "host": "the address to listen at; one that other machines can reach needs a key",
+    "port": "0 takes any free port",
+    "video_root": "the folder that paths in requests are relative to; else they are refused",
+    "backbone": "the backbone's folder, if it has moved since training",
+    "device": "auto, cpu, cuda or cuda:1",
+    "max_body_mb": "the size of a request, in 10^6 bytes",
+    "max_clip_seconds": "the length of a clip",
+    "max_videos": "the number of clips in a request",
+    "max_prompt_chars": "the length of a prompt",
+    "queue_size": "requests in work or waiting; one more is answered with 429",
+    "timeout_s": "seconds from a request to its answer, and for decoding a clip; then 503",
+    "shutdown_s": "seconds that requests in work have left when the server is ended",
+    "batch_size": "clips scored at once",
+    "batch_wait_ms": "how long a clip waits for others to be scored with",
+    "workers": "decoding processes",
+    "decode_memory_mb": "memory that each of them may use for a clip, in 10^6 bytes",
+}
+
+
 @dataclass(frozen=True)
 class ServerSettings:
-    """How a server runs, and what it allows.
+    """How a server runs, and what it allows; `OPTIONS` describes the fields.
 
     Attributes:
-        model: model folders, a reward and a cost, say.
-        host: the address to listen at; any but this machine's own needs a key.
-        port: 0 takes any that is free.
-        video_root: the folder that paths in requests are relative to; without one, they are refused.
-        api_key: what clients have to show; None asks for none.
-        backbone: the backbone's folder, if it lies elsewhere than in training.
-        device: "auto" takes CUDA where there is one.
-        max_body_mb: of a request, in 10^6 bytes.
-        max_clip_seconds: a clip that lasts longer is refused.
-        max_videos: of one request.
-        max_prompt_chars: of a prompt.
-        queue_size: requests in work or waiting; one more is answered with 429.
-        timeout_s: seconds from a request to its answer, receiving it included, and that decoding one clip may take.
-        shutdown_s: seconds that are left to what is in work when the server is ended.
-        batch_size: clips scored at once.
-        batch_wait_ms: how long a clip waits for others to be scored with.
-        workers: decoding processes.
-        decode_memory_mb: what each of them may take for a clip, in 10^6 bytes.
+        model: model folders, such as a reward and a cost.
+        api_key: the key that clients send; None asks for none.
 
     Raises:
-        ConfigError: a value is wrong, or a key is needed and there is none.
+        ConfigError: a value is wrong, or a key is needed and missing.
     """
 
     model: tuple[str, ...]
@@ -79,7 +84,7 @@ class ServerSettings:
         if not 0 <= self.batch_wait_ms <= 1000:
             raise ConfigError(f"batch_wait_ms: expected a number from 0 to 1000, got {self.batch_wait_ms}")
         if self.video_root is not None and not self.video_root.is_dir():
-            raise ConfigError(f"video_root: {self.video_root} is no folder; give the one that the clips lie in")
+            raise ConfigError(f"video_root: {self.video_root} is not a folder; give the folder of the clips")
         if self.api_key is None and not self.is_loopback:
             raise ConfigError(
                 f"host: {self.host} can be reached from other machines, which needs a key; give --api_key_file or "
@@ -104,13 +109,13 @@ class ServerSettings:
         return int(self.max_body_mb * 1e6)
 
     def limits(self) -> dict[str, float]:
-        """What clients have to keep to, by name."""
+        """The limits that clients have to keep, by name."""
         names = [one.name for one in fields(self) if one.name.startswith("max_") or one.name == "timeout_s"]
         return {name: getattr(self, name) for name in names}
 
 
 def read_key(file: Path | None) -> str | None:
-    """The key in a file or, without one, in the environment; None where neither is given.
+    """Returns the key in a file or, without a file, in the environment; None without either.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -126,7 +131,7 @@ def read_key(file: Path | None) -> str | None:
 
 
 def _check_key(key: str) -> None:
-    # Visible ASCII alone stands unchanged in a header. The key itself is never shown.
+    # Headers carry only visible ASCII unchanged. The message never shows the key.
     if len(key) < MIN_KEY_CHARACTERS or not all("!" <= character <= "~" for character in key):
         raise ConfigError(
             f"the API key needs {MIN_KEY_CHARACTERS} or more characters of visible ASCII without spaces; make one with "

@@ -1,0 +1,97 @@
+"""Describes requests and answers for OpenAPI, and renders the description as a page without scripts or network."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from pydantic import BaseModel
+
+from safe_rlhf_video.scoring import Moderation, Ranking
+from safe_rlhf_video.serving.request_models import Clip, ScoringRequest
+
+_FILE = {"type": "string", "format": "binary", "description": "The encoded file."}
+_TEMPLATE = Path(__file__).parent / "page" / "docs.html.jinja"
+
+
+class Error(BaseModel):
+    """Every error."""
+
+    error: str
+
+
+class Scores(BaseModel):
+    """Scores of one clip, by head."""
+
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RankAnswer(Ranking):
+    """A `Ranking`, and the harms of each clip; null where no harm label was trained."""
+
+    harms: tuple[Moderation, ...] | None = None
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "model": Error}
+    for status, text in (
+        (400, "A field or a clip is wrong."),
+        (401, "The key is missing or wrong."),
+        (404, "The models for it are not loaded."),
+        (413, "The body is too large."),
+        (429, "Too many requests are in work; Retry-After says when to try again."),
+        (503, "Not answered in time, or the server is shutting down."),
+    )
+}
+
+
+def scoring_body(kind: type[ScoringRequest]) -> dict[str, Any]:
+    """Describes a request as JSON and as multipart: FastAPI itself knows one kind of body a route."""
+    schema = kind.model_json_schema()
+    clip = schema.pop("$defs")["Clip"]
+    return _body(
+        {
+            "application/json": _put_for_clips(schema, clip),
+            "multipart/form-data": _put_for_clips(schema, _FILE),
+        }
+    )
+
+
+def remote_reward_body() -> dict[str, Any]:
+    """Describes what /remote_reward takes."""
+    path = {"type": "string", "description": "A path under the video root."}
+    clips = {"type": "array", "items": {"oneOf": [path, Clip.model_json_schema()]}}
+    prompts = {"type": "array", "items": {"type": "string"}}
+    forms = [
+        {
+            "type": "object",
+            "properties": {videos: clips, "prompts": prompts, ignored: {}},
+            "required": [videos, "prompts"],
+            "additionalProperties": False,
+        }
+        for videos, ignored in (("query", "labels"), ("responses", "golden_responses"))
+    ]
+    return _body({"application/json": {"oneOf": forms}})
+
+
+def render_docs(schema: Mapping[str, Any]) -> str:
+    """Renders an OpenAPI description as HTML."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["pretty"] = functools.partial(json.dumps, indent=1)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(schema)
+
+
+def _put_for_clips(schema: Mapping[str, Any], clip: Mapping[str, Any]) -> Any:
+    # In a description of a single operation, references cannot lead to definitions beside the schema.
+    return json.loads(json.dumps(schema).replace('{"$ref": "#/$defs/Clip"}', json.dumps(clip)))
+
+
+def _body(kinds: Mapping[str, Any]) -> dict[str, Any]:
+    content = {kind: {"schema": schema} for kind, schema in kinds.items()}
+    return {"requestBody": {"required": True, "content": content}}

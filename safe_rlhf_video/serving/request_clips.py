@@ -1,0 +1,161 @@
+"""Finds the file of a clip in a request, stores what was sent for the time of its request, and decodes it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+from fastapi import HTTPException
+
+from safe_rlhf_video.errors import VideoDecodeError
+from safe_rlhf_video.serving.request_models import Clip
+from safe_rlhf_video.serving.server_metrics import ServerMetrics
+from safe_rlhf_video.serving.settings import ServerSettings
+from safe_rlhf_video.video.pool import DecodePool
+from safe_rlhf_video.video.sampling import Sampling, Video
+
+
+class Uploads:
+    """The clips that one request brought, as files that only the server's user can read; gone with its block."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._paths: list[Path] = []
+        self._is_closed = False
+
+    def __enter__(self) -> Uploads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_closed = True
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+
+    def store(self, content: IO[bytes]) -> Path:
+        """Copies the content to a new file; any thread may call it.
+
+        Raises:
+            HTTPException: the disk has no room.
+        """
+        path = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+                path = Path(file.name)
+                self._paths.append(path)
+                shutil.copyfileobj(content, file, 1 << 20)
+        except OSError as error:
+            raise no_room(error) from error
+        finally:
+            if path is not None and self._is_closed:  # the request was given up meanwhile
+                path.unlink(missing_ok=True)
+        return path
+
+
+class ClipReader:
+    """Finds and decodes the clips of requests, in child processes.
+
+    Args:
+        sampling: of the model.
+    """
+
+    def __init__(self, settings: ServerSettings, sampling: Sampling, metrics: ServerMetrics) -> None:
+        self._root = None if settings.video_root is None else settings.video_root.resolve()
+        self._metrics = metrics
+        self._pool = DecodePool(
+            sampling,
+            settings.workers,
+            settings.timeout_s,
+            memory_bytes=settings.decode_memory_mb * 10**6,
+            max_seconds=settings.max_clip_seconds,
+        )
+
+    def close(self) -> None:
+        """Ends the decoding processes."""
+        self._pool.close()
+
+    async def find(self, clips: Mapping[str, Clip], uploads: Uploads) -> dict[str, Path]:
+        """Finds or stores the file of each clip.
+
+        Args:
+            clips: by the names that messages use for them.
+
+        Raises:
+            HTTPException: the first that may not be read, or the disk has no room.
+        """
+        return {name: await asyncio.to_thread(self._find, name, clip, uploads) for name, clip in clips.items()}
+
+    def _find(self, name: str, clip: Clip, uploads: Uploads) -> Path:
+        if clip.part is not None:
+            return uploads.store(clip.part.file)
+        if clip.path:
+            return find_under(self._root, clip.path, f"{name}.path")
+        try:
+            content = base64.b64decode(clip.data, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise HTTPException(400, f"{name}.data: is not base64 ({error}); encode the whole file") from error
+        return uploads.store(BytesIO(content))
+
+    async def read(self, path: Path, name: str) -> Video:
+        """Decodes one clip; cancelling it while it waits for its turn saves the work.
+
+        Raises:
+            HTTPException: the clip cannot be read.
+        """
+        try:
+            video = await asyncio.wrap_future(self._pool.submit(path))
+        except VideoDecodeError as error:
+            self._metrics.decode_failures.inc()
+            # Clients do not learn where the file is on the server.
+            reason = str(error).removeprefix(f"{path}: ").replace(str(path), name)
+            raise HTTPException(400, f"{name}: {reason}") from error
+        except RuntimeError as error:  # the pool is closed, or no decoding process starts
+            raise HTTPException(503, f"{name}: cannot be decoded now; try again later") from error
+        self._metrics.decoded.inc()
+        return video
+
+
+def find_under(root: Path | None, path: str, name: str) -> Path:
+    """Returns the regular file that a client's path leads to, all links followed.
+
+    Clients do not learn whether a file outside the root exists: it is "no such file" either way.
+
+    Args:
+        root: a real path; None refuses all paths.
+
+    Raises:
+        HTTPException: it leads out of the root, or to no regular file.
+    """
+    if root is None:
+        raise HTTPException(400, f'{name}: this server reads no files; send the clip as "data" or as a file part')
+    if "://" in path:
+        raise HTTPException(400, f"{name}: is an address, and none is ever fetched; send a path or the clip itself")
+    if os.path.isabs(path):
+        raise HTTPException(400, f"{name}: expected a path relative to the video root, got an absolute one")
+    missing = HTTPException(400, f"{name}: no such file under the video root; check the path")
+    try:
+        real = Path(os.path.realpath(root / path, strict=True))
+        mode = real.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL, or a character that no file name can hold
+        raise missing from error
+    if not real.is_relative_to(root):
+        raise missing
+    if stat.S_ISDIR(mode):
+        raise HTTPException(400, f"{name}: is a folder, expected a video file")
+    if not stat.S_ISREG(mode):
+        raise HTTPException(400, f"{name}: is no regular file, expected a video file")
+    return real
+
+
+def no_room(error: OSError) -> HTTPException:
+    """The answer where an upload cannot be written."""
+    message = f"the upload cannot be stored on the server ({error.strerror}); try again later"
+    return HTTPException(503, message, {"Retry-After": "10"})
