@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -439,12 +438,12 @@ def test_stopping_reaches_all_requests_also_beside_one_that_is_late(scorer: Scor
 
     async def stop_while_one_is_late() -> list[str]:
         messages: list[str] = []
-        service = Service(scorer, replace(SETTINGS, timeout_s=0.2, shutdown_s=0.1))
+        service = Service(scorer, SETTINGS.model_copy(update={"timeout_s": 0.2, "shutdown_s": 0.1}))
         held, free = asyncio.Event(), asyncio.Event()
         free.set()
         late = asyncio.ensure_future(work(service, held, messages))
         await asyncio.sleep(0.3)
-        service.settings = replace(service.settings, timeout_s=30.0)
+        service.settings = service.settings.model_copy(update={"timeout_s": 30.0})
         others = [asyncio.ensure_future(work(service, free, messages)) for _ in range(8)]
         await asyncio.sleep(0)
         service.stop()
@@ -505,8 +504,8 @@ def test_settings_are_checked_before_anything_is_loaded(tmp_path: Path, monkeypa
         with one_line(ConfigError, part):
             ServerSettings(**{"model": ("model",), **wrong})
     for host in ("127.0.0.1", "localhost", "::1", "127.5.6.7"):
-        assert ServerSettings(("model",), host=host).is_loopback
-    settings = ServerSettings(("model",), host="0.0.0.0", api_key=KEY)
+        assert ServerSettings(model=("model",), host=host).is_loopback
+    settings = ServerSettings(model=("model",), host="0.0.0.0", api_key=KEY)
     assert KEY not in repr(settings)
     (tmp_path / "key").write_text(f"{KEY}\n")
     assert read_key(tmp_path / "key") == KEY

@@ -14,20 +14,19 @@ from pathlib import Path
 
 from safe_rlhf_video.cli import Parser
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.serving.settings import KEY_VARIABLE, OPTIONS, ServerSettings, read_key
+from safe_rlhf_video.serving.settings import KEY_VARIABLE, ServerSettings, read_key
 
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", nargs="+", required=True, metavar="DIR", help="a reward, a cost, a moderation folder"
-    )
+    options = ServerSettings.model_fields
+    parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help=options["model"].description)
     parser.add_argument("--api_key_file", type=Path, help=f"holds the key that clients send; else {KEY_VARIABLE} does")
-    for name, meaning in OPTIONS.items():
-        value = getattr(ServerSettings, name)
-        kind = {"video_root": Path, "backbone": str}.get(name, type(value))
-        shown = "" if value is None else " (%(default)s)"
-        parser.add_argument(f"--{name}", type=kind, default=value, help=meaning + shown)
+    for name, option in options.items():
+        if name not in ("model", "api_key"):
+            kind = {"video_root": Path, "backbone": str}.get(name, type(option.default))
+            shown = "" if option.default is None else " (%(default)s)"
+            parser.add_argument(f"--{name}", type=kind, default=option.default, help=f"{option.description}{shown}")
     arguments = vars(parser.parse_args())
     key_file = arguments.pop("api_key_file")
     settings = ServerSettings(**arguments | {"model": tuple(arguments["model"])}, api_key=read_key(key_file))
