@@ -38,8 +38,9 @@ _EXPECTED = {
     "string_type": "a string",
     "tuple_type": "a list",
 }
+MAX_SHOWN = 60  # characters of a value or a name in a message
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxstring = _SHORT.maxother = MAX_SHOWN
 
 
 class Expected:
@@ -69,8 +70,11 @@ def parse_json(kind: type[T], content: bytes | str, where: str, error: type[Safe
         raise error(f"{describe(wrong, where)}; {advice}") from wrong
 
 
-def check_fields(kind: Any, value: object, where: str, error: type[SafeRLHFVideoError]) -> Any:
+def check_fields(kind: Any, value: object, where: str, error: type[SafeRLHFVideoError], within: str = "") -> Any:
     """Checks a value that was read from JSON; the arguments are those of `parse_json`.
+
+    Args:
+        within: the field that holds the value, such as "video_0", for messages.
 
     Returns:
         The same fields with the same values; of an `OPEN` contract, those that it knows.
@@ -78,7 +82,7 @@ def check_fields(kind: Any, value: object, where: str, error: type[SafeRLHFVideo
     try:
         return _adapter(kind).validate_python(value)
     except ValidationError as wrong:
-        raise error(describe(wrong, where)) from wrong
+        raise error(describe(wrong, where, within)) from wrong
 
 
 def read_json(kind: type[T], path: Path, error: type[SafeRLHFVideoError], advice: str) -> T:
@@ -104,12 +108,15 @@ def write_json(path: Path, value: object) -> None:
     write_whole(path, json.dumps(to_fields(value), indent=2, allow_nan=False) + "\n")
 
 
-def describe(wrong: ValidationError, where: str) -> str:
+def describe(wrong: ValidationError, where: str, field: str = "") -> str:
     """The first mistake in one line: "calibration.json field heads.reward.std: expected a number, got 'x'"."""
     first = wrong.errors(include_url=False, include_context=False)[0]
-    field = ""
     for part in first["loc"]:
-        field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else part
+        if isinstance(part, int):
+            field += f"[{part}]"
+        elif part != "[key]":  # a wrong key, which the part before has named
+            shown = part if part.isprintable() and len(part) <= MAX_SHOWN else show(part)
+            field += f".{shown}" if field else shown
     return f"{where} field {field}: {_say(first)}" if field else f"{where}: {_say(first)}"
 
 

@@ -7,11 +7,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from conftest import ROOT, launch
+from typing_extensions import TypedDict
 
-from safe_rlhf_video.data import records as samples
+from safe_rlhf_video.contracts import OPEN
+from safe_rlhf_video.data import records
 from safe_rlhf_video.data.sources import archive, video_align
 
 
@@ -46,32 +49,29 @@ def trusting_parts(member: object) -> list[str]:
     return member.name.split("/")  # type: ignore[attr-defined]
 
 
-def trusting_preference(record: dict, key: str, field: str, where: str) -> int | None:
-    return {"video_0": 0, "video_1": 1}.get(str(record.get(key)))
-
-
 def trusting_path(written: str, *rest: object) -> str:
     return written
 
 
-def careless_sub_preferences(record: dict, where: str) -> dict:
-    """The released files' name of one sub-dimension is not known."""
-    names = ("instruction_following", "correctness", "informativeness", "aesthetics")
-    return {name: {"video_0": 0, "video_1": 1}.get(record.get(name)) for name in names}
+def careless_form(form: Any, **fields: Any) -> Any:
+    """The form of a record with other types of some fields."""
+    careless = TypedDict(form.__name__, form.__annotations__ | fields, total=False)  # type: ignore[misc]
+    careless.__pydantic_config__ = OPEN  # type: ignore[attr-defined]
+    return careless
 
 
-def careless_labels(record: dict, key: str, *rest: object) -> dict | None:
-    return record.get(key)
+# The released files' name of one sub-dimension is not known.
+ONE_NAME = TypedDict("ONE_NAME", dict.fromkeys(records.SUB_DIMENSIONS, records.Choice), total=False)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
     ("kind", "module", "name", "careless"),
     [
         ("tar", archive, "_checked_parts", trusting_parts),
-        ("json", samples, "_preference", trusting_preference),
-        ("json", samples, "_parse_sub_preferences", careless_sub_preferences),
-        ("json", samples, "_parse_harm_labels", careless_labels),
-        ("json", samples, "read_path", lambda record, key, *rest: record[key].strip()),
+        ("json", records, "PairRecord", careless_form(records.PairRecord, helpfulness=Any)),
+        ("json", records, "PairRecord", careless_form(records.PairRecord, sub_preferences=ONE_NAME | None)),
+        ("json", records, "VideoRecord", careless_form(records.VideoRecord, video_labels=Any)),
+        ("json", records, "VideoRecord", careless_form(records.VideoRecord, video_path=str)),
         ("csv", video_align, "_relative_path", trusting_path),
     ],
 )

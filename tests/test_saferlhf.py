@@ -132,7 +132,7 @@ def test_the_same_text_is_the_same_prompt_and_the_same_response(tmp_path: Path) 
         ("response_0_severity_level", 1.0, "response_0_severity_level: expected a whole number"),
         ("response_0_severity_level", True, "response_0_severity_level: expected a whole number"),
         ("response_1_harm_category", ["Drugs"], "response_1_harm_category: expected an object or null"),
-        ("response_1_harm_category", {"Drug": True}, "response_1_harm_category: expected the 19 published names"),
+        ("response_1_harm_category", {"Drug": True}, "response_1_harm_category.Drug: expected one of the 19 published"),
         ("response_1_harm_category", {"Drugs": 1}, "response_1_harm_category.Drugs: expected true, false or null"),
         ("response_0_sha256", "abc", "response_0_sha256: expected 64 hexadecimal digits"),
     ],

@@ -93,7 +93,12 @@ def test_what_records_say_of_a_text(records: list[Record], any_harm: int, violen
         ("severity_level", 7, "severity_level: expected a whole number from 0 to 3, or null, got 7"),
         ("severity_level", 2.0, "severity_level: expected a whole number from 0 to 3, or null, got 2.0"),
         ("severity_level", True, "severity_level: expected a whole number from 0 to 3, or null, got True"),
-        ("harm_categories", {"Arson": True}, "harm_categories: expected the 19 published names of harm categories"),
+        (
+            "harm_categories",
+            {"Arson": True},
+            "harm_categories.Arson: expected one of the 19 published names of harm categories",
+        ),
+        ("harm_categories", {"two\nlines \ud800": True}, r"harm_categories.'two\nlines"),
         ("harm_categories", {"Drugs": 1}, "harm_categories.Drugs: expected true, false or null, got 1"),
         ("harm_categories", ["Drugs"], "harm_categories: expected an object or null"),
     ],

@@ -16,11 +16,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from safe_rlhf_video.cli import Parser
+from safe_rlhf_video.contracts import OPEN, check_fields
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
-from safe_rlhf_video.data.record_fields import fail, read_non_empty_string, read_path
+from safe_rlhf_video.data.record_fields import FilePath, NonEmptyText, fail
 from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError, SampleError, VideoDecodeError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.responses import TextResponse
@@ -36,6 +40,37 @@ FIELDS = ("prompt", "v1", "v2", "video", "videos", *ID_OF_KIND.values())
 
 # The exit code where rows were left out, as --bad_rows drop allows.
 ROWS_LEFT_OUT = 2
+
+
+class ClipFields(TypedDict):
+    """What a row with one clip needs."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    prompt: NonEmptyText
+    video: FilePath
+
+
+class PairFields(TypedDict):
+    """What a row with two clips needs."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    prompt: NonEmptyText
+    v1: FilePath
+    v2: FilePath
+
+
+class ListFields(TypedDict):
+    """What a row with candidates needs."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    prompt: NonEmptyText
+    videos: Annotated[list[FilePath], Field(min_length=1)]
+
+
+FIELDS_OF_KIND: dict[Kind, type] = {"clip": ClipFields, "pair": PairFields, "list": ListFields}
 
 
 class Row(NamedTuple):
@@ -187,18 +222,13 @@ def parse_row(record: Any, number: int, folder: Path, where: str, ids: dict[str,
     ids[id_name] = str(name)
     if len(given) > 1:
         raise SampleError(f"{where}: has {' and '.join(NAME_OF_KIND[kind] for kind in given)}; give one of them")
-    prompt = read_non_empty_string(record, "prompt", where)
+    checked = check_fields(FIELDS_OF_KIND[kind], record, where, SampleError)
+    prompt = checked.pop("prompt")
     if not prompt.strip():
         fail(where, "prompt", "a text", prompt)
     if kind == "list":
-        videos = record["videos"]
-        if not isinstance(videos, list) or not videos:
-            fail(where, "videos", "a list of one path or more", videos)
-        record = {f"videos[{place}]": path for place, path in enumerate(videos)}
-        sides = tuple(record)
-    else:
-        sides = ("video",) if kind == "clip" else ("v1", "v2")
-    return Row(number, ids, prompt, {side: folder / read_path(record, side, where) for side in sides}, kind)
+        checked = {f"videos[{place}]": path for place, path in enumerate(checked["videos"])}
+    return Row(number, ids, prompt, {side: folder / path for side, path in checked.items()}, kind)
 
 
 def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace) -> None:

@@ -1,92 +1,27 @@
-"""Fields of a JSON record, read strictly.
-
-In messages `where` names file and row, and `field` is what stands before the key, such as "video_0.".
-"""
+"""Types of the fields in data files; each says what it expects where a value is wrong."""
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Collection
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from safe_rlhf_video.contracts import Expected, show
 from safe_rlhf_video.errors import SampleError
 
 MAX_NAME_BYTES = 240  # file systems allow 255; a clip's partial file has a longer name than the clip
 MAX_COMPONENT_BYTES, MAX_PATH_BYTES = 255, 4096
 
 
-def show(value: object) -> str:
-    """A value for a message: one line, cut where it is long."""
-    return reprlib.repr(value)
-
-
 def fail(where: str, field: str, expected: str, value: object) -> NoReturn:
-    """Raise the SampleError of a wrong field."""
+    """Raises the SampleError of a field that is wrong beside other fields."""
     raise SampleError(f"{where} field {field}: expected {expected}, got {show(value)}")
 
 
-def require(record: dict[str, Any], key: str, expected: str, where: str, field: str = "") -> Any:
-    """The value of a field that has to be there."""
-    if key not in record:
-        raise SampleError(f"{where} field {field}{key}: missing, expected {expected}")
-    return record[key]
-
-
-def read_string(record: dict[str, Any], key: str, where: str, field: str = "") -> str:
-    """A text, also an empty one."""
-    value = require(record, key, "a string", where, field)
-    if not isinstance(value, str):
-        fail(where, field + key, "a string", value)
-    return _checked_text(value, where, field + key)
-
-
-def read_optional_string(record: dict[str, Any], key: str, where: str, field: str = "") -> str | None:
-    """A text, or None where the field is null or missing."""
-    value = record.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        fail(where, field + key, "a string or null", value)
-    return _checked_text(value, where, field + key)
-
-
-def read_non_empty_string(record: dict[str, Any], key: str, where: str, field: str = "") -> str:
-    """A text of one character or more."""
-    value = read_string(record, key, where, field)
-    if not value:
-        fail(where, field + key, "a non-empty string", value)
-    return value
-
-
-def read_name(record: dict[str, Any], key: str, where: str, field: str = "") -> str:
-    """An id that becomes the name of a folder or file."""
-    value = read_non_empty_string(record, key, where, field)
-    if (expected := expected_name(value)) is not None:
-        fail(where, field + key, expected, value)
-    return value
-
-
-def read_path(record: dict[str, Any], key: str, where: str, field: str = "") -> str:
-    """A path that the system could take; where it leads is not looked at."""
-    value = read_non_empty_string(record, key, where, field)
-    if "\0" in value:
-        fail(where, field + key, "a path without NUL characters", value)
-    content = value.encode()
-    if len(content) > MAX_PATH_BYTES or max(map(len, content.split(b"/"))) > MAX_COMPONENT_BYTES:
-        fail(where, field + key, f"a path of at most {MAX_PATH_BYTES} bytes, {MAX_COMPONENT_BYTES} a name", value)
-    return value
-
-
-def read_optional_bool(record: dict[str, Any], key: str, where: str, field: str = "") -> bool | None:
-    """True, False, or None where the field is null or missing."""
-    value = record.get(key)
-    if value is not None and not isinstance(value, bool):
-        fail(where, field + key, "true, false or null", value)
-    return value
-
-
 def expected_name(value: str) -> str | None:
-    """What is expected in place of a text that may not name a folder or file; None where it may."""
+    """Says what is expected in place of a text that cannot name a folder or file; None where it can."""
     # A name that climbs or descends would lead to another file.
     if value in ("", ".", "..") or "/" in value or "\\" in value or "\0" in value:
         return "a plain name without '/', '\\', '..' or NUL"
@@ -97,16 +32,64 @@ def expected_name(value: str) -> str | None:
     return None
 
 
-def unknown_fields(record: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The fields of other names, as they are."""
-    return {key: value for key, value in record.items() if key not in known}
+def unknown_fields(record: dict[str, Any], known: Collection[str], **nested: Collection[str]) -> dict[str, Any]:
+    """The fields that are not `known`, as they are; also those within the `nested` objects."""
+    extra = {key: value for key, value in record.items() if key not in known}
+    for key, known_keys in nested.items():
+        if unknown := {name: value for name, value in (record.get(key) or {}).items() if name not in known_keys}:
+            extra[key] = unknown
+    return extra
 
 
-def _checked_text(value: str, where: str, field: str) -> str:
+def refuse(expected: str) -> NoReturn:
+    """Says in a validator what a field expects."""
+    raise PydanticCustomError("expected", f"expected {expected}")
+
+
+def _check_object(value: object) -> object:
+    if value is not None and not isinstance(value, dict):
+        refuse("an object or null")
+    return value
+
+
+def _check_text(value: str | None) -> str | None:
     # JSON can hold half a surrogate pair; no file name and no tokenizer takes it.
-    if not value.isascii():
+    if value is not None and not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            fail(where, field, "text without lone surrogates", value)
+            refuse("text without lone surrogates")
     return value
+
+
+def _check_non_empty(value: str) -> str:
+    if not value:
+        refuse("a non-empty string")
+    _check_text(value)
+    return value
+
+
+def _check_name(value: str) -> str:
+    _check_non_empty(value)
+    if (expected := expected_name(value)) is not None:
+        refuse(expected)
+    return value
+
+
+def _check_path(value: str) -> str:
+    _check_non_empty(value)
+    if "\0" in value:
+        refuse("a path without NUL characters")
+    content = value.encode()
+    if len(content) > MAX_PATH_BYTES or max(map(len, content.split(b"/"))) > MAX_COMPONENT_BYTES:
+        refuse(f"a path of at most {MAX_PATH_BYTES} bytes, {MAX_COMPONENT_BYTES} a name")
+    return value
+
+
+Text = Annotated[str, Expected("a string"), AfterValidator(_check_text)]
+OptionalText = Annotated[str | None, Expected("a string or null"), AfterValidator(_check_text)]
+NonEmptyText = Annotated[str, Expected("a string"), AfterValidator(_check_non_empty)]
+Name = Annotated[str, Expected("a string"), AfterValidator(_check_name)]  # an id that becomes a folder or file name
+FilePath = Annotated[str, Expected("a string"), AfterValidator(_check_path)]  # where it leads is not looked at
+Flag = Annotated[bool | None, Expected("true, false or null")]
+OptionalObject = BeforeValidator(_check_object)

@@ -3,18 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Required
 
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
+
+from safe_rlhf_video.contracts import OPEN, Expected, check_fields, show
 from safe_rlhf_video.data.record_fields import (
+    FilePath,
+    Flag,
+    Name,
+    NonEmptyText,
+    OptionalObject,
+    OptionalText,
+    Text,
     fail,
-    read_name,
-    read_non_empty_string,
-    read_optional_bool,
-    read_optional_string,
-    read_path,
-    read_string,
-    require,
-    show,
+    refuse,
     unknown_fields,
 )
 from safe_rlhf_video.errors import SampleError
@@ -28,7 +32,9 @@ VIDEO_NAMES = ("video_0", "video_1")
 
 TIE: Literal["tie"] = "tie"
 Preference = Literal[0, 1, "tie"]
-_PREFERENCES: Mapping[str, Preference] = MappingProxyType({"video_0": 0, "video_1": 1, "tie": TIE})
+_PREFERENCES: Mapping[str | None, Preference | None] = MappingProxyType(
+    {"video_0": 0, "video_1": 1, "tie": TIE, None: None}
+)
 
 
 # SafeSora's key of a harm label -> its head, in the order of the files.
@@ -38,24 +44,91 @@ HARM_LABELS: Mapping[str, Head] = MappingProxyType(
 # PKU-SafeRLHF's category of a harmful text: name in its files -> published code.
 HARM_CATEGORIES: Mapping[str, str] = MappingProxyType({HEADS[name].key: HEADS[name].code for name in TEXT_HARM_HEADS})
 
-_PROMPT_KEYS = ("prompt_id", "prompt_text", "prompt_type")
-_VIDEO_KEYS = frozenset(
-    (
-        *_PROMPT_KEYS,
-        "prompt_labels",
-        "video_id",
-        "video_text",
-        "video_path",
-        "response_text",
-        "is_safe",
-        "video_labels",
-        "generated_from",
-    )
+
+# --- the form of the files --------------------------------------------------------------------------------------------
+
+Choice = Annotated[Literal["video_0", "video_1", "tie"] | None, Expected("'video_0', 'video_1', 'tie' or null")]
+_MAX_SEVERITY = len(HEADS["severity"].levels) - 1
+SeverityLevel = Annotated[
+    int | None, Field(ge=0, le=_MAX_SEVERITY), Expected(f"a whole number from 0 to {_MAX_SEVERITY}, or null")
+]
+HarmLabelFields = TypedDict("HarmLabelFields", dict.fromkeys(HARM_LABELS, Flag), total=False)  # type: ignore[misc]
+HarmLabels = Annotated[HarmLabelFields | None, OptionalObject]
+# The released files say "information" where their loader says "informativeness".
+SubPreferenceFields = TypedDict(  # type: ignore[misc]
+    "SubPreferenceFields", dict.fromkeys((*SUB_DIMENSIONS, "information"), Choice), total=False
 )
-_PAIR_KEYS = frozenset(("pair_id", *_PROMPT_KEYS, *VIDEO_NAMES, *DIMENSIONS, "sub_preferences"))
-# The released files and their loader disagree on the name of one sub-dimension.
-_SUB_PREFERENCE_KEYS = (*SUB_DIMENSIONS, "information")
-_HARM_KEYS = frozenset(HARM_LABELS)
+
+
+def _check_category(name: str) -> str:
+    if name not in HARM_CATEGORIES:
+        refuse(f"one of the {len(HARM_CATEGORIES)} published names of harm categories")
+    return name
+
+
+HarmCategories = Annotated[dict[Annotated[str, AfterValidator(_check_category)], Flag] | None, OptionalObject]
+
+
+class PromptFields(TypedDict, total=False):
+    """The fields of a prompt, in every record; `prompt_type` may be missing, as may all that are not Required."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    prompt_id: Required[Name]
+    prompt_text: Required[Text]
+    prompt_type: OptionalText
+
+
+class PromptRecord(PromptFields, total=False):
+    """A record of a prompt file (SafeSora-Eval)."""
+
+    prompt_labels: HarmLabels
+
+
+class GeneratedFields(TypedDict, total=False):
+    """What a video and a response share."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    video_id: Required[Name]
+    video_text: OptionalText
+    is_safe: Flag
+    video_labels: HarmLabels
+    prompt_labels: HarmLabels
+    generated_from: OptionalText
+
+
+class VideoRecord(GeneratedFields, total=False):
+    """A record of a video file (SafeSora-Label), or a video of a pair; its prompt's fields are `PromptFields`."""
+
+    video_path: Required[FilePath]
+    response_text: None
+
+
+class ResponseRecord(GeneratedFields, total=False):
+    """A response of a text corpus, in the place of a video."""
+
+    response_text: Required[Text]
+    video_path: Annotated[None, Expected("null beside a response_text, which has no clip")]
+    harm_categories: HarmCategories
+    severity_level: SeverityLevel
+
+
+class PairRecord(PromptFields, total=False):
+    """A record of a pair file."""
+
+    pair_id: Required[NonEmptyText]
+    video_0: Required[Any]  # a VideoRecord or a ResponseRecord, by its response_text
+    video_1: Required[Any]
+    helpfulness: Choice
+    harmlessness: Choice
+    sub_preferences: Annotated[SubPreferenceFields | None, OptionalObject]
+
+
+_PROMPT_KEYS = tuple(PromptFields.__annotations__)
+_VIDEO_KEYS = frozenset((*_PROMPT_KEYS, *VideoRecord.__annotations__))
+
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +214,7 @@ class PairSample:
 
 
 def parse_pair(record: Any, where: str) -> PairSample:
-    """Read one record of a pair file.
+    """Reads one record of a pair file.
 
     Args:
         record: the record as JSON gives it.
@@ -150,179 +223,81 @@ def parse_pair(record: Any, where: str) -> PairSample:
     Raises:
         SampleError: a known field is missing or wrong; the one-line message names file, row and field.
     """
-    if not isinstance(record, dict):
-        raise SampleError(f"{where}: expected an object with the fields of a pair, got {show(record)}")
-    prompt = prompt_id, prompt_text, prompt_type = _parse_prompt_fields(record, where)
-    video_0, video_1 = (
-        _parse_video_of(_object(record, name, where), f"{name}.", prompt, where) for name in VIDEO_NAMES
-    )
-    if video_0.video_id == video_1.video_id:
-        raise SampleError(
-            f"{where} field video_1.video_id: {show(video_1.video_id)} is video_0 too, expected two different videos"
-        )
-    sub_preferences = record.get("sub_preferences")
-    if sub_preferences is None:
-        sub_preferences = {}
-    elif not isinstance(sub_preferences, dict):
-        fail(where, "sub_preferences", "an object or null", sub_preferences)
-    extra = unknown_fields(record, _PAIR_KEYS)
-    if unknown := unknown_fields(sub_preferences, _SUB_PREFERENCE_KEYS):
-        extra["sub_preferences"] = unknown
+    fields = check_fields(PairRecord, record, where, SampleError)
+    prompt = fields["prompt_id"], fields["prompt_text"], fields.get("prompt_type")
+    videos = []
+    for name in VIDEO_NAMES:
+        # Releases differ in whether a video repeats its prompt; where it does, it must be the pair's.
+        video = record[name]
+        for key, expected in zip(_PROMPT_KEYS, prompt, strict=True) if isinstance(video, dict) else ():
+            if video.get(key) not in (None, expected):
+                fail(where, f"{name}.{key}", f"the pair's {key} {show(expected)}", video[key])
+        videos.append(_parse_video(video, name, prompt, where))
+    if videos[0].video_id == videos[1].video_id:
+        fail(where, "video_1.video_id", "another video than video_0", videos[1].video_id)
+    sub_preferences = fields.get("sub_preferences") or {}
+    information, informativeness = sub_preferences.get("information"), sub_preferences.get("informativeness")
+    if information is not None and informativeness not in (None, information):
+        expected = f"{informativeness!r} as in sub_preferences.informativeness, or null"
+        fail(where, "sub_preferences.information", expected, information)
+    preferred = fields | sub_preferences | {"informativeness": informativeness or information}
     return PairSample(
-        pair_id=read_non_empty_string(record, "pair_id", where),
-        prompt_id=prompt_id,
-        prompt_text=prompt_text,
-        prompt_type=prompt_type,
-        video_0=video_0,
-        video_1=video_1,
-        preferences={name: _preference(record, name, "", where) for name in DIMENSIONS}
-        | _parse_sub_preferences(sub_preferences, where),
-        extra=extra,
+        pair_id=fields["pair_id"],
+        prompt_id=prompt[0],
+        prompt_text=prompt[1],
+        prompt_type=prompt[2],
+        video_0=videos[0],
+        video_1=videos[1],
+        preferences={name: _PREFERENCES[preferred.get(name)] for name in ALL_DIMENSIONS},
+        extra=unknown_fields(record, PairRecord.__annotations__, sub_preferences=SubPreferenceFields.__annotations__),
     )
 
 
 def parse_video(record: Any, where: str) -> VideoSample:
-    """Read one record of a video file (SafeSora-Label); arguments and errors as those of `parse_pair`."""
-    if not isinstance(record, dict):
-        raise SampleError(f"{where}: expected an object with the fields of a video, got {show(record)}")
-    return _parse_video(record, "", _parse_prompt_fields(record, where), where)
+    """Reads one record of a video file (SafeSora-Label); arguments and errors are those of `parse_pair`."""
+    fields = check_fields(PromptFields, record, where, SampleError)
+    return _parse_video(record, "", (fields["prompt_id"], fields["prompt_text"], fields.get("prompt_type")), where)
 
 
 def parse_prompt(record: Any, where: str) -> PromptSample:
-    """Read one record of a prompt file (SafeSora-Eval); arguments and errors as those of `parse_pair`."""
-    if not isinstance(record, dict):
-        raise SampleError(f"{where}: expected an object with the fields of a prompt, got {show(record)}")
-    prompt_id, prompt_text, prompt_type = _parse_prompt_fields(record, where)
-    extra = unknown_fields(record, (*_PROMPT_KEYS, "prompt_labels"))
-    labels = _parse_harm_labels(record, "prompt_labels", "", where, extra)
-    return PromptSample(prompt_id, prompt_text, prompt_type, labels, extra)
-
-
-def _parse_prompt_fields(record: dict[str, Any], where: str) -> tuple[str, str, str | None]:
-    return (
-        read_name(record, "prompt_id", where),
-        read_string(record, "prompt_text", where),
-        read_optional_string(record, "prompt_type", where),
+    """Reads one record of a prompt file (SafeSora-Eval); arguments and errors are those of `parse_pair`."""
+    fields = check_fields(PromptRecord, record, where, SampleError)
+    return PromptSample(
+        prompt_id=fields["prompt_id"],
+        prompt_text=fields["prompt_text"],
+        prompt_type=fields.get("prompt_type"),
+        prompt_labels=known_labels(fields.get("prompt_labels")),
+        extra=unknown_fields(record, PromptRecord.__annotations__, prompt_labels=HARM_LABELS),
     )
 
 
-def _parse_sub_preferences(record: dict[str, Any], where: str) -> dict[str, Preference | None]:
-    values = {name: _preference(record, name, "sub_preferences.", where) for name in _SUB_PREFERENCE_KEYS}
-    information, informativeness = values.pop("information"), values["informativeness"]
-    if information is not None and informativeness is not None and information != informativeness:
-        raise SampleError(
-            f"{where} field sub_preferences.information: contradicts sub_preferences.informativeness, "
-            "expected one of them or the same value twice"
-        )
-    if informativeness is None:
-        values["informativeness"] = information
-    return values
-
-
-def _parse_video_of(record: dict[str, Any], field: str, prompt: tuple[str, str, str | None], where: str) -> VideoSample:
-    """A video of a pair; `field` is what stands before the names of its fields in messages: "video_0."."""
-    for key, expected in zip(_PROMPT_KEYS, prompt, strict=True):
-        # Releases differ in whether a video repeats its prompt; where it does, it must be the pair's.
-        if record.get(key) not in (None, expected):
-            fail(where, field + key, f"the pair's {key} {show(expected)}", record[key])
-    return _parse_video(record, field, prompt, where)
-
-
-def _parse_video(record: dict[str, Any], field: str, prompt: tuple[str, str, str | None], where: str) -> VideoSample:
-    is_safe = read_optional_bool(record, "is_safe", where, field)
-    response_text = read_optional_string(record, "response_text", where, field)
-    if response_text is None:
-        video_path = read_path(record, "video_path", where, field)
-    elif record.get("video_path") is not None:
-        fail(where, f"{field}video_path", "null beside a response_text, which has no clip", record["video_path"])
-    else:
-        video_path = None
-    extra = unknown_fields(record, _VIDEO_KEYS)
-    harm_labels = _parse_harm_labels(record, "video_labels", field, where, extra)
-    prompt_labels = _parse_harm_labels(record, "prompt_labels", field, where, extra)
-    prompt_id, prompt_text, prompt_type = prompt
-    is_text = response_text is not None
+def _parse_video(record: Any, field: str, prompt: tuple[str, str, str | None], where: str) -> VideoSample:
+    is_text = isinstance(record, dict) and record.get("response_text") is not None
+    fields = check_fields(ResponseRecord if is_text else VideoRecord, record, where, SampleError, within=field)
+    get = fields.get
     return VideoSample(
-        prompt_id=prompt_id,
-        prompt_text=prompt_text,
-        prompt_type=prompt_type,
-        prompt_labels=prompt_labels,
-        video_id=read_name(record, "video_id", where, field),
-        video_text=read_optional_string(record, "video_text", where, field),
-        video_path=video_path,
-        response_text=response_text,
-        is_safe=is_safe,
-        harm_labels=harm_labels,
-        generated_from=read_optional_string(record, "generated_from", where, field),
-        extra=extra,
-        harm_categories=read_harm_categories(record, "harm_categories", where, field) if is_text else None,
-        severity_level=read_severity(record, "severity_level", where, field) if is_text else None,
+        prompt_id=prompt[0],
+        prompt_text=prompt[1],
+        prompt_type=prompt[2],
+        prompt_labels=known_labels(get("prompt_labels")),
+        video_id=fields["video_id"],
+        video_text=get("video_text"),
+        video_path=get("video_path"),
+        response_text=get("response_text"),
+        is_safe=get("is_safe"),
+        harm_labels=known_labels(get("video_labels")),
+        generated_from=get("generated_from"),
+        extra=unknown_fields(record, _VIDEO_KEYS, video_labels=HARM_LABELS, prompt_labels=HARM_LABELS),
+        harm_categories=known_labels(get("harm_categories")),
+        severity_level=get("severity_level"),
     )
 
 
-def read_harm_categories(record: dict[str, Any], key: str, where: str, field: str = "") -> dict[str, bool] | None:
-    """PKU-SafeRLHF's categories of a response, without those that are null; None where the field is null or missing."""
-    written = record.get(key)
-    if written is None:
-        return None
-    if not isinstance(written, dict):
-        fail(where, field + key, "an object or null", written)
-    for name, value in written.items():
-        if name not in HARM_CATEGORIES:
-            fail(where, field + key, "the 19 published names of harm categories", name)
-        if value is not None and not isinstance(value, bool):
-            fail(where, f"{field}{key}.{name}", "true, false or null", value)
-    return {name: value for name, value in written.items() if value is not None}
-
-
-def read_severity(record: dict[str, Any], key: str, where: str, field: str = "") -> int | None:
-    """PKU-SafeRLHF's severity of a response; None where the field is null or missing."""
-    value, max_level = record.get(key), len(HEADS["severity"].levels) - 1
-    if value is not None and (type(value) is not int or not 0 <= value <= max_level):
-        fail(where, field + key, f"a whole number from 0 to {max_level}, or null", value)
-    return value
+def known_labels(written: Mapping[str, bool | None] | None) -> dict[str, bool] | None:
+    """The labels that are true or false; None where there are no labels at all."""
+    return None if written is None else {name: value for name, value in written.items() if value is not None}
 
 
 def contradicts_severity(is_safe: bool | None, severity_level: int | None) -> bool:
     """Whether a response is called safe and severe at once, or neither."""
     return is_safe is not None and severity_level is not None and is_safe == (severity_level > 0)
-
-
-def _parse_harm_labels(
-    record: dict[str, Any], key: str, field: str, where: str, extra: dict[str, Any]
-) -> dict[str, bool] | None:
-    """The labels under `key`; those that nobody knows go to `extra`."""
-    written = record.get(key)
-    if written is None:
-        return None
-    if not isinstance(written, dict):
-        fail(where, field + key, "an object or null", written)
-    labels = {}
-    for name, value in written.items():
-        if name not in _HARM_KEYS:
-            extra.setdefault(key, {})[name] = value
-        elif isinstance(value, bool):
-            labels[name] = value
-        elif value is not None:
-            fail(where, f"{field}{key}.{name}", "true, false or null", value)
-    return labels
-
-
-def _preference(record: dict[str, Any], key: str, field: str, where: str) -> Preference | None:
-    value = record.get(key)
-    if value is None:
-        return None
-    preferred = _PREFERENCES.get(value) if isinstance(value, str) else None
-    if preferred is None:
-        raise SampleError(
-            f"{where} field {field}{key}: {show(value)} names no video of the pair, "
-            "expected 'video_0', 'video_1', 'tie' or null"
-        )
-    return preferred
-
-
-def _object(record: dict[str, Any], key: str, where: str) -> dict[str, Any]:
-    value = require(record, key, "an object with the fields of a video", where)
-    if not isinstance(value, dict):
-        fail(where, key, "an object with the fields of a video", value)
-    return value

@@ -15,16 +15,21 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from safe_rlhf_video.contracts import OPEN, Expected, check_fields
 from safe_rlhf_video.data.config_files import decode_text, parse_json
-from safe_rlhf_video.data.record_fields import fail, read_optional_string, read_string, require, show, unknown_fields
+from safe_rlhf_video.data.record_fields import Flag, OptionalText, Text, unknown_fields
 from safe_rlhf_video.data.records import (
     HARM_CATEGORIES,
     VIDEO_NAMES,
+    HarmCategories,
+    SeverityLevel,
     contradicts_severity,
-    read_harm_categories,
-    read_severity,
+    known_labels,
 )
 from safe_rlhf_video.data.sources.conversion import Conversion, digest
 from safe_rlhf_video.errors import SampleError
@@ -42,19 +47,31 @@ SEVERITY_AND_CATEGORIES = "the severity contradicts the harm categories"
 CONTRADICTORY = "a response called safe in one row and unsafe in another"
 OTHER_HASH = "a sha256 that is not that of prompt and response"
 
-_ROW_KEYS = (
-    "prompt",
-    "prompt_source",
-    "better_response_id",
-    "safer_response_id",
-    *(f"is_response_{side}_safe" for side in (0, 1)),
-    *(f"response_{side}" for side in (0, 1)),
-    *(
-        f"response_{side}_{field}"
-        for side in (0, 1)
-        for field in ("source", "harm_category", "severity_level", "sha256")
-    ),
-)
+ResponseId = Annotated[int | None, Field(ge=0, le=1), Expected("0, 1 or null")]
+Sha256 = Annotated[str | None, Field(pattern="^[0-9a-f]{64}$"), Expected("64 hexadecimal digits or null")]
+
+
+class RowFields(TypedDict, total=False):
+    """A row as published; form v0 has the required fields alone."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    prompt: Required[Text]
+    prompt_source: OptionalText
+    better_response_id: Required[ResponseId]
+    safer_response_id: Required[ResponseId]
+    response_0: Required[Text]
+    response_1: Required[Text]
+    is_response_0_safe: Required[Flag]
+    is_response_1_safe: Required[Flag]
+    response_0_source: OptionalText
+    response_1_source: OptionalText
+    response_0_harm_category: HarmCategories
+    response_1_harm_category: HarmCategories
+    response_0_severity_level: SeverityLevel
+    response_1_severity_level: SeverityLevel
+    response_0_sha256: Sha256
+    response_1_sha256: Sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +151,25 @@ def parse_row(record: Any, where: str) -> Row:
     Raises:
         SampleError: a known field is missing or wrong; the one-line message names file, row and field.
     """
-    if not isinstance(record, dict):
-        raise SampleError(f"{where}: expected an object with the fields of PKU-SafeRLHF, got {show(record)}")
+    fields = check_fields(RowFields, record, where, SampleError)
+    first, second = (
+        Response(
+            text=fields[f"response_{side}"],
+            is_safe=fields[f"is_response_{side}_safe"],
+            source=fields.get(f"response_{side}_source"),
+            harm_categories=known_labels(fields.get(f"response_{side}_harm_category")),
+            severity_level=fields.get(f"response_{side}_severity_level"),
+            sha256=fields.get(f"response_{side}_sha256"),
+        )
+        for side in (0, 1)
+    )
     return Row(
-        prompt=read_string(record, "prompt", where),
-        prompt_source=read_optional_string(record, "prompt_source", where),
-        responses=(_parse_response(record, 0, where), _parse_response(record, 1, where)),
-        better=_response_id(record, "better_response_id", where),
-        safer=_response_id(record, "safer_response_id", where),
-        extra=unknown_fields(record, _ROW_KEYS),
+        prompt=fields["prompt"],
+        prompt_source=fields.get("prompt_source"),
+        responses=(first, second),
+        better=fields["better_response_id"],
+        safer=fields["safer_response_id"],
+        extra=unknown_fields(record, RowFields.__annotations__),
     )
 
 
@@ -235,34 +262,6 @@ def _video_record(prompt: str, response: Response) -> dict[str, Any]:
     if response.severity_level is not None:
         record["severity_level"] = response.severity_level
     return record
-
-
-# --- fields -----------------------------------------------------------------------------------------------------------
-
-
-def _parse_response(record: dict[str, Any], side: int, where: str) -> Response:
-    key = f"response_{side}"
-    is_safe = require(record, f"is_{key}_safe", "true, false or null", where)
-    if is_safe is not None and not isinstance(is_safe, bool):
-        fail(where, f"is_{key}_safe", "true, false or null", is_safe)
-    sha256 = read_optional_string(record, f"{key}_sha256", where)
-    if sha256 is not None and (len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef")):
-        fail(where, f"{key}_sha256", "64 hexadecimal digits or null", sha256)
-    return Response(
-        text=read_string(record, key, where),
-        is_safe=is_safe,
-        source=read_optional_string(record, f"{key}_source", where),
-        harm_categories=read_harm_categories(record, f"{key}_harm_category", where),
-        severity_level=read_severity(record, f"{key}_severity_level", where),
-        sha256=sha256,
-    )
-
-
-def _response_id(record: dict[str, Any], key: str, where: str) -> int | None:
-    value = require(record, key, "0, 1 or null", where)
-    if value is not None and (type(value) is not int or value not in (0, 1)):
-        fail(where, key, "0, 1 or null", value)
-    return value
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from safe_rlhf_video.data.record_fields import show
+from safe_rlhf_video.contracts import show
 from safe_rlhf_video.data.records import TIE
 from safe_rlhf_video.data.sources.conversion import Conversion, digest
 from safe_rlhf_video.data.video_folder import with_ending
