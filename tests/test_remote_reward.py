@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fastapi import HTTPException
 from small_models import one_line
 
-from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
+from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.lagrangian import lagrangian_score
 from safe_rlhf_video.scoring import TradeOff
-from safe_rlhf_video.scoring.remote_reward import build_answer, parse_request
+from safe_rlhf_video.scoring.remote_reward import build_answer
+from safe_rlhf_video.serving.request_models import read_trainer_request
+from safe_rlhf_video.serving.settings import ServerSettings
 
+SETTINGS = ServerSettings(model=("model",))
 PROMPTS = ["a red circle", "a blue square"]
 PATHS = ["a/1.mp4", "a/2.mp4"]
 OPENRLHF = {"query": PATHS, "prompts": PROMPTS, "labels": ["", None]}
@@ -21,58 +25,65 @@ ALIGN_ANYTHING = {"prompts": PROMPTS, "responses": PATHS}
 
 
 @pytest.mark.parametrize(
-    ("body", "trainer"),
+    ("body", "field"),
     [
-        (OPENRLHF, "openrlhf"),
-        ({"query": PATHS, "prompts": PROMPTS}, "openrlhf"),
-        ({"query": [f"{p}{v}" for p, v in zip(PROMPTS, PATHS, strict=True)], "prompts": PROMPTS}, "openrlhf"),
-        ({"query": [f"{p}\n {v}\n" for p, v in zip(PROMPTS, PATHS, strict=True)], "prompts": PROMPTS}, "openrlhf"),
-        ({"query": [{"path": path} for path in PATHS], "prompts": PROMPTS}, "openrlhf"),
-        (ALIGN_ANYTHING, "align-anything"),
-        ({**ALIGN_ANYTHING, "golden_responses": ["x", "y"]}, "align-anything"),
+        (OPENRLHF, "query"),
+        ({"query": PATHS, "prompts": PROMPTS}, "query"),
+        ({"query": [f"{p}{v}" for p, v in zip(PROMPTS, PATHS, strict=True)], "prompts": PROMPTS}, "query"),
+        ({"query": [f"{p}\n {v}\n" for p, v in zip(PROMPTS, PATHS, strict=True)], "prompts": PROMPTS}, "query"),
+        ({"query": [{"path": path} for path in PATHS], "prompts": PROMPTS}, "query"),
+        (ALIGN_ANYTHING, "responses"),
+        ({**ALIGN_ANYTHING, "golden_responses": ["x", "y"]}, "responses"),
     ],
 )
-def test_both_forms_name_the_same_videos(body: dict[str, Any], trainer: str) -> None:
-    request = parse_request(json.loads(json.dumps(body)))
-    assert request.trainer == trainer
-    assert request.video_field == ("query" if trainer == "openrlhf" else "responses")
-    assert list(request.prompts) == PROMPTS
-    assert list(request.videos) == [{"path": path} for path in PATHS]
+def test_both_forms_name_the_same_videos(body: dict[str, Any], field: str) -> None:
+    request = read_trainer_request(json.loads(json.dumps(body)), SETTINGS)
+    assert request.prompts == PROMPTS
+    assert {name: clip.path for name, clip in request.clips.items()} == {
+        f"{field}[{place}]": path for place, path in enumerate(PATHS)
+    }
 
 
 def test_encoded_videos_and_empty_batches() -> None:
-    assert parse_request({"prompts": ["a"], "responses": [{"data": "AAAA"}]}).videos == ({"data": "AAAA"},)
+    encoded = read_trainer_request({"prompts": ["a"], "responses": [{"data": "AAAA"}]}, SETTINGS)
+    assert encoded.clips["responses[0]"].data == "AAAA"
     # A second server of OpenRLHF's gets what is left of a batch of one.
-    assert parse_request({"query": [], "prompts": [], "labels": []}).videos == ()
+    assert read_trainer_request({"query": [], "prompts": [], "labels": []}, SETTINGS).clips == {}
     assert build_answer([], [], TradeOff(1.0, 0.0))["rewards"] == []
 
 
 @pytest.mark.parametrize(
     ("body", "parts"),
     [
-        ([], ["JSON object", "a list"]),
-        (None, ["JSON object", "null"]),
         ({}, ["query", "responses", "neither"]),
         ({"prompts": PROMPTS}, ["neither"]),
         ({**OPENRLHF, "responses": PATHS}, ["both"]),
         ({"query": PATHS}, ["prompts: missing"]),
-        ({"query": PATHS, "prompts": None}, ["prompts: expected a list", "null"]),
+        ({"query": PATHS, "prompts": None}, ["prompts: expected a list", "None"]),
         ({"query": "a.mp4", "prompts": PROMPTS}, ["query: expected a list", "'a.mp4'"]),
-        ({"query": PATHS[:1], "prompts": PROMPTS}, ["prompts: 2 for 1 of query"]),
-        ({"responses": [*PATHS, "c"], "prompts": PROMPTS}, ["prompts: 2 for 3 of responses"]),
-        ({"query": PATHS, "prompts": ["a", 3]}, ["prompts[1]", "a number"]),
-        ({"query": PATHS, "prompts": ["a", " \n"]}, ["prompts[1]", "not empty"]),
-        ({"query": [1, "a"], "prompts": PROMPTS}, ["query[0]", "a number"]),
-        ({"query": ["a", True], "prompts": PROMPTS}, ["query[1]", "true or false"]),
-        ({"query": ["a", " \n"], "prompts": PROMPTS}, ["query[1]: names no video"]),
-        ({"query": [PROMPTS[0], "a"], "prompts": PROMPTS}, ["query[0]: names no video"]),
+        ({"query": PATHS[:1], "prompts": PROMPTS}, ["query: has 1 videos for 2 prompts"]),
+        ({"responses": [*PATHS, "c"], "prompts": PROMPTS}, ["responses: has 3 videos for 2 prompts"]),
+        ({"query": PATHS, "prompts": ["a", 3]}, ["prompts[1]", "a string", "3"]),
+        ({"query": PATHS, "prompts": ["a", " \n"]}, ["prompts[1]", "not blank"]),
+        ({"query": [1, "a"], "prompts": PROMPTS}, ["query[0]", "got 1"]),
+        ({"query": ["a", True], "prompts": PROMPTS}, ["query[1]", "got True"]),
+        ({"query": ["a", " \n"], "prompts": PROMPTS}, ["query[1].path: expected a string that is not empty"]),
+        ({"query": [PROMPTS[0], "a"], "prompts": PROMPTS}, ["query[0].path: expected a string that is not empty"]),
         ({**OPENRLHF, "metas\n": []}, ["'metas\\n': unknown field", "labels"]),
         ({**ALIGN_ANYTHING, "labels": []}, ["'labels': unknown field", "golden_responses"]),
+        # Not one description a video, of a million: it would keep all threads waiting.
+        ({"query": [1] * 10**6, "prompts": None}, ["prompts: expected a list"]),
+        ({"query": PATHS * 33, "prompts": PROMPTS * 33}, ["prompts: has 66, at most 64"]),
     ],
 )
-def test_wrong_requests_are_one_line(body: object, parts: list[str]) -> None:
-    with one_line(SampleError, *parts):
-        parse_request(body)
+def test_wrong_requests_are_one_line(body: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(HTTPException) as caught:
+        read_trainer_request(body, SETTINGS)
+    assert caught.value.status_code == 400
+    assert "\n" not in caught.value.detail
+    assert len(caught.value.detail) < 500
+    for part in parts:
+        assert part in caught.value.detail
 
 
 def test_answer_is_the_lagrangian_with_both_heads_beside_it() -> None:

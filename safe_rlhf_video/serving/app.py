@@ -20,13 +20,13 @@ from safe_rlhf_video.serving.openapi import (
     ERRORS,
     RankAnswer,
     Scores,
-    remote_reward_body,
+    clip_body,
     render_docs,
-    scoring_body,
+    trainer_body,
 )
 from safe_rlhf_video.serving.page_files import DOCUMENT_POLICY, PAGE_POLICY, read_page_files
 from safe_rlhf_video.serving.request_clips import Uploads
-from safe_rlhf_video.serving.request_models import ClipRequest, PairRequest, RankRequest, RemoteClips, ScoringRequest
+from safe_rlhf_video.serving.request_models import ClipRequest, PairRequest, RankRequest, read_trainer_request
 from safe_rlhf_video.serving.service import Service
 
 UNKNOWN_PAGE = "there is no such page; GET /docs lists all"
@@ -59,13 +59,13 @@ def build_app(service: Service) -> FastAPI:
 def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
     scorer = service.scorer
 
-    @app.post("/score", dependencies=key, responses=ERRORS, openapi_extra=scoring_body(ClipRequest))
+    @app.post("/score", dependencies=key, responses=ERRORS, openapi_extra=clip_body(ClipRequest))
     async def score(request: Request) -> Scores:
         """The scores of one clip for its prompt, by head."""
         async with service.receive(request, ClipRequest.read) as (asked, uploads):
             return Scores(scores=_row(await _score(asked, uploads), 0))
 
-    @app.post("/score_pair", dependencies=key, responses=ERRORS, openapi_extra=scoring_body(PairRequest))
+    @app.post("/score_pair", dependencies=key, responses=ERRORS, openapi_extra=clip_body(PairRequest))
     async def score_pair(request: Request) -> PairScore:
         """The choice between two clips for one prompt, and its reason."""
         service.require_both_heads()
@@ -75,7 +75,7 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
             pairs = {head: (float(found[0]), float(found[1])) for head, found in scores.items()}
             return judge_pair(pairs, trade_off, scorer.calibration.heads, service.facts)
 
-    @app.post("/rank", dependencies=key, responses=ERRORS, openapi_extra=scoring_body(RankRequest))
+    @app.post("/rank", dependencies=key, responses=ERRORS, openapi_extra=clip_body(RankRequest))
     async def rank(request: Request) -> RankAnswer:
         """Any number of clips for one prompt, best first, and where harm labels were trained, the harms of each."""
         service.require_both_heads()
@@ -89,23 +89,23 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
                 harms = tuple(scorer.judge_harms(_row(scores, place)) for place in range(len(ranking.order)))
             return RankAnswer(**vars(ranking), harms=harms)
 
-    @app.post("/moderate", dependencies=key, responses=ERRORS, openapi_extra=scoring_body(ClipRequest))
+    @app.post("/moderate", dependencies=key, responses=ERRORS, openapi_extra=clip_body(ClipRequest))
     async def moderate(request: Request) -> Moderation:
         """The harms that one clip shows."""
         service.require_moderation()
         async with service.receive(request, ClipRequest.read) as (asked, uploads):
             return scorer.judge_harms(_row(await _score(asked, uploads), 0))
 
-    @app.post("/remote_reward", dependencies=key, responses=ERRORS, openapi_extra=remote_reward_body())
+    @app.post("/remote_reward", dependencies=key, responses=ERRORS, openapi_extra=trainer_body())
     async def reward(request: Request) -> dict[str, Any]:
         """Rewards of many clips, each for its prompt, in the forms of OpenRLHF and align-anything."""
         service.require_both_heads()
-        async with service.receive(request, RemoteClips.read) as (asked, uploads):
+        async with service.receive(request, read_trainer_request) as (asked, uploads):
             scores = await service.score(asked.prompts, await service.find(asked.clips, uploads))
             rewards, costs = scores["reward"].tolist(), scores["cost"].tolist()
             return remote_reward.build_answer(rewards, costs, scorer.resolve_trade_off())
 
-    async def _score(asked: ScoringRequest, uploads: Uploads) -> dict[str, np.ndarray]:
+    async def _score(asked: ClipRequest | PairRequest | RankRequest, uploads: Uploads) -> dict[str, np.ndarray]:
         files = await service.find(asked.clips, uploads)
         return await service.score([asked.prompt] * len(files), files)
 

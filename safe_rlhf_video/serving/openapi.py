@@ -13,7 +13,7 @@ import jinja2
 from pydantic import BaseModel
 
 from safe_rlhf_video.scoring import Moderation, Ranking
-from safe_rlhf_video.serving.request_models import Clip, ScoringRequest
+from safe_rlhf_video.serving.request_models import AlignAnythingRequest, Clip, OpenRLHFRequest, ScoringRequest
 
 _FILE = {"type": "string", "format": "binary", "description": "The encoded file."}
 _TEMPLATE = Path(__file__).parent / "page" / "docs.html.jinja"
@@ -51,33 +51,19 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def scoring_body(kind: type[ScoringRequest]) -> dict[str, Any]:
+def clip_body(kind: type[ScoringRequest]) -> dict[str, Any]:
     """Describes a request as JSON and as multipart: FastAPI itself knows one kind of body a route."""
-    schema = kind.model_json_schema()
-    clip = schema.pop("$defs")["Clip"]
-    return _body(
-        {
-            "application/json": _put_for_clips(schema, clip),
-            "multipart/form-data": _put_for_clips(schema, _FILE),
-        }
-    )
+    clip = Clip.model_json_schema()
+    return _body({"application/json": _describe(kind, clip), "multipart/form-data": _describe(kind, _FILE)})
 
 
-def remote_reward_body() -> dict[str, Any]:
+def trainer_body() -> dict[str, Any]:
     """Describes what /remote_reward takes."""
     path = {"type": "string", "description": "A path under the video root."}
-    clips = {"type": "array", "items": {"oneOf": [path, Clip.model_json_schema()]}}
-    prompts = {"type": "array", "items": {"type": "string"}}
-    forms = [
-        {
-            "type": "object",
-            "properties": {videos: clips, "prompts": prompts, ignored: {}},
-            "required": [videos, "prompts"],
-            "additionalProperties": False,
-        }
-        for videos, ignored in (("query", "labels"), ("responses", "golden_responses"))
-    ]
-    return _body({"application/json": {"oneOf": forms}})
+    clip = {"oneOf": [path, Clip.model_json_schema()]}
+    return _body(
+        {"application/json": {"oneOf": [_describe(kind, clip) for kind in (OpenRLHFRequest, AlignAnythingRequest)]}}
+    )
 
 
 def render_docs(schema: Mapping[str, Any]) -> str:
@@ -87,8 +73,10 @@ def render_docs(schema: Mapping[str, Any]) -> str:
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(schema)
 
 
-def _put_for_clips(schema: Mapping[str, Any], clip: Mapping[str, Any]) -> Any:
-    # In a description of a single operation, references cannot lead to definitions beside the schema.
+def _describe(kind: type[ScoringRequest], clip: Mapping[str, Any]) -> Any:
+    # `clip` takes the place of references, which lead nowhere from the description of a single operation.
+    schema = kind.model_json_schema()
+    del schema["$defs"]
     return json.loads(json.dumps(schema).replace('{"$ref": "#/$defs/Clip"}', json.dumps(clip)))
 
 

@@ -5,7 +5,6 @@ Types are not converted. The validation context is the server's settings, whose 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from fastapi import HTTPException
@@ -16,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    TypeAdapter,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -24,8 +22,6 @@ from pydantic import (
 from starlette.datastructures import UploadFile
 
 from safe_rlhf_video.contracts import STRICT, describe, show
-from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.scoring import remote_reward
 from safe_rlhf_video.serving.settings import ServerSettings
 
 # Products of larger ones with a score are no longer exact enough to tell clips apart, and overflow at 1e308.
@@ -54,7 +50,7 @@ def _check_prompt(prompt: str, info: ValidationInfo) -> str:
 def _check_count(videos: object, info: ValidationInfo) -> object:
     limit = _limits(info).max_videos
     if isinstance(videos, list) and len(videos) > limit:
-        raise ValueError(f"has {len(videos)} videos, at most {limit} are taken; send fewer")
+        raise ValueError(f"has {len(videos)}, at most {limit} are taken; send fewer")
     return videos
 
 
@@ -99,6 +95,19 @@ class Clip(BaseModel):
         return check(value)
 
 
+def _name_paths(videos: object, info: ValidationInfo) -> object:
+    """Reads the videos of a trainer, which may be plain paths; OpenRLHF puts the prompt before each of them."""
+    prompts = info.data.get("prompts")
+    if not isinstance(videos, list) or prompts is None:  # each has an error of its own
+        return videos
+    if len(videos) != len(prompts):
+        raise ValueError(f"has {len(videos)} videos for {len(prompts)} prompts; give each its prompt")
+    return [
+        {"path": video.removeprefix(prompt).strip()} if isinstance(video, str) else video
+        for video, prompt in zip(videos, prompts, strict=True)
+    ]
+
+
 Prompt = Annotated[str, AfterValidator(_check_prompt), Field(description="What the clips were generated for.")]
 Clips = Annotated[list[Clip], Field(min_length=1), BeforeValidator(_check_count)]
 Multiplier = Annotated[
@@ -109,14 +118,15 @@ CostLimit = Annotated[
     Annotated[float, Field(ge=-MAX_COST_LIMIT, le=MAX_COST_LIMIT)] | None,
     Field(description="d, the cost that is allowed; GET /model returns the default."),
 ]
+# Trainers with more servers than samples send empty lists.
+Prompts = Annotated[list[Prompt], BeforeValidator(_check_count)]
+TrainerVideos = Annotated[list[Clip], BeforeValidator(_name_paths), BeforeValidator(_check_count)]
 
 
 class ScoringRequest(BaseModel):
-    """A prompt, and in the models below clips for it."""
+    """Prompts, and clips for them."""
 
     model_config = STRICT | ConfigDict(frozen=True)
-
-    prompt: Prompt
 
     @classmethod
     def read(cls, fields: dict[str, Any], settings: ServerSettings) -> Self:
@@ -135,29 +145,33 @@ class ScoringRequest(BaseModel):
         try:
             return cls.model_validate(fields, context=settings)
         except ValidationError as wrong:
-            raise _refuse(wrong) from wrong
+            message = describe(wrong, "body")
+            if len(message) > MAX_MESSAGE:
+                message = message[:MAX_MESSAGE] + "..."
+            raise HTTPException(400, f"{message}; GET /docs describes the fields") from wrong
 
     @property
     def clips(self) -> dict[str, Clip]:
         """The clips by the names that messages use for them, such as "video" and "videos[2]"."""
         found: dict[str, Clip] = {}
         for name, value in self:
-            if isinstance(value, Clip):
-                found[name] = value
-            elif isinstance(value, list):
-                found |= {f"{name}[{place}]": clip for place, clip in enumerate(value)}
+            for place, clip in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(clip, Clip):
+                    found[f"{name}[{place}]" if isinstance(value, list) else name] = clip
         return found
 
 
 class ClipRequest(ScoringRequest):
     """One clip to score for its prompt."""
 
+    prompt: Prompt
     video: Clip
 
 
 class PairRequest(ScoringRequest):
     """Two clips to choose between."""
 
+    prompt: Prompt
     v1: Clip
     v2: Clip
     lagrange_multiplier: Multiplier = None
@@ -167,44 +181,36 @@ class PairRequest(ScoringRequest):
 class RankRequest(ScoringRequest):
     """Clips to put in order."""
 
+    prompt: Prompt
     videos: Clips
     lagrange_multiplier: Multiplier = None
     cost_limit: CostLimit = None
 
 
-@dataclass(frozen=True)
-class RemoteClips:
-    """The clips of a trainer's request, each with its own prompt, in one order."""
+class OpenRLHFRequest(ScoringRequest):
+    """What OpenRLHF posts (openrlhf/utils/remote_rm_utils.py); its labels are for rewards by rule, and not used."""
 
-    prompts: list[str]
-    clips: dict[str, Clip]
-
-    @classmethod
-    def read(cls, fields: dict[str, Any], settings: ServerSettings) -> RemoteClips:
-        """As `ScoringRequest.read`, for the forms of OpenRLHF and align-anything."""
-        try:
-            asked = remote_reward.parse_request(fields)
-        except SampleError as error:
-            raise HTTPException(400, str(error)) from error
-        if len(asked.videos) > settings.max_videos:
-            raise HTTPException(
-                400, f"prompts: has {len(asked.videos)}, at most {settings.max_videos} are taken; send fewer"
-            )
-        named_prompts = {f"prompts[{place}]": prompt for place, prompt in enumerate(asked.prompts)}
-        named_videos = {f"{asked.video_field}[{place}]": video for place, video in enumerate(asked.videos)}
-        try:
-            prompts = _PROMPTS.validate_python(named_prompts, context=settings)
-            return cls(list(prompts.values()), _CLIPS.validate_python(named_videos))
-        except ValidationError as wrong:
-            raise _refuse(wrong) from wrong
+    prompts: Prompts
+    query: TrainerVideos
+    labels: Any = None
 
 
-_PROMPTS = TypeAdapter(dict[str, Prompt])
-_CLIPS = TypeAdapter(dict[str, Clip])
+class AlignAnythingRequest(ScoringRequest):
+    """What align-anything posts (align_anything/models/remote_rm); its golden responses are not used."""
+
+    prompts: Prompts
+    responses: TrainerVideos
+    golden_responses: Any = None
 
 
-def _refuse(wrong: ValidationError) -> HTTPException:
-    message = describe(wrong, "body")
-    if len(message) > MAX_MESSAGE:
-        message = message[:MAX_MESSAGE] + "..."
-    return HTTPException(400, f"{message}; GET /docs describes the fields")
+def read_trainer_request(fields: dict[str, Any], settings: ServerSettings) -> OpenRLHFRequest | AlignAnythingRequest:
+    """As `ScoringRequest.read`, for either trainer's form: the field of its videos says whose it is."""
+    if ("query" in fields) == ("responses" in fields):
+        found = "both" if "query" in fields else "neither"
+        raise HTTPException(
+            400,
+            f"expected the field query (OpenRLHF) or responses (align-anything), found {found}; post videos as one of "
+            "them, with prompts",
+        )
+    kind = OpenRLHFRequest if "query" in fields else AlignAnythingRequest
+    return kind.read(fields, settings)
