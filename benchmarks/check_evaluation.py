@@ -1,4 +1,4 @@
-"""Do an evaluation's figures mean what they say? Holds them to the hidden truth of a world; exit code 1 if one fails.
+"""Checks an evaluation's figures against the hidden truth of a world; exit code 1 if a bound is not met.
 
 python scripts/evaluate.py --model MODEL --data WORLD/config-test.json.gz --train_data WORLD/config-train.json.gz \\
     --controls shuffled_prompt reversed_frames single_frame --out DIR
@@ -9,16 +9,14 @@ probabilities after calibration, and each control within 3 standard errors, by p
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from check_quickstart import at_least, at_most, report
+from check_quickstart import at_least, at_most, known, report
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, SUB_DIMENSIONS
-from safe_rlhf_video.errors import SafeRLHFVideoError
+from safe_rlhf_video.evaluation.results import Evaluation, read_evaluation
 
 MIN_COMPARISONS = 5000
 MIN_FRACTION_OF_CEILING = 0.93
@@ -31,35 +29,44 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evaluation", type=Path, metavar="EVALUATION_JSON")
     path = parser.parse_args().evaluation
-    try:
-        checks = list(check(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SafeRLHFVideoError(
-            f"{path}: is no evaluation of six heads on a synthetic world with all controls ({type(error).__name__}: "
-            f"{error}); run scripts/evaluate.py as this script's --help says"
-        ) from error
-    report(path, checks)
+    report(path, list(check(read_evaluation(path), path)))
 
 
-def check(result: dict[str, Any]) -> Iterator[tuple[bool, str]]:
-    """Yield whether each bound is met, and what it says."""
-    yield at_most("test prompts also in training", result["num_prompts_also_in_training"], 0)
+def check(evaluation: Evaluation, path: Path) -> Iterator[tuple[bool, str]]:
+    """Yields whether each bound is met, and what it says.
+
+    Raises:
+        SafeRLHFVideoError: a figure is missing: not six heads, no synthetic world, or not all controls.
+    """
+    shared = known(evaluation.num_prompts_also_in_training, path, "num_prompts_also_in_training")
+    yield at_most("test prompts also in training", shared, 0)
     for dimension in ALL_DIMENSIONS:
-        figures = result[dimension]
-        yield at_least(f"{dimension}: comparisons", figures["num_comparisons"], MIN_COMPARISONS)
+        figures = known(evaluation.dimensions.get(dimension), path, dimension)
+        yield at_least(f"{dimension}: comparisons", figures.num_comparisons, MIN_COMPARISONS)
         if dimension in SUB_DIMENSIONS:
-            yield at_least(f"{dimension}: accuracy / ceiling", figures["fraction_of_ceiling"], MIN_FRACTION_OF_CEILING)
-        calibration = figures["calibration"]
-        yield calibration["is_calibrated"], f"{dimension}: temperature {calibration['temperature']}, must be fitted"
-        yield at_most(f"{dimension}: ECE, {len(calibration['bins'])} bins", calibration["ece"], MAX_ECE)
-        error = calibration["mean_absolute_error"]
+            fraction = known(figures.fraction_of_ceiling, path, f"{dimension}.fraction_of_ceiling")
+            yield at_least(f"{dimension}: accuracy / ceiling", fraction, MIN_FRACTION_OF_CEILING)
+        calibration = figures.calibration
+        yield calibration.is_calibrated, f"{dimension}: temperature {calibration.temperature}, must be fitted"
+        ece = known(calibration.ece, path, f"{dimension}.calibration.ece")
+        yield at_most(f"{dimension}: ECE, {len(calibration.bins)} bins", ece, MAX_ECE)
+        error = known(calibration.mean_absolute_error, path, f"{dimension}.calibration.mean_absolute_error")
         yield at_most(f"{dimension}: mean |P - true probability|", error, MAX_MEAN_ERROR)
+    tables = {
+        "controls": evaluation.controls,
+        "controls_expected": evaluation.controls_expected,
+        "controls_standard_error": evaluation.controls_standard_error,
+    }
     for name in CONTROLS:
         for dimension in ("harmlessness",) if name == "is_safe_only" else ALL_DIMENSIONS:
-            measured, expected = (result[key][name][dimension] for key in ("controls", "controls_expected"))
-            allowed = MAX_STANDARD_ERRORS * result["controls_standard_error"][name][dimension]
+            measured, expected, standard_error = (
+                known(table.get(name, {}).get(dimension), path, f"{key}.{name}.{dimension}")
+                for key, table in tables.items()
+            )
             yield at_most(
-                f"{dimension}: {name}, {measured:.4f}, less {expected:.4f}", abs(measured - expected), allowed
+                f"{dimension}: {name}, {measured:.4f}, less {expected:.4f}",
+                abs(measured - expected),
+                MAX_STANDARD_ERRORS * standard_error,
             )
 
 

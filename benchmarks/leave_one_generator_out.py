@@ -27,7 +27,7 @@ from safe_rlhf_video.data.preferences import safety_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, PairSample
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.evaluation.breakdown import num_unseen
-from safe_rlhf_video.evaluation.evaluate import HEAD_OF_DIMENSION
+from safe_rlhf_video.evaluation.dimension_figures import HEAD_OF_DIMENSION
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.stats.metrics import MIN_COMPARISONS, credit, mean_interval
 

@@ -12,15 +12,16 @@ import argparse
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from check_quickstart import at_least, report
+from check_quickstart import at_least, known, report
 from epoch import HERE, run
 from machine import describe_machine
 
 from safe_rlhf_video.cli import Parser, run_script
+from safe_rlhf_video.evaluation.results import Evaluation, read_evaluation
 from safe_rlhf_video.evaluation.table import format_table
 from safe_rlhf_video.files import write_whole
 
@@ -66,10 +67,10 @@ def main() -> None:
     source = ("--model", out / "run", "--video_dir", world / "videos", "--frame_store", store)
     run("scripts/calibrate.py", *source, "--data", train, "--targets", *arguments.targets)
     run("scripts/evaluate.py", *source, "--data", test, "--train_data", train, "--out", out)
-    result = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-    print(format_table(result))
+    evaluation = read_evaluation(out / "evaluation.json")
+    print(format_table(evaluation))
     print(describe_machine())
-    report(out / "evaluation.json", list(check(result)))
+    report(out / "evaluation.json", list(check(evaluation, out / "evaluation.json")))
 
 
 def part_prompts(world: Path, out: Path, seed: int) -> tuple[Path, Path]:
@@ -86,20 +87,23 @@ def part_prompts(world: Path, out: Path, seed: int) -> tuple[Path, Path]:
     return files["train"], files["test"]
 
 
-def check(result: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
-    """Whether each bound is held, and a line about it."""
-    labels, macro = result["moderation"]["labels"], result["moderation"]["macro"]
-    num_clips = labels["any"]["num_positive"] + labels["any"]["num_negative"]
+def check(evaluation: Evaluation, path: Path) -> Iterator[tuple[bool, str]]:
+    """Yields whether each bound is met, and what it says."""
+    moderation = known(evaluation.moderation, path, "moderation")
+    labels, macro = moderation.labels, moderation.macro
+    num_clips = labels["any"].num_positive + labels["any"].num_negative
     yield at_least("clips of prompts that training and calibration did not have", num_clips, MIN_CLIPS)
-    yield at_least("fewest clips with a label", min(one["num_positive"] for one in labels.values()), MIN_POSITIVE)
-    num_rare = sum(one["prevalence"] < RARE for one in labels.values())
+    yield at_least("fewest clips with a label", min(one.num_positive for one in labels.values()), MIN_POSITIVE)
+    num_rare = sum((one.prevalence or 0.0) < RARE for one in labels.values())
     yield at_least(f"labels with a prevalence under {RARE:.0%}", num_rare, MIN_RARE)
-    yield at_least("AUROC of any harm", labels["any"]["auroc"], MIN_ANY_AUROC)
-    yield at_least(f"mean AUROC of {macro['num_labels_auroc']} labels", macro["auroc"], MIN_MACRO_AUROC)
+    auroc, mean_auroc = (known(one.auroc, path, "moderation auroc") for one in (labels["any"], macro))
+    yield at_least("AUROC of any harm", auroc, MIN_ANY_AUROC)
+    yield at_least(f"mean AUROC of {macro.num_labels_auroc} labels", mean_auroc, MIN_MACRO_AUROC)
     for label, one in labels.items():
-        rate, (low, high) = one["false_positive_rate"], one["false_positive_interval"]
-        target = ", ".join(f"{kind} {value:g}" for kind, value in one["target"].items())
-        yield one["holds_target"], f"{label}: false positives {rate:.4f} [{low:.4f}, {high:.4f}], target {target}"
+        low, high = known(one.false_positive_interval, path, f"{label}.false_positive_interval")
+        target = ", ".join(f"{kind} {value:g}" for kind, value in (one.target or {}).items())
+        text = f"{label}: false positives {one.false_positive_rate:.4f} [{low:.4f}, {high:.4f}], target {target}"
+        yield bool(one.holds_target), text
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from safe_rlhf_video.calibration.fit import HeadCalibration
 from safe_rlhf_video.data.labelled_pairs import select_labelled
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, SUB_DIMENSIONS, PairSample, parse_pair
 from safe_rlhf_video.evaluation.evaluate import evaluate
+from safe_rlhf_video.evaluation.results import Evaluation, write_evaluation
 from safe_rlhf_video.worlds.video_world import plan_split
 
 Scores = dict[str, dict[str, float]]
@@ -19,7 +19,7 @@ CONTROLS = ("shuffled_prompt", "reversed_frames", "single_frame")
 
 
 @pytest.fixture(scope="module")
-def judged() -> tuple[list[PairSample], dict[str, dict[str, float]], dict[str, Scores], dict[str, Any]]:
+def judged() -> tuple[list[PairSample], dict[str, dict[str, float]], dict[str, Scores], Evaluation]:
     """5,000 test comparisons, their truth, controls that are partly right, and what a model that knows it all gets."""
     pairs: dict[str, list[PairSample]] = {"train": [], "test": []}
     truth: dict[str, dict[str, float]] = {}
@@ -53,7 +53,7 @@ def judged() -> tuple[list[PairSample], dict[str, dict[str, float]], dict[str, S
 
 
 def test_standard_errors_are_those_of_drawing_the_labels(
-    judged: tuple[list[PairSample], dict[str, dict[str, float]], dict[str, Scores], dict[str, Any]],
+    judged: tuple[list[PairSample], dict[str, dict[str, float]], dict[str, Scores], Evaluation],
 ) -> None:
     pairs, truth, changed, result = judged
     for dimension, head, direction in (("helpfulness", "reward", 1), ("harmlessness", "cost", -1)):
@@ -64,18 +64,18 @@ def test_standard_errors_are_those_of_drawing_the_labels(
         # Given the truth, every label is a coin of its own: the variance of the mean is known.
         chance = 1.0 / (1.0 + np.exp(-np.sign(margin) * labelled.true_margin))
         by_hand = np.sqrt(np.sum(chance * (1.0 - chance))) / len(margin)
-        assert result["controls_standard_error"]["single_frame"][dimension] == pytest.approx(by_hand, rel=0.06)
-        assert result["controls_standard_error"]["prompt_only"][dimension] == 0.0
-    assert evaluate(pairs[:40], changed["single_frame"])["controls_standard_error"]["prompt_only"] == dict.fromkeys(
+        assert result.controls_standard_error["single_frame"][dimension] == pytest.approx(by_hand, rel=0.06)
+        assert result.controls_standard_error["prompt_only"][dimension] == 0.0
+    assert evaluate(pairs[:40], changed["single_frame"]).controls_standard_error["prompt_only"] == dict.fromkeys(
         ALL_DIMENSIONS
     )
 
 
 def test_evaluations_are_held_to_their_bounds(
-    judged: tuple[list[PairSample], dict[str, dict[str, float]], dict[str, Scores], dict[str, Any]], tmp_path: Path
+    judged: tuple[list[PairSample], dict[str, dict[str, float]], dict[str, Scores], Evaluation], tmp_path: Path
 ) -> None:
     path = tmp_path / "evaluation.json"
-    path.write_text(json.dumps(judged[3]))
+    write_evaluation(path, judged[3])
     done = launch("benchmarks/check_evaluation.py", path)
     assert all(line.startswith("ok ") for line in done.stdout.splitlines())
     bad = json.loads(path.read_text())

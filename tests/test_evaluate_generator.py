@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from clips import write_clip
 from conftest import launch
+from made_up_evaluations import made_up_evaluation, sign_figures
 from small_models import COST, REWARD, one_line, write_model
 
 from safe_rlhf_video.data.records import HARM_LABELS, PromptSample, parse_prompt
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.generator import evaluate_generators, format_generators
+from safe_rlhf_video.evaluation.results import write_evaluation
 from safe_rlhf_video.models.folder import fingerprint_weights
 from safe_rlhf_video.scoring import TradeOff
-from safe_rlhf_video.stats.metrics import sign_accuracy
+from safe_rlhf_video.stats.metrics import SignAccuracy, sign_accuracy
 from safe_rlhf_video.stats.prevalence import (
     SignRates,
     corrected_share,
@@ -236,24 +237,23 @@ def test_both_rates_follow_from_an_evaluation() -> None:
     for num_unsafe, num_safe in ((40, 120), (501, 500), (1, 3), (7000, 21001)):
         signs = np.repeat([-1, 1], [num_unsafe, num_safe])
         costs = np.round(rng.normal(size=len(signs)) - 1.0 * signs, 1)
-        figures = sign_accuracy(costs, signs)._asdict()
-        if figures["balanced_accuracy"] <= 0.5:
+        figures = sign_accuracy(costs, signs)
+        if figures.balanced_accuracy is None or figures.balanced_accuracy <= 0.5:
             continue
         rates = sign_rates(figures, "evaluation.json")
         unsafe, safe = costs[signs == -1], costs[signs == 1]
         assert rates.sensitivity == pytest.approx(np.mean((unsafe > 0) + 0.5 * (unsafe == 0)), abs=1e-12)
         assert rates.specificity == pytest.approx(np.mean((safe < 0) + 0.5 * (safe == 0)), abs=1e-12)
         assert (rates.num_unsafe, rates.num_safe) == (num_unsafe, num_safe)
-    sign = {"accuracy": 0.8, "balanced_accuracy": 0.8, "num_safe": 10, "num_unsafe": 10}
     with one_line(ConfigError, "e.json", "10 safe and as many unsafe", "more clips of one kind"):
-        sign_rates(sign, "e.json")
-    for change in ({"balanced_accuracy": None}, {"num_safe": "10"}, None):
+        sign_rates(SignAccuracy(0.8, 0.8, num_safe=10, num_unsafe=10), "e.json")
+    for lacking in (SignAccuracy(0.8, None, num_safe=10, num_unsafe=10), None):
         with one_line(ConfigError, "e.json", "safe and unsafe clips"):
-            sign_rates(None if change is None else sign | change, "e.json")
+            sign_rates(lacking, "e.json")
     with one_line(ConfigError, "contradict"):
-        sign_rates(sign | {"num_safe": 30, "balanced_accuracy": 0.2}, "e.json")
+        sign_rates(SignAccuracy(0.8, 0.2, num_safe=30, num_unsafe=10), "e.json")
     with one_line(ConfigError, "no better than chance"):
-        sign_rates({"accuracy": 0.5, "balanced_accuracy": 0.5, "num_safe": 30, "num_unsafe": 10}, "e.json")
+        sign_rates(SignAccuracy(0.5, 0.5, num_safe=30, num_unsafe=10), "e.json")
 
 
 NUM_PROMPTS = 34
@@ -305,18 +305,16 @@ def score_generators(monkeypatch: pytest.MonkeyPatch) -> Callable[[argparse.Name
     return score_generators
 
 
-def write_evaluation(path: Path, models: list[str]) -> Path:
-    content = evaluate([], {"none": {"cost": 0.0}})
-    content["cost_sign"] = {"accuracy": 0.9, "balanced_accuracy": 0.9, "num_safe": 300, "num_unsafe": 100}
-    content["models"] = {folder: fingerprint_weights([folder]) for folder in models}
-    path.write_text(json.dumps(content))
+def write_evaluation_of(path: Path, models: list[str]) -> Path:
+    fingerprints = {folder: fingerprint_weights([folder]) for folder in models}
+    write_evaluation(path, made_up_evaluation(cost_sign=sign_figures(), models=fingerprints))
     return path
 
 
 def test_command_scores_both_layouts_and_goes_on(
     job: argparse.Namespace, score_generators: Callable, clip: list[bytes], tmp_path: Path
 ) -> None:
-    job.evaluation = write_evaluation(tmp_path / "evaluation.json", job.model)
+    job.evaluation = write_evaluation_of(tmp_path / "evaluation.json", job.model)
     first = score_generators(job)
     assert first["generators"]["one"]["all"]["num_clips"] == NUM_PROMPTS
     assert first["generators"]["two"]["all"]["num_clips"] == NUM_PROMPTS * 3 // 2
@@ -393,9 +391,9 @@ def test_wrong_arguments(job: argparse.Namespace, score_generators: Callable, tm
     empty = tmp_path / "empty.json"
     empty.write_text("[]")
     refuse(SampleError, "holds no prompt", prompts=empty)
-    refuse(ConfigError, "is no evaluation", evaluation=empty)
-    other = write_evaluation(tmp_path / "evaluation.json", job.model[:1])
-    refuse(ConfigError, "is an evaluation of other models", evaluation=other)
+    refuse(SampleError, "not an evaluation", evaluation=empty)
+    other = write_evaluation_of(tmp_path / "evaluation.json", job.model[:1])
+    refuse(SampleError, "is about other models", evaluation=other)
 
 
 def test_command_prints_a_table(

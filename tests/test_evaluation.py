@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import launch, read_records
+from made_up_evaluations import dimension_figures, made_up_evaluation, sign_figures
 from small_models import COST, REWARD, SAMPLING, noise_video, one_line, write_model
 
 from safe_rlhf_video.calibration.fit_samples import fit_heads
@@ -18,6 +19,7 @@ from safe_rlhf_video.errors import CheckpointError, SafeRLHFVideoError
 from safe_rlhf_video.evaluation.changed_inputs import ChangedFramesScorer, shuffle_prompts
 from safe_rlhf_video.evaluation.compare import compare
 from safe_rlhf_video.evaluation.evaluate import evaluate
+from safe_rlhf_video.evaluation.results import evaluation_fields
 from safe_rlhf_video.evaluation.table import format_comparison, format_table
 from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.scoring import Scorer
@@ -81,15 +83,15 @@ def test_figures_by_plain_loops(planned: tuple[list[PairSample], list[PairSample
             best += 0.5 if true_margin == 0 else true_margin > 0
             ordered += true_margin != 0
             right += true_margin != 0 and margin * true_margin > 0
-        figures = result[dimension]
-        assert figures["accuracy"] == pytest.approx(agreed / len(pairs))
-        assert figures["ceiling"] == pytest.approx(best / len(pairs))
-        assert figures["true_order_accuracy"] == pytest.approx(right / ordered)
-        assert figures["fraction_of_ceiling"] == pytest.approx(agreed / best)
-        assert figures["interval"][0] < figures["accuracy"] < figures["interval"][1]
-        assert figures["num_comparisons"] == len(pairs)
-        assert figures["tie_rate"] == 0.0
-        assert figures["mean_margin"] == pytest.approx(total_margin / len(pairs))
+        figures = result.dimensions[dimension]
+        assert figures.accuracy == pytest.approx(agreed / len(pairs))
+        assert figures.ceiling == pytest.approx(best / len(pairs))
+        assert figures.true_order_accuracy == pytest.approx(right / ordered)
+        assert figures.fraction_of_ceiling == pytest.approx(agreed / best)
+        assert figures.interval[0] < figures.accuracy < figures.interval[1]
+        assert figures.num_comparisons == len(pairs)
+        assert figures.tie_rate == 0.0
+        assert figures.mean_margin == pytest.approx(total_margin / len(pairs))
     assert "hidden order" in format_table(result)
 
 
@@ -97,9 +99,9 @@ def test_perfect_scores_reach_the_ceiling_exactly(planned: tuple[list[PairSample
     _, pairs, truth = planned
     result = evaluate(pairs, scores_from(pairs, truth, noise=0.0), truth=truth)
     for dimension in ("helpfulness", "harmlessness"):
-        assert result[dimension]["accuracy"] == result[dimension]["ceiling"]
-        assert result[dimension]["true_order_accuracy"] == 1.0
-    assert result["cost_sign"]["balanced_accuracy"] == 1.0
+        assert result.dimensions[dimension].accuracy == result.dimensions[dimension].ceiling
+        assert result.dimensions[dimension].true_order_accuracy == 1.0
+    assert result.cost_sign.balanced_accuracy == 1.0
 
 
 def test_controls_are_what_the_truth_predicts(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
@@ -110,17 +112,17 @@ def test_controls_are_what_the_truth_predicts(planned: tuple[list[PairSample], l
         for i, key in enumerate(scores)
     }
     result = evaluate(pairs, scores, train_pairs=train_pairs, truth=truth, random_scores=noise)
-    for name, figures in result["controls"].items():
+    for name, figures in result.controls.items():
         for dimension in ("helpfulness", "harmlessness"):
             if dimension not in figures:
                 continue
             standard_error = 0.5 / np.sqrt(len(pairs))
-            assert abs(figures[dimension] - result["controls_expected"][name][dimension]) < 4 * standard_error, name
-    assert result["controls"]["prompt_only"]["helpfulness"] == 0.5
-    assert 0.55 < result["controls"]["generator_only"]["helpfulness"] < 0.75
-    assert 0.6 < result["controls"]["is_safe_only"]["harmlessness"] < 0.75
-    assert abs(result["controls"]["random_backbone"]["helpfulness"] - 0.5) < 0.06
-    assert result["controls"]["prompt_only"]["cost_sign"] > 0.5
+            assert abs(figures[dimension] - result.controls_expected[name][dimension]) < 4 * standard_error, name
+    assert result.controls["prompt_only"]["helpfulness"] == 0.5
+    assert 0.55 < result.controls["generator_only"]["helpfulness"] < 0.75
+    assert 0.6 < result.controls["is_safe_only"]["harmlessness"] < 0.75
+    assert abs(result.controls["random_backbone"]["helpfulness"] - 0.5) < 0.06
+    assert result.controls["prompt_only"]["cost_sign"] > 0.5
 
 
 def test_sub_dimensions_have_figures_and_controls_of_their_own(
@@ -137,12 +139,12 @@ def test_sub_dimensions_have_figures_and_controls_of_their_own(
         for key, row in scores_from(pairs, truth, noise=0.0).items()
     }
     result = evaluate(pairs, scores, train_pairs=train_pairs, truth=truth)
-    assert result["correctness"] is None
-    figures = result["aesthetics"]
-    assert figures["num_comparisons"] == len(pairs) - len(unlabelled)
-    assert figures["accuracy"] == figures["ceiling"] < 1.0
-    assert "aesthetics" in result["controls"]["generator_only"]
-    assert "correctness" not in result["controls"]["generator_only"]
+    assert result.dimensions["correctness"] is None
+    figures = result.dimensions["aesthetics"]
+    assert figures.num_comparisons == len(pairs) - len(unlabelled)
+    assert figures.accuracy == figures.ceiling < 1.0
+    assert "aesthetics" in result.controls["generator_only"]
+    assert "correctness" not in result.controls["generator_only"]
     assert "\naesthetics " in format_table(result)
 
 
@@ -150,21 +152,21 @@ def test_what_cannot_be_had_is_null(planned: tuple[list[PairSample], list[PairSa
     _, pairs, truth = planned
     rewards = {key: {"reward": row["reward"]} for key, row in scores_from(pairs, truth, noise=1.0).items()}
     result = evaluate(pairs, rewards)
-    assert result["harmlessness"] is None
-    assert result["cost_sign"] is None
-    assert result["helpfulness"]["ceiling"] is None
-    assert set(result["controls"]) == {"prompt_only", "is_safe_only"}
+    assert result.dimensions["harmlessness"] is None
+    assert result.cost_sign is None
+    assert result.dimensions["helpfulness"].ceiling is None
+    assert set(result.controls) == {"prompt_only", "is_safe_only"}
     # The cost's sign with one class, and with too few clips.
     scores = scores_from(pairs, truth, noise=1.0)
     safe = [pair for pair in pairs if pair.video_0.is_safe and pair.video_1.is_safe]
-    alike = evaluate(safe, scores)["cost_sign"]
-    assert alike["balanced_accuracy"] is None
-    assert alike["accuracy"] > 0.5
-    assert alike["reason"] == "every clip is labelled safe"
-    few = evaluate(pairs[:5], scores)["cost_sign"]
-    assert few["accuracy"] is few["balanced_accuracy"] is None
-    assert "fewer than 30" in few["reason"]
-    json.dumps(result, allow_nan=False)
+    alike = evaluate(safe, scores).cost_sign
+    assert alike.balanced_accuracy is None
+    assert alike.accuracy > 0.5
+    assert alike.reason == "every clip is labelled safe"
+    few = evaluate(pairs[:5], scores).cost_sign
+    assert few.accuracy is few.balanced_accuracy is None
+    assert "fewer than 30" in few.reason
+    json.dumps(evaluation_fields(result), allow_nan=False)
     format_table(result)
 
 
@@ -332,10 +334,10 @@ def test_safety_labels_without_preferences(planned: tuple[list[PairSample], list
     scores = scores_from(pairs, truth, noise=1.0)
     unlabelled = [replace(pair, preferences=dict.fromkeys(pair.preferences)) for pair in pairs]
     result = evaluate(unlabelled, scores, train_pairs=train_pairs, random_scores=scores)
-    assert result["helpfulness"] is None
-    assert result["cost_sign"]["balanced_accuracy"] > 0.5
-    assert set(result["controls"]) == set(result["controls_expected"]) == {"prompt_only", "random_backbone"}
-    assert result["controls"]["random_backbone"]["cost_sign"] == result["cost_sign"]["balanced_accuracy"]
+    assert result.dimensions["helpfulness"] is None
+    assert result.cost_sign.balanced_accuracy > 0.5
+    assert set(result.controls) == set(result.controls_expected) == {"prompt_only", "random_backbone"}
+    assert result.controls["random_backbone"]["cost_sign"] == result.cost_sign.balanced_accuracy
     table = format_table(result)
     assert table.startswith("cost sign on")
     assert "random backbone" in table
@@ -350,23 +352,24 @@ def test_contradictory_safety_labels_are_unknown(planned: tuple[list[PairSample]
     for told in ([silent, pairs[0]], [pairs[0], silent]):
         assert safety_signs(told)[key] == (1 if video.is_safe else -1)
     scores = scores_from(pairs, truth, noise=1.0)
-    known = sum(evaluate(pairs, scores)["cost_sign"][name] for name in ("num_safe", "num_unsafe"))
+    sign = evaluate(pairs, scores).cost_sign
+    known = sign.num_safe + sign.num_unsafe
     for doubted in ([*pairs, turned], [turned, *pairs]):
         assert safety_signs(doubted)[key] == 0
-        sign = evaluate(doubted, scores)["cost_sign"]
-        assert sign["num_safe"] + sign["num_unsafe"] == known - 1
+        sign = evaluate(doubted, scores).cost_sign
+        assert sign.num_safe + sign.num_unsafe == known - 1
 
 
 def test_prompts_also_in_training_are_counted(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
     train_pairs, pairs, truth = planned
     scores = scores_from(pairs, truth, noise=1.0)
-    assert evaluate(pairs, scores)["num_prompts_also_in_training"] is None
+    assert evaluate(pairs, scores).num_prompts_also_in_training is None
     result = evaluate(pairs, scores, train_pairs=train_pairs)
-    assert result["num_prompts_also_in_training"] == 0
+    assert result.num_prompts_also_in_training == 0
     assert "training data too" not in format_table(result)
     shouted = replace(pairs[0], prompt_text=f"  {pairs[0].prompt_text.upper()} ")
     result = evaluate(pairs, scores, train_pairs=[*train_pairs, shouted, shouted])
-    assert result["num_prompts_also_in_training"] == 1
+    assert result.num_prompts_also_in_training == 1
     assert "1 of the prompts are in the training data too" in format_table(result)
 
 
@@ -384,17 +387,17 @@ def test_damaged_truth_is_one_line(tmp_path: Path, content: bytes) -> None:
 
 
 def quickstart_summary() -> dict:
-    figures = {"num_comparisons": 3200, "accuracy": 0.80, "ceiling": 0.82, "true_order_accuracy": 0.95}
+    figures = dimension_figures(num_comparisons=3200, accuracy=0.80, ceiling=0.82, true_order_accuracy=0.95)
     chances = {"helpfulness": 0.5, "harmlessness": 0.5}
-    return {
-        "helpfulness": dict(figures),
-        "harmlessness": dict(figures),
-        "cost_sign": {"balanced_accuracy": 0.95},
-        "controls": {"random_backbone": {**chances, "cost_sign": 0.5}, "prompt_only": dict(chances)},
-        "controls_expected": {"random_backbone": dict(chances), "prompt_only": dict(chances)},
-        "pair": {"lambda_0": {"preferred": "v1"}, "lambda_5": {"preferred": "v2"}},
-        "seconds": 400.0,
-    }
+    evaluation = made_up_evaluation(
+        {"helpfulness": figures, "harmlessness": figures},
+        cost_sign=sign_figures(balanced_accuracy=0.95),
+        controls={"random_backbone": {**chances, "cost_sign": 0.5}, "prompt_only": chances},
+        controls_expected={"random_backbone": chances, "prompt_only": chances},
+        seconds=400.0,
+    )
+    pair = {"prompt": "a", "lambda_0": {"preferred": "v1", "reason": "because"}, "lambda_5": {"preferred": "v2"}}
+    return evaluation_fields(evaluation) | {"pair": pair}
 
 
 def test_quickstart_figures_are_held_to_their_bounds(tmp_path: Path) -> None:
@@ -427,15 +430,15 @@ def test_truth_of_another_world_is_refused(planned: tuple[list[PairSample], list
 def test_calibration_block_by_plain_loops(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
     _, pairs, truth = planned
     scores = {key: {"reward": 3 * row["reward"]} for key, row in scores_from(pairs, truth, noise=0.0).items()}
-    plain = evaluate(pairs, scores, truth=truth)["helpfulness"]["calibration"]
-    assert not plain["is_calibrated"]
-    assert plain["temperature"] is None
+    plain = evaluate(pairs, scores, truth=truth).dimensions["helpfulness"].calibration
+    assert not plain.is_calibrated
+    assert plain.temperature is None
     heads = fit_heads(pairs, [], scores, ["reward"])
     assert heads["reward"].temperature == pytest.approx(3.0, rel=0.15)
-    fitted = evaluate(pairs, scores, truth=truth, calibrations=heads)["helpfulness"]["calibration"]
-    assert fitted["is_calibrated"]
-    assert fitted["ece"] < 0.03 < plain["ece"]
-    assert fitted["mean_absolute_error"] < 0.02
+    fitted = evaluate(pairs, scores, truth=truth, calibrations=heads).dimensions["helpfulness"].calibration
+    assert fitted.is_calibrated
+    assert fitted.ece < 0.03 < plain.ece
+    assert fitted.mean_absolute_error < 0.02
     total = brier = 0.0
     for pair in pairs:
         first, second = (scores[video.name]["reward"] for video in (pair.video_0, pair.video_1))
@@ -443,8 +446,8 @@ def test_calibration_block_by_plain_loops(planned: tuple[list[PairSample], list[
         predicted = 1 / (1 + np.exp(-(first - second)))
         total += abs(predicted - 1 / (1 + np.exp(-true)))
         brier += (predicted - (pair.preferences["helpfulness"] == 0)) ** 2
-    assert plain["mean_absolute_error"] == pytest.approx(total / len(pairs))
-    assert plain["brier"] == pytest.approx(brier / len(pairs))
+    assert plain.mean_absolute_error == pytest.approx(total / len(pairs))
+    assert plain.brier == pytest.approx(brier / len(pairs))
     # Which video is called the first must not matter.
     turned = [
         replace(
@@ -461,33 +464,34 @@ def test_calibration_block_by_plain_loops(planned: tuple[list[PairSample], list[
 def test_breakdown_covers_every_comparison(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
     _, pairs, truth = planned
     scores = scores_from(pairs, truth, noise=1.0)
-    figures = evaluate(pairs, scores)["helpfulness"]
+    figures = evaluate(pairs, scores).dimensions["helpfulness"]
     for name in ("generator_pair", "prompt_type"):
-        assert sum(part["num_comparisons"] for part in figures["breakdown"][name]) == len(pairs)
-    for part in (part for parts in figures["breakdown"].values() for part in parts):
-        if part["num_comparisons"] < 30:
-            assert part["accuracy"] is None
-            assert part["interval"] is None
-            assert part["reason"] == f"{part['num_comparisons']} comparisons, fewer than 30"
+        assert sum(part.num_comparisons for part in getattr(figures.breakdown, name)) == len(pairs)
+    parts = figures.breakdown
+    for part in (*parts.generator_pair, *parts.prompt_type, *parts.harm_category):
+        if part.num_comparisons < 30:
+            assert part.accuracy is None
+            assert part.interval is None
+            assert part.reason == f"{part.num_comparisons} comparisons, fewer than 30"
         else:
-            assert part["interval"][0] <= part["accuracy"] <= part["interval"][1]
-            assert part["reason"] is None
+            assert part.interval[0] <= part.accuracy <= part.interval[1]
+            assert part.reason is None
     critical = [pair for pair in pairs if pair.prompt_type == "safety_critical"]
-    (part,) = (part for part in figures["breakdown"]["prompt_type"] if part["name"] == "safety_critical")
-    assert part["accuracy"] == evaluate(critical, scores)["helpfulness"]["accuracy"]
-    names = [part["name"].split()[0] for part in figures["breakdown"]["harm_category"]]
+    (part,) = (part for part in figures.breakdown.prompt_type if part.name == "safety_critical")
+    assert part.accuracy == evaluate(critical, scores).dimensions["helpfulness"].accuracy
+    names = [part.name.split()[0] for part in figures.breakdown.harm_category]
     assert names == [*(f"S{number}" for number in range(1, 13)), "none"]
     harmless = sum(
         not any((pair.video_0.harm_labels or {}).values()) and not any((pair.video_1.harm_labels or {}).values())
         for pair in pairs
     )
-    assert figures["breakdown"]["harm_category"][-1]["num_comparisons"] == harmless
+    assert figures.breakdown.harm_category[-1].num_comparisons == harmless
 
 
 def test_ties_are_a_third_answer(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
     _, pairs, truth = planned
     scores = scores_from(pairs, truth, noise=1.0)
-    assert evaluate(pairs, scores)["helpfulness"]["tie_aware"]["reason"] == "no comparison is labelled a tie"
+    assert evaluate(pairs, scores).dimensions["helpfulness"].tie_aware.reason == "no comparison is labelled a tie"
 
     def label(number: int, pair: PairSample) -> PairSample:
         """As the scores say, with a tie below 0.5; every fifth the other way round."""
@@ -499,11 +503,11 @@ def test_ties_are_a_third_answer(planned: tuple[list[PairSample], list[PairSampl
     heads = fit_heads(tied, [], scores, ["reward"])
     assert heads["reward"].tie_threshold == pytest.approx(0.5, abs=0.05)
     wrong = sum(number % 5 == 0 and pair.preferences["helpfulness"] != "tie" for number, pair in enumerate(tied))
-    figures = evaluate(tied, scores, calibrations=heads)["helpfulness"]["tie_aware"]
-    assert figures["accuracy"] == pytest.approx(1 - wrong / len(tied))
-    assert figures["num_tied_labels"] + evaluate(tied, scores)["helpfulness"]["num_comparisons"] == len(tied)
+    figures = evaluate(tied, scores, calibrations=heads).dimensions["helpfulness"].tie_aware
+    assert figures.accuracy == pytest.approx(1 - wrong / len(tied))
+    assert figures.num_tied_labels + evaluate(tied, scores).dimensions["helpfulness"].num_comparisons == len(tied)
     # Without a fitted threshold next to nothing is called a tie.
-    assert evaluate(tied, scores)["helpfulness"]["tie_aware"]["accuracy"] < figures["accuracy"]
+    assert evaluate(tied, scores).dimensions["helpfulness"].tie_aware.accuracy < figures.accuracy
 
 
 def test_few_comparisons_have_no_figure(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
@@ -511,18 +515,18 @@ def test_few_comparisons_have_no_figure(planned: tuple[list[PairSample], list[Pa
     scores = scores_from(pairs, truth, noise=1.0)
     few = pairs[:29]
     result = evaluate(few, scores, train_pairs=train, truth=truth, changed_scores={"single_frame": scores})
-    block = result["helpfulness"]
+    block = result.dimensions["helpfulness"]
     for figures, names in (
         (block, ("accuracy", "interval", "ceiling", "fraction_of_ceiling", "tie_rate", "mean_margin")),
-        (block["calibration"], ("ece", "brier", "log_loss", "mean_absolute_error")),
+        (block.calibration, ("ece", "brier", "log_loss", "mean_absolute_error")),
     ):
-        assert [figures[name] for name in names] == [None] * len(names)
-        assert figures["reason"] == "29 comparisons, fewer than 30"
-    assert all(figures.get("helpfulness") is None for figures in result["controls"].values())
+        assert [getattr(figures, name) for name in names] == [None] * len(names)
+        assert figures.reason == "29 comparisons, fewer than 30"
+    assert all(figures.get("helpfulness") is None for figures in result.controls.values())
     compared = compare(few, scores, scores)["helpfulness"]
-    assert compared["accuracy_first"] is compared["difference"] is None
+    assert compared.accuracy_first is compared.difference is None
     assert "helpfulness: 29 comparisons, fewer than 30" in format_table(result)
-    json.dumps(result, allow_nan=False)
+    json.dumps(evaluation_fields(result), allow_nan=False)
 
 
 def test_two_models_on_the_same_pairs(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
@@ -531,18 +535,18 @@ def test_two_models_on_the_same_pairs(planned: tuple[list[PairSample], list[Pair
     result = compare(pairs, good, bad)
     assert set(result) == {"helpfulness", "harmlessness"}
     for dimension, figures in result.items():
-        accuracies = [evaluate(pairs, scores)[dimension]["accuracy"] for scores in (good, bad)]
-        assert [figures["accuracy_first"], figures["accuracy_second"]] == accuracies
-        assert figures["difference"] == pytest.approx(accuracies[0] - accuracies[1])
-        assert figures["first_better"] - figures["second_better"] == pytest.approx(len(pairs) * figures["difference"])
-        assert figures["interval"][0] < figures["difference"] < figures["interval"][1]
-        assert figures["p_value"] <= figures["p_value_holm"] < 0.01
+        accuracies = [evaluate(pairs, scores).dimensions[dimension].accuracy for scores in (good, bad)]
+        assert [figures.accuracy_first, figures.accuracy_second] == accuracies
+        assert figures.difference == pytest.approx(accuracies[0] - accuracies[1])
+        assert figures.first_better - figures.second_better == pytest.approx(len(pairs) * figures.difference)
+        assert figures.interval[0] < figures.difference < figures.interval[1]
+        assert figures.p_value <= figures.p_value_holm < 0.01
     turned = compare(pairs, bad, good)
-    assert turned["helpfulness"]["p_value"] == pytest.approx(result["helpfulness"]["p_value"])
-    assert compare(pairs, bad, like_bad)["harmlessness"]["p_value_holm"] > 0.01
+    assert turned["helpfulness"].p_value == pytest.approx(result["helpfulness"].p_value)
+    assert compare(pairs, bad, like_bad)["harmlessness"].p_value_holm > 0.01
     few = compare(pairs[:20], good, bad)
-    assert few["helpfulness"]["p_value"] is None
-    assert few["helpfulness"]["reason"] == "20 comparisons, fewer than 30"
+    assert few["helpfulness"].p_value is None
+    assert few["helpfulness"].reason == "20 comparisons, fewer than 30"
     assert "McNemar" in format_comparison(few)
 
 

@@ -20,6 +20,7 @@ import torch
 import yaml
 from conftest import environment, launch
 from huggingface_hub import constants
+from made_up_evaluations import dimension_figures, made_up_evaluation, sign_figures
 from peft import LoraModel
 from safetensors.torch import load_file, save_file
 from small_models import COST, JOINT, LORA, PROMPTS, REWARD, build_score_model, one_line, whole_weights, write_model
@@ -34,10 +35,10 @@ from safe_rlhf_video.calibration.fit import (
     read_calibration,
     write_calibration,
 )
-from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
+from safe_rlhf_video.evaluation.results import write_evaluation
 from safe_rlhf_video.export import export_model as export
 from safe_rlhf_video.export.export_model import export_model
-from safe_rlhf_video.heads import SUB_HEADS
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, TrainedPart
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
 from safe_rlhf_video.models.folder import fingerprint_weights, read_record, resolve_model_folder, save_model
@@ -234,7 +235,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     with one_line(ConfigError, "for a merge"):
         export_model(folder, tmp_path / "out", dtype="float32")
     (tmp_path / "evaluation.json").write_text('{"helpfulness": null}')
-    with one_line(ConfigError, "evaluation.json: is no evaluation", "harmlessness"):
+    with one_line(SampleError, "evaluation.json field cost_sign: missing"):
         export_model(folder, tmp_path / "out", evaluation=tmp_path / "evaluation.json")
     with one_line(CheckpointError, "nothing to merge"):
         export_model(write_model(tmp_path / "heads", lora=HEADS_ONLY), tmp_path / "out", merge=True)
@@ -303,43 +304,40 @@ def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
-    head = {
-        "accuracy": 0.81, "interval": [0.79, 0.83], "ceiling": None, "fraction_of_ceiling": None,
-        "fraction_of_ceiling_interval": None, "num_comparisons": 320, "num_prompts": 90,
-    }  # fmt: skip
-    evaluation: dict[str, Any] = {
-        "helpfulness": head,
-        "harmlessness": {**head, "accuracy": 0.5252},
-        **dict.fromkeys(SUB_HEADS),
-        "cost_sign": {"num_safe": 3, "num_unsafe": 4, "accuracy": 0.9, "balanced_accuracy": 0.8},
-        "controls": {"prompt_only": {"helpfulness": 0.5, "harmlessness": 0.6161}},
-        "models": {"/home/somebody/reward": "other", "/home/somebody/cost": "another"},
-        "data": "/home/somebody/test.json",
-    }
+    evaluation = made_up_evaluation(
+        {"helpfulness": dimension_figures(), "harmlessness": dimension_figures(accuracy=0.5252)},
+        cost_sign=sign_figures(num_safe=3, num_unsafe=4),
+        controls={"prompt_only": {"helpfulness": 0.5, "harmlessness": 0.6161}},
+        models={"/home/somebody/reward": "other", "/home/somebody/cost": "another"},
+        data="/home/somebody/test.json",
+    )
     model, record = build_score_model(REWARD)
     backbone = replace(record.backbone, path="Owner/Backbone-8B", revision="v1")
     save_model(model, replace(record, backbone=backbone), tmp_path / "model", whole_weights(model))
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    with one_line(ConfigError, "evaluation of other models", "/home/somebody/reward"):
+    write_evaluation(tmp_path / "evaluation.json", evaluation)
+    with one_line(SampleError, "is about other models", "/home/somebody/reward"):
         export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "evaluation.json")
-    evaluation["models"]["/home/somebody/reward"] = fingerprint_weights([tmp_path / "model"])
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    own = {"/home/somebody/reward": fingerprint_weights([tmp_path / "model"])}
+    write_evaluation(tmp_path / "evaluation.json", replace(evaluation, models=own))
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    head = written["helpfulness"]
     damages: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"helpfulness": {**head, "accuracy": "0.81"}}, "helpfulness.accuracy is '0.81'"),
-        ({"helpfulness": {**head, "interval": [0.79]}}, "helpfulness.interval is [0.79]"),
-        ({"helpfulness": {**head, "interval": 0.79}}, "helpfulness.interval is 0.79"),
-        ({"harmlessness": {**head, "ceiling": float("nan")}}, "harmlessness.ceiling is nan"),
-        ({"harmlessness": {"accuracy": 0.5}}, "no 'harmlessness.num_comparisons'"),
-        ({"cost_sign": {**evaluation["cost_sign"], "num_safe": None}}, "cost_sign.num_safe is None"),
-        ({"controls": {"prompt_only": {"helpfulness": "half"}}}, "controls.prompt_only.helpfulness is 'half'"),
-        ({"controls": {"prompt_only": 0.5}}, "controls.prompt_only is 0.5"),
-        ({"controls": [0.5]}, "controls is [0.5]"),
-        ({"models": "reward"}, "models is 'reward'"),
-        ({"num_prompts_also_in_training": [3]}, "num_prompts_also_in_training is [3]"),
+        ({"helpfulness": {**head, "accuracy": "0.81"}}, "helpfulness.accuracy: expected a number, got '0.81'"),
+        ({"helpfulness": {**head, "interval": [0.79]}}, "helpfulness.interval[1]: missing"),
+        ({"helpfulness": {**head, "interval": 0.79}}, "helpfulness.interval: expected a list, got 0.79"),
+        ({"harmlessness": {**head, "ceiling": float("nan")}}, "harmlessness.ceiling: expected a finite number"),
+        ({"harmlessness": {"accuracy": 0.5}}, "harmlessness.interval: missing"),
+        ({"cost_sign": {**written["cost_sign"], "num_safe": None}}, "cost_sign.num_safe: expected a whole number"),
+        ({"controls": {"prompt_only": {"helpfulness": "half"}}}, "controls.prompt_only.helpfulness: expected a number"),
+        ({"controls": {"prompt_only": 0.5}}, "controls.prompt_only: expected"),
+        ({"controls": [0.5]}, "controls: expected"),
+        ({"models": "reward"}, "models: expected"),
+        ({"num_prompts_also_in_training": [3]}, "num_prompts_also_in_training: expected a whole number"),
+        ({"surprise": 1}, "surprise: unknown"),
     )
     for damage, part in damages:
-        (tmp_path / "damaged.json").write_text(json.dumps(evaluation | damage))
-        with one_line(ConfigError, "damaged.json: is no evaluation", part):
+        (tmp_path / "damaged.json").write_text(json.dumps(written | damage))
+        with one_line(SampleError, f"damaged.json field {part}", "run scripts/evaluate.py again"):
             export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "damaged.json")
     export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "evaluation.json")
     card = (tmp_path / "out" / "README.md").read_text()

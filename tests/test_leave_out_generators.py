@@ -15,6 +15,7 @@ from safe_rlhf_video.data.preferences import is_for_calibration
 from safe_rlhf_video.data.records import VIDEO_NAMES, PairSample, parse_pair
 from safe_rlhf_video.errors import ConfigError, SampleError
 from safe_rlhf_video.evaluation.evaluate import evaluate
+from safe_rlhf_video.evaluation.results import evaluation_fields
 from safe_rlhf_video.evaluation.table import format_table
 from safe_rlhf_video.stats.metrics import mean_interval
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
@@ -115,8 +116,8 @@ def test_evaluation_tells_unseen_generators_apart(judged: tuple[list[PairSample]
     left_out = ("ember", "aurora")
     result = evaluate(pairs, scores, unseen_generators={"reward": left_out, "cost": left_out})
     for dimension, head, direction in (("helpfulness", "reward", 1), ("harmlessness", "cost", -1)):
-        found = result[dimension]["unseen_generators"]
-        assert found["generators"] == list(left_out)
+        found = result.dimensions[dimension].unseen_generators
+        assert found.generators == left_out
         parts: dict[str, list[tuple[float, str]]] = {"any": [], "both": [], "none": []}
         for pair in pairs:
             sides = (pair.video_0, pair.video_1)
@@ -130,29 +131,30 @@ def test_evaluation_tells_unseen_generators_apart(judged: tuple[list[PairSample]
                 parts["both"].append(one)
         for name, rows in parts.items():
             right, prompts = zip(*rows, strict=True)
-            assert found[name]["num_comparisons"] == len(rows) > 30
-            assert found[name]["num_prompts"] == len(set(prompts))
-            assert found[name]["accuracy"] == pytest.approx(np.mean(right))
-            assert found[name]["interval"] == list(mean_interval(right, prompts))
+            part = getattr(found, name)
+            assert part.num_comparisons == len(rows) > 30
+            assert part.num_prompts == len(set(prompts))
+            assert part.accuracy == pytest.approx(np.mean(right))
+            assert part.interval == mean_interval(right, prompts)
     text = format_table(result)
     assert "training left out (ember, aurora)" in text
-    assert f"{found['both']['num_comparisons']}: {found['both']['accuracy']:.4f} [" in text
+    assert f"{found.both.num_comparisons}: {found.both.accuracy:.4f} [" in text
 
     videos = {video.name: video for pair in pairs for video in (pair.video_0, pair.video_1)}
-    sign = result["cost_sign"]["unseen_generators"]
-    for name, is_unseen in (("unseen", True), ("seen", False)):
+    sign = result.cost_sign.unseen_generators
+    for part, is_unseen in ((sign.unseen, True), (sign.seen, False)):
         chosen = [video for video in videos.values() if (video.generated_from in left_out) == is_unseen]
         right = [(scores[video.name]["cost"] > 0) != video.is_safe for video in chosen]
-        assert sign[name]["accuracy"] == pytest.approx(np.mean(right))
-        assert sign[name]["interval"][0] < np.mean(right) < sign[name]["interval"][1]
-        assert sign[name]["num_safe"] + sign[name]["num_unsafe"] == len(chosen)
+        assert part.accuracy == pytest.approx(np.mean(right))
+        assert part.interval[0] < np.mean(right) < part.interval[1]
+        assert part.num_safe + part.num_unsafe == len(chosen)
 
     # Of another head's training nothing is known, and without the fact nothing is said.
     half = evaluate(pairs, scores, unseen_generators={"reward": (), "cost": left_out})
-    assert "unseen_generators" not in half["helpfulness"]
-    assert half["harmlessness"] == result["harmlessness"]
+    assert half.dimensions["helpfulness"].unseen_generators is None
+    assert half.dimensions["harmlessness"] == result.dimensions["harmlessness"]
     plain = evaluate(pairs, scores)
-    assert "unseen_generators" not in {*plain["helpfulness"], *plain["cost_sign"]}
+    assert plain.dimensions["helpfulness"].unseen_generators is plain.cost_sign.unseen_generators is None
     assert "left out" not in format_table(plain)
 
 
@@ -160,13 +162,13 @@ def test_few_comparisons_of_unseen_generators_have_no_figure(judged: tuple[list[
     pairs = [pair for pair in judged[0] if "ember" not in generators(pair)]
     pairs += [pair for pair in judged[0] if "ember" in generators(pair)][:12]
     result = evaluate(pairs, judged[1], unseen_generators={"reward": ["ember"], "cost": ["ember"]})
-    part = result["helpfulness"]["unseen_generators"]["any"]
-    assert (part["accuracy"], part["interval"], part["num_comparisons"]) == (None, None, 12)
-    assert part["reason"] == "12 comparisons, fewer than 30"
-    part = result["cost_sign"]["unseen_generators"]["unseen"]
-    assert (part["accuracy"], part["balanced_accuracy"], part["interval"]) == (None, None, None)
-    assert "fewer than 30" in part["reason"]
-    json.dumps(result, allow_nan=False)
+    part = result.dimensions["helpfulness"].unseen_generators.any
+    assert (part.accuracy, part.interval, part.num_comparisons) == (None, None, 12)
+    assert part.reason == "12 comparisons, fewer than 30"
+    part = result.cost_sign.unseen_generators.unseen
+    assert (part.accuracy, part.balanced_accuracy, part.interval) == (None, None, None)
+    assert "fewer than 30" in part.reason
+    json.dumps(evaluation_fields(result), allow_nan=False)
     assert "12: -" in format_table(result)
 
 

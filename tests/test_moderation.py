@@ -24,6 +24,7 @@ from safe_rlhf_video.data.preferences import build_groups, harm_signs, is_for_ca
 from safe_rlhf_video.data.records import HARM_LABELS, parse_video
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.evaluation.harm_figures import compare_with_cost, judge_labels
+from safe_rlhf_video.evaluation.results import AgreementCell, DifferingClips
 from safe_rlhf_video.heads import HARM_HEADS, LOGIT_HEADS
 from safe_rlhf_video.losses import harm_label_loss
 from safe_rlhf_video.models.folder import save_model
@@ -232,25 +233,25 @@ def test_figures_of_labels_by_plain_loops() -> None:
         for name, row in logits.items()
     }
     result = judge_labels(signs, logits, judged)
-    one, other = result["labels"]["crime"], result["labels"]["child_abuse"]
+    one, other = result.labels["crime"], result.labels["child_abuse"]
     known = [number for number in range(240) if number % 5 != 4]
     positive, flagged = {n for n in known if n % 4 == 0}, {n for n in known if judged[names[n]].flags}
-    assert (one["num_positive"], one["num_negative"]) == (len(positive), len(known) - len(positive))
-    assert one["recall"] == len(positive & flagged) / len(positive)
-    assert one["precision"] == len(positive & flagged) / len(flagged)
-    assert one["false_positive_rate"] == pytest.approx(len(flagged - positive) / (len(known) - len(positive)))
-    assert one["recall_interval"][0] < one["recall"] < one["recall_interval"][1]
-    assert one["holds_target"] == (one["recall_interval"][1] >= 0.9)
-    assert (one["calibrated"], other["calibrated"]) == (True, False)
+    assert (one.num_positive, one.num_negative) == (len(positive), len(known) - len(positive))
+    assert one.recall == len(positive & flagged) / len(positive)
+    assert one.precision == len(positive & flagged) / len(flagged)
+    assert one.false_positive_rate == pytest.approx(len(flagged - positive) / (len(known) - len(positive)))
+    assert one.recall_interval[0] < one.recall < one.recall_interval[1]
+    assert one.holds_target == (one.recall_interval[1] >= 0.9)
+    assert (one.calibrated, other.calibrated) == (True, False)
     pairs = [(logits[names[p]]["harm_crime"], logits[names[n]]["harm_crime"]) for p in positive for n in known
              if n not in positive]  # fmt: skip
-    assert one["auroc"] == pytest.approx(np.mean([p > n for p, n in pairs]))
+    assert one.auroc == pytest.approx(np.mean([p > n for p, n in pairs]))
     # Nobody has the label: no figure of finding it, and a reason.
     figures = ("auroc", "average_precision", "precision", "recall", "f1")
-    assert [other[name] for name in figures] == [None] * len(figures)
-    assert other["reason"] == "none has the label"
-    assert (other["false_positive_rate"], other["holds_target"]) == (0.0, None)
-    assert (result["macro"]["auroc"], result["macro"]["num_labels_auroc"]) == (one["auroc"], 1)
+    assert [getattr(other, name) for name in figures] == [None] * len(figures)
+    assert other.reason == "none has the label"
+    assert (other.false_positive_rate, other.holds_target) == (0.0, None)
+    assert (result.macro.auroc, result.macro.num_labels_auroc) == (one.auroc, 1)
 
 
 def test_cost_sign_and_any_harm_are_counted_against_each_other() -> None:
@@ -258,11 +259,11 @@ def test_cost_sign_and_any_harm_are_counted_against_each_other() -> None:
     costs = dict(zip([f"p/{n}" for n in range(6)], (-1.0, 1.0, 2.0, 0.5, -0.5, -2.0), strict=True))
     judged = {f"p/{n}": Moderation({}, ("any",) if n in (1, 4) else ("crime",), (), {}, {}) for n in range(6)}
     result = compare_with_cost(safety, costs, judged)
-    assert result["both"] == {"num": 1, "num_unsafe": 1, "num_safe": 0}
-    assert result["cost_only"] == {"num": 2, "num_unsafe": 0, "num_safe": 1}
-    assert result["any_only"] == {"num": 1, "num_unsafe": 1, "num_safe": 0}
-    assert result["neither"] == {"num": 2, "num_unsafe": 1, "num_safe": 1}
-    assert result["examples"] == {"cost_only": ["p/2", "p/3"], "any_only": ["p/4"]}
+    assert result.both == AgreementCell(num=1, num_unsafe=1, num_safe=0)
+    assert result.cost_only == AgreementCell(num=2, num_unsafe=0, num_safe=1)
+    assert result.any_only == AgreementCell(num=1, num_unsafe=1, num_safe=0)
+    assert result.neither == AgreementCell(num=2, num_unsafe=1, num_safe=1)
+    assert result.examples == DifferingClips(cost_only=("p/2", "p/3"), any_only=("p/4",))
 
 
 def test_moderation_takes_the_weights_of_training_out(tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ import pytest
 from conftest import ROOT, Record, launch, read_records
 from small_models import one_line, write_model
 
+from safe_rlhf_video.contracts import to_fields
 from safe_rlhf_video.data.records import HARM_LABELS, PairSample
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.evaluation.compare import compare
 from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.labelled_clips import load_labelled_clips
+from safe_rlhf_video.evaluation.results import evaluation_fields
 from safe_rlhf_video.heads import HARM_HEADS
 from safe_rlhf_video.pages.dashboard.runs import RunMetrics, open_runs
 from safe_rlhf_video.pages.report.gallery import choose, clip_names
@@ -110,8 +112,8 @@ def write_evaluation(
     scores = {name: {head: float(rng.normal(0, 2)) for head in heads} for name in names}
     other = {name: {head: float(rng.normal()) for head in heads} for name in names}
     unseen_generators = dict.fromkeys(heads, unseen) if unseen else None
-    result = evaluate(clips.pairs, scores, videos=clips.videos, unseen_generators=unseen_generators)
-    result["comparison"] = compare(clips.pairs, scores, other)
+    result = evaluation_fields(evaluate(clips.pairs, scores, videos=clips.videos, unseen_generators=unseen_generators))
+    result["comparison"] = {name: to_fields(one) for name, one in compare(clips.pairs, scores, other).items()}
     result |= {"models": {"<i>model": "0123456789abcdef"}, "compared_models": {"other": "fe"}, "data": str(data)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").write_text(json.dumps(result))

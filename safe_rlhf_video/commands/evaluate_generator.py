@@ -63,11 +63,12 @@ def main() -> None:
 def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.evaluation.generations import check_clips, find_generations
     from safe_rlhf_video.evaluation.generator import evaluate_generators
-    from safe_rlhf_video.export.model_card import read_evaluation
+    from safe_rlhf_video.evaluation.results import read_evaluation
     from safe_rlhf_video.models.folder import fingerprint_weights
     from safe_rlhf_video.scoring import Scorer, TradeOff
     from safe_rlhf_video.scoring.score_files import score_to_file
     from safe_rlhf_video.scoring.score_many import ScoreRequest
+    from safe_rlhf_video.stats.metrics import SignAccuracy
     from safe_rlhf_video.stats.prevalence import sign_rates
 
     started = time.monotonic()
@@ -81,8 +82,11 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
     rates = None
     costs = [folder for folder in arguments.model if "cost" in list_heads(folder)]
     if arguments.evaluation and costs:
-        content = read_evaluation(arguments.evaluation, fingerprints[costs[0]])
-        rates = sign_rates(content.get("cost_sign"), str(arguments.evaluation))
+        sign = read_evaluation(arguments.evaluation, fingerprints[costs[0]]).cost_sign
+        figures = None
+        if sign is not None:
+            figures = SignAccuracy(sign.accuracy, sign.balanced_accuracy, sign.num_safe, sign.num_unsafe)
+        rates = sign_rates(figures, str(arguments.evaluation))
     found = {
         name: find_generations(folder, [prompt.prompt_id for prompt in prompts]) for name, folder in folders.items()
     }

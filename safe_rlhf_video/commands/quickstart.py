@@ -52,11 +52,11 @@ def main() -> None:
     run("8. Draw it as a page to look at", "python", "scripts/report.py", "--evaluation", out,
         "--run", out / "reward", out / "cost", "--out", out / "report.html")  # fmt: skip
 
-    result = json.loads((out / "evaluation.json").read_text())
-    result["pair"] = show_pair(out, data)
-    result["seconds"] = round(time.time() - arguments.started, 1)
-    write_whole(out / "summary.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-    print(f"\nwrote {out / 'summary.json'} and {out / 'pair.png'}; {result['seconds']:.0f} s in all")
+    pair = show_pair(out, data)
+    seconds = round(time.time() - arguments.started, 1)
+    summary = json.loads((out / "evaluation.json").read_text()) | {"pair": pair, "seconds": seconds}
+    write_whole(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    print(f"\nwrote {out / 'summary.json'} and {out / 'pair.png'}; {seconds:.0f} s in all")
     print(f"open {out / 'report.html'} in a browser: figures, plots, and the pairs worth looking at")
 
 

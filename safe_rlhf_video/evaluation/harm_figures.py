@@ -1,18 +1,29 @@
-"""How well harm labels are told, each label by itself, and where the cost's sign says something else."""
+"""Computes the figures of harm labels, and where the sign of the cost disagrees with the flag of any harm."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from safe_rlhf_video.evaluation.breakdown import interval_by_prompt
+from safe_rlhf_video.evaluation.results import (
+    Agreement,
+    AgreementCell,
+    DifferingClips,
+    Interval,
+    LabelFigures,
+    MacroFigures,
+    ModerationFigures,
+    OrdinalFigures,
+)
 from safe_rlhf_video.heads import HEADS, LOGIT_HEADS, ORDINAL_HEADS
 from safe_rlhf_video.kinds.targets import classes_of, kind_of, label_columns
 from safe_rlhf_video.stats.metrics import (
     MIN_COMPARISONS,
     average_precision,
-    mean_interval,
     precision_recall_f1,
     roc_auc,
     weighted_kappa,
@@ -23,7 +34,6 @@ if TYPE_CHECKING:
     # Only its annotations; torch is slow to import.
     from safe_rlhf_video.scoring import Moderation
 
-Figures = dict[str, Any]
 NUM_EXAMPLES = 20
 
 
@@ -32,22 +42,16 @@ def judge_labels(
     logits: Mapping[str, Mapping[str, float]],
     judged: Mapping[str, Moderation],
     seed: int = 0,
-) -> Figures:
-    """Figures of every harm label that has a head.
+    agreement: Agreement | None = None,
+) -> ModerationFigures:
+    """Computes the figures of every harm label that has a head.
 
     Args:
         signs: (prompt_id, video_id) -> label targets, as `harm_signs`.
         logits: prompt_id/video_id -> head -> score.
-        judged: prompt_id/video_id -> what is said of the clip.
+        judged: prompt_id/video_id -> the model's judgement of the clip.
         seed: of the bootstrap of prompts.
-
-    Returns:
-        `labels`: label -> auroc, average_precision, precision, f1, recall and false_positive_rate (these two with an
-        interval, 95%, by prompts), `target` and `holds_target` (None without a threshold, or with fewer than 30 clips
-        of the class that it is about), `calibrated`, `prevalence` and counts. A figure that cannot be had is None, with
-        the reason. `macro`: means over the labels with 30 clips of either class, any harm apart, and over how many.
-        `severity`: None without a head, else accuracy of the likeliest level with interval, quadratic-weighted kappa,
-        and `confusion` (4, 4), labelled by likeliest level.
+        agreement: of `compare_with_cost`, becomes part of the result.
     """
     keys = list(signs)
     names = [f"{prompt_id}/{video_id}" for prompt_id, video_id in keys]
@@ -56,143 +60,161 @@ def judge_labels(
     heads = logits[names[0]].keys()
     labels = {}
     for head in LOGIT_HEADS:
-        if head not in heads:
-            continue
-        column = label_columns(head).start
-        label, rows = HEADS[head].label, np.flatnonzero(known[:, column])
-        labels[label] = _judge_label(
-            np.array([logits[names[row]][head] for row in rows]),
-            np.array([label in judged[names[row]].flags for row in rows], dtype=bool),
-            known[rows, column] > 0,
-            prompts[rows],
-            seed,
-        )
-        one = next((judged[name] for name in names if label in judged[name].probabilities), None)
-        target = one.targets[label] if one else None
-        labels[label] |= _hold_against(target, labels[label]) | {"calibrated": bool(one and one.calibrated[label])}
-    return {
-        "labels": labels,
-        "macro": _macro({label: one for label, one in labels.items() if label != "any"}),
-        **{head: _judge_levels(head, known, [judged[name] for name in names], prompts, seed) for head in ORDINAL_HEADS},
-    }
+        if head in heads:
+            column = label_columns(head).start
+            label, rows = HEADS[head].label, np.flatnonzero(known[:, column])
+            one = next((judged[name] for name in names if label in judged[name].probabilities), None)
+            labels[label] = _judge_label(
+                np.array([logits[names[row]][head] for row in rows]),
+                np.array([label in judged[names[row]].flags for row in rows], dtype=bool),
+                known[rows, column] > 0,
+                prompts[rows],
+                one.targets[label] if one else None,
+                bool(one and one.calibrated[label]),
+                seed,
+            )
+    said = [judged[name] for name in names]
+    return ModerationFigures(
+        labels=labels,
+        macro=_average({label: one for label, one in labels.items() if label != "any"}),
+        ordinals={head: _judge_levels(head, known, said, prompts, seed) for head in ORDINAL_HEADS},
+        cost_sign_against_any=agreement,
+    )
 
 
 def compare_with_cost(
-    safety: Mapping[tuple[str, str], int],
-    costs: Mapping[str, float],
-    judged: Mapping[str, Moderation],
-) -> Figures:
-    """Where the cost's sign and the flag of any harm agree: counts of clips.
+    safety: Mapping[tuple[str, str], int], costs: Mapping[str, float], judged: Mapping[str, Moderation]
+) -> Agreement:
+    """Counts the clips that the sign of the cost and the flag of any harm call harmful.
 
     Args:
         safety: (prompt_id, video_id) -> +1 safe, -1 unsafe, 0 unknown.
         costs: prompt_id/video_id -> cost.
         judged: as for `judge_labels`.
-
-    Returns:
-        `both`, `cost_only`, `any_only`, `neither`: who calls it harmful -> `num`, and of these by label `num_unsafe`
-        and `num_safe`; and `examples`, some names where the two differ.
     """
-    cells: dict[str, Figures] = {
-        name: {"num": 0, "num_unsafe": 0, "num_safe": 0} for name in ("both", "cost_only", "any_only", "neither")
-    }
+    counts: Counter[tuple[str, int]] = Counter()
     examples: dict[str, list[str]] = {"cost_only": [], "any_only": []}
     for (prompt_id, video_id), sign in safety.items():
         name = f"{prompt_id}/{video_id}"
         by_cost, by_any = costs[name] > 0, "any" in judged[name].flags
         cell = ("both" if by_any else "cost_only") if by_cost else ("any_only" if by_any else "neither")
-        cells[cell]["num"] += 1
-        cells[cell]["num_unsafe"] += sign < 0
-        cells[cell]["num_safe"] += sign > 0
+        counts[cell, sign] += 1
         if cell in examples and len(examples[cell]) < NUM_EXAMPLES:
             examples[cell].append(name)
-    return {**cells, "examples": examples}
+
+    def count(cell: str) -> AgreementCell:
+        unsafe, unknown, safe = (counts[cell, sign] for sign in (-1, 0, 1))
+        return AgreementCell(num=unsafe + unknown + safe, num_unsafe=unsafe, num_safe=safe)
+
+    differing = DifferingClips(tuple(examples["cost_only"]), tuple(examples["any_only"]))
+    return Agreement(count("both"), count("cost_only"), count("any_only"), count("neither"), differing)
 
 
 def _judge_label(
-    logits: np.ndarray, flagged: np.ndarray, applies: np.ndarray, prompts: np.ndarray, seed: int
-) -> Figures:
+    logits: np.ndarray,
+    flagged: np.ndarray,
+    applies: np.ndarray,
+    prompts: np.ndarray,
+    target: Target | None,
+    calibrated: bool,
+    seed: int,
+) -> LabelFigures:
+    """Figures of (N,) clips whose label is known."""
     num_positive, num_negative = int(applies.sum()), int((~applies).sum())
-    figures: Figures = dict.fromkeys(
-        ("auroc", "average_precision", "precision", "recall", "f1", "recall_interval", "false_positive_rate",
-         "false_positive_interval")
-    )  # fmt: skip
-    figures |= {
-        "prevalence": num_positive / len(applies) if len(applies) else None,
-        "num_positive": num_positive,
-        "num_negative": num_negative,
-        "num_flagged": int(flagged.sum()),
-        "num_prompts": len(np.unique(prompts)),
-        "reason": None,
-    }
-    if len(applies) < MIN_COMPARISONS:
-        return figures | {"reason": f"{len(applies)} clips whose label is known, fewer than {MIN_COMPARISONS}"}
     reasons = []
-    for whose, nobody, rows, rate, interval in (
-        ("with", "none has", applies, "recall", "recall_interval"),
-        ("without", "all have", ~applies, "false_positive_rate", "false_positive_interval"),
-    ):
-        if not rows.any():
-            reasons.append(f"{nobody} the label")
-            continue
-        figures[rate] = float(flagged[rows].mean())
-        if len(np.unique(prompts[rows])) > 1:
-            figures[interval] = list(mean_interval(flagged[rows].astype(float), prompts[rows], seed=seed))
-        else:
-            reasons.append(f"those {whose} the label have one prompt, which gives no interval")
-    if num_positive and num_negative:
-        figures["auroc"] = roc_auc(logits, applies)
-        figures["average_precision"] = average_precision(logits, applies)
-        if flagged.any():
-            both = precision_recall_f1(flagged, applies)
-            figures |= {"precision": both.precision, "f1": both.f1}
-        else:
-            reasons.append("nothing is flagged")
-    return figures | {"reason": "; ".join(reasons) or None}
+    auroc = ap = precision = f1 = recall = false_positive_rate = None
+    recall_interval = false_positive_interval = None
+    if len(applies) < MIN_COMPARISONS:
+        reasons.append(f"{len(applies)} clips whose label is known, fewer than {MIN_COMPARISONS}")
+    else:
+        recall, recall_interval = _flag_rate(flagged[applies], prompts[applies], seed)
+        false_positive_rate, false_positive_interval = _flag_rate(flagged[~applies], prompts[~applies], seed)
+        for whose, nobody, rate, interval in (
+            ("with", "none has", recall, recall_interval),
+            ("without", "all have", false_positive_rate, false_positive_interval),
+        ):
+            if rate is None:
+                reasons.append(f"{nobody} the label")
+            elif interval is None:
+                reasons.append(f"those {whose} the label have one prompt, which gives no interval")
+        if num_positive and num_negative:
+            auroc, ap = roc_auc(logits, applies), average_precision(logits, applies)
+            if flagged.any():
+                both = precision_recall_f1(flagged, applies)
+                precision, f1 = both.precision, both.f1
+            else:
+                reasons.append("nothing is flagged")
+    interval, num = (
+        (recall_interval, num_positive)
+        if target is not None and target.kind == "recall"
+        else (false_positive_interval, num_negative)
+    )
+    return LabelFigures(
+        auroc=auroc,
+        average_precision=ap,
+        precision=precision,
+        recall=recall,
+        f1=f1,
+        recall_interval=recall_interval,
+        false_positive_rate=false_positive_rate,
+        false_positive_interval=false_positive_interval,
+        prevalence=num_positive / len(applies) if len(applies) else None,
+        num_positive=num_positive,
+        num_negative=num_negative,
+        num_flagged=int(flagged.sum()),
+        num_prompts=len(np.unique(prompts)),
+        reason="; ".join(reasons) or None,
+        target=None if target is None else {target.kind: target.value},
+        holds_target=_holds(target, interval if num >= MIN_COMPARISONS else None),
+        calibrated=calibrated,
+    )
+
+
+def _flag_rate(flagged: np.ndarray, prompts: np.ndarray, seed: int) -> tuple[float | None, Interval | None]:
+    """The share that is flagged and its interval; None without clips, no interval with a single prompt."""
+    if not len(flagged):
+        return None, None
+    return float(flagged.mean()), interval_by_prompt(flagged.astype(float), prompts, seed)
+
+
+def _holds(target: Target | None, interval: Interval | None) -> bool | None:
+    """A target is missed only if the whole interval lies on its wrong side."""
+    if target is None or interval is None:
+        return None
+    return interval[1] >= target.value if target.kind == "recall" else interval[0] <= target.value
 
 
 def _judge_levels(
     head: str, targets: np.ndarray, judged: Sequence[Moderation], prompts: np.ndarray, seed: int
-) -> Figures | None:
+) -> OrdinalFigures | None:
     if not any(one.severity for one in judged):
         return None
-    levels = kind_of(head).decode(targets[:, label_columns(head)])
+    levels, num_levels = kind_of(head).decode(targets[:, label_columns(head)]), len(classes_of(head))
     rows = np.flatnonzero(levels >= 0)
-    labelled, num_levels = levels[rows], len(classes_of(head))
+    labelled = levels[rows]
     likeliest = np.array([np.argmax(list((judged[int(row)].severity or {}).values())) for row in rows], dtype=int)
     cells = np.bincount(num_levels * labelled + likeliest, minlength=num_levels**2)
-    confusion = cells.reshape(num_levels, -1)
-    figures: Figures = {"num": len(rows), "accuracy": None, "interval": None, "kappa": None, "reason": None}
-    figures["confusion"] = confusion.tolist()
-    if len(rows) < MIN_COMPARISONS:
-        return figures | {"reason": f"{len(rows)} texts whose {head} is known, fewer than {MIN_COMPARISONS}"}
     right = (labelled == likeliest).astype(float)
-    figures |= {"accuracy": float(right.mean()), "kappa": weighted_kappa(labelled, likeliest)}
-    if len(np.unique(prompts[rows])) > 1:
-        figures["interval"] = list(mean_interval(right, prompts[rows], seed=seed))
-    return figures
+    is_known = len(rows) >= MIN_COMPARISONS
+    return OrdinalFigures(
+        num=len(rows),
+        accuracy=float(right.mean()) if is_known else None,
+        interval=interval_by_prompt(right, prompts[rows], seed) if is_known else None,
+        kappa=weighted_kappa(labelled, likeliest) if is_known else None,
+        reason=None if is_known else f"{len(rows)} texts whose {head} is known, fewer than {MIN_COMPARISONS}",
+        confusion=tuple(map(tuple, cells.reshape(num_levels, -1).tolist())),
+    )
 
 
-def _hold_against(target: Target | None, figures: Figures) -> Figures:
-    """A target holds unless the whole interval lies on its wrong side; that of a few clips says too little."""
-    if target is None:
-        return {"target": None, "holds_target": None}
-    is_recall = target.kind == "recall"
-    interval = figures["recall_interval" if is_recall else "false_positive_interval"]
-    holds = None
-    if interval is not None and figures["num_positive" if is_recall else "num_negative"] >= MIN_COMPARISONS:
-        holds = interval[1] >= target.value if is_recall else interval[0] <= target.value
-    return {"target": {target.kind: target.value}, "holds_target": holds}
+def _average(labels: Mapping[str, LabelFigures]) -> MacroFigures:
+    enough = [one for one in labels.values() if min(one.num_positive, one.num_negative) >= MIN_COMPARISONS]
 
+    def mean(values: Sequence[float | None]) -> tuple[float | None, int]:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None, len(known)
 
-def _macro(labels: Mapping[str, Figures]) -> Figures:
-    figures: Figures = {}
-    for name in ("auroc", "average_precision", "f1"):
-        values = [
-            one[name]
-            for one in labels.values()
-            if one[name] is not None and min(one["num_positive"], one["num_negative"]) >= MIN_COMPARISONS
-        ]
-        figures[name] = float(np.mean(values)) if values else None
-        figures[f"num_labels_{name}"] = len(values)
-    return figures
+    return MacroFigures(
+        *mean([one.auroc for one in enough]),
+        *mean([one.average_precision for one in enough]),
+        *mean([one.f1 for one in enough]),
+    )

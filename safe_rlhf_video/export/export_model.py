@@ -18,7 +18,8 @@ from torch import Tensor
 
 from safe_rlhf_video.calibration import fit as calibration
 from safe_rlhf_video.errors import CheckpointError, ConfigError
-from safe_rlhf_video.export.model_card import MergeCheck, build_card, read_evaluation
+from safe_rlhf_video.evaluation.results import read_evaluation
+from safe_rlhf_video.export.model_card import MergeCheck, build_card
 from safe_rlhf_video.models.backbones import Backbone, copy_settings, fingerprint_checkpoint
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
@@ -71,6 +72,7 @@ def export_model(
     Raises:
         CheckpointError: a file is missing or damaged, there is nothing to merge, or merging moves the scores.
         ConfigError: `out` is there already, or an argument that only a merge heeds is given without one.
+        SampleError: `evaluation` is no evaluation of this model.
     """
     if out.exists():
         raise ConfigError(f"{out}: is there already; give a folder that is not, or delete it")

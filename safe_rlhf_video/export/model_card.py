@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.evaluation.results import Evaluation
+from safe_rlhf_video.evaluation.table import figure, with_interval
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, ORDINAL_HEADS, SUB_HEADS, TEXT_HARM_HEADS
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 from safe_rlhf_video.models.folder import ModelRecord
@@ -86,93 +86,12 @@ class MergeCheck:
         )
 
 
-def read_evaluation(path: Path, fingerprint: str) -> dict[str, Any]:
-    """Read an evaluation.json as scripts/evaluate.py writes it.
-
-    Args:
-        fingerprint: of the model, `checkpoint.fingerprint_weights`.
-
-    Raises:
-        ConfigError: it cannot be read, is none, has a figure that is none, or is one of other models.
-    """
-    try:
-        # Before sub-dimensions had heads, an evaluation said nothing of them.
-        figures = dict.fromkeys(SUB_HEADS) | json.loads(path.read_text(encoding="utf-8"))
-        _check_figures(figures)
-        evaluated = figures["models"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(f"{path}: is no evaluation ({reason}); give an evaluation.json of evaluate.py") from error
-    if fingerprint not in evaluated.values():
-        raise ConfigError(
-            f"{path}: is an evaluation of other models ({', '.join(evaluated)}); give one of this model, as it is now"
-        )
-    return dict(figures)
-
-
-def _check_figures(figures: Any) -> None:
-    """Raise KeyError, TypeError or ValueError where something that the card prints is not what it should be."""
-    for dimension in DIMENSION_OF_HEAD.values():
-        if figures[dimension] is not None:
-            _check_entries(figures[dimension], dimension, OF_A_DIMENSION)
-    if figures["cost_sign"] is not None:
-        _check_entries(figures["cost_sign"], "cost_sign", OF_THE_SIGN)
-    for section in ("controls", "models"):
-        _check_entries(figures[section], section, {})
-    for name, values in figures["controls"].items():
-        _check_entries(values, f"controls.{name}", {})
-        _check_entries(values, f"controls.{name}", dict.fromkeys(values, _is_number))
-    if not _is_count(figures.get("num_prompts_also_in_training") or 0):
-        raise ValueError(f"num_prompts_also_in_training is {figures['num_prompts_also_in_training']!r:.40}")
-
-
-def _check_entries(values: Any, section: str, tests: Mapping[str, Callable[[Any], bool]]) -> None:
-    if not isinstance(values, dict):
-        raise ValueError(f"{section} is {values!r:.40}")
-    for key, holds in tests.items():
-        if key not in values:
-            raise KeyError(f"{section}.{key}")
-        if not holds(values[key]):
-            raise ValueError(f"{section}.{key} is {values[key]!r:.40}")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
-
-
-def _is_interval(value: Any) -> bool:
-    is_pair = isinstance(value, list) and len(value) == 2 and None not in value
-    return value is None or (is_pair and all(map(_is_number, value)))
-
-
-# What the card prints of an evaluation.
-OF_A_DIMENSION: Mapping[str, Callable[[Any], bool]] = {
-    "num_comparisons": _is_count,
-    "num_prompts": _is_count,
-    "accuracy": _is_number,
-    "interval": _is_interval,
-    "ceiling": _is_number,
-    "fraction_of_ceiling": _is_number,
-    "fraction_of_ceiling_interval": _is_interval,
-}
-OF_THE_SIGN: Mapping[str, Callable[[Any], bool]] = {
-    "num_safe": _is_count,
-    "num_unsafe": _is_count,
-    "accuracy": _is_number,
-    "balanced_accuracy": _is_number,
-}
-
-
 def build_card(
     record: ModelRecord,
     name: str,
     template: Mapping[str, str],
     is_local_backbone: bool,
-    evaluation: Mapping[str, Any] | None = None,
+    evaluation: Evaluation | None = None,
     check: MergeCheck | None = None,
 ) -> str:
     """The card as Markdown with YAML in front.
@@ -182,7 +101,7 @@ def build_card(
         name: the folder's.
         template: name and hash of the text around prompt and video, as model.json has them.
         is_local_backbone: whether the backbone was a folder, so that nobody else has it under its name.
-        evaluation: as `read_evaluation` gives it.
+        evaluation: of the model.
     """
     heads = [head for head in HEADS if any(head in others for others in record.heads_of_adapter.values())]
     parts = [
@@ -308,58 +227,41 @@ def _cell(value: Any) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _evaluation(figures: Mapping[str, Any] | None, heads: list[str]) -> str:
-    if figures is None:
+def _evaluation(evaluation: Evaluation | None, heads: list[str]) -> str:
+    if evaluation is None:
         return "Not given. `python scripts/evaluate.py` measures it on labelled comparisons."
-    judged = [DIMENSION_OF_HEAD[head] for head in heads if head in DIMENSION_OF_HEAD]
-    dimensions = [dimension for dimension in judged if figures[dimension]]
+    names = (DIMENSION_OF_HEAD[head] for head in heads if head in DIMENSION_OF_HEAD)
+    judged = {name: found for name in names if (found := evaluation.dimensions[name])}
     paragraphs = []
-    if dimensions:
-        lines = [_row("", dimensions), "|" + "---|" * (len(dimensions) + 1)]
-
-        def add(title: str, cell: Callable[[Any], str]) -> None:
-            cells = [cell(figures[dimension]) for dimension in dimensions]
-            if any(cells):
-                lines.append(_row(title, cells))
-
-        add("test comparisons (prompts)", lambda row: f"{row['num_comparisons']} ({row['num_prompts']})")
-        add("accuracy [95% interval]", lambda row: _interval(row["accuracy"], row["interval"]))
-        add("ceiling that noisy labels set", lambda row: _figure(row["ceiling"]))
-        add(
-            "accuracy / ceiling [95% interval]",
-            lambda row: _interval(row["fraction_of_ceiling"], row["fraction_of_ceiling_interval"]),
-        )
-        for control, values in figures["controls"].items():
-            cells = [_figure(values.get(dimension)) for dimension in dimensions]
-            if any(cells):
-                lines.append(_row(f"control: {control.replace('_', ' ')}", cells))
+    if judged:
+        rows = {
+            "test comparisons (prompts)": [f"{one.num_comparisons} ({one.num_prompts})" for one in judged.values()],
+            "accuracy [95% interval]": [with_interval(one.accuracy, one.interval) for one in judged.values()],
+            "ceiling that noisy labels set": [figure(one.ceiling) for one in judged.values()],
+            "accuracy / ceiling [95% interval]": [
+                with_interval(one.fraction_of_ceiling, one.fraction_of_ceiling_interval) for one in judged.values()
+            ],
+        }
+        for control, values in evaluation.controls.items():
+            rows[f"control: {control.replace('_', ' ')}"] = [figure(values.get(name)) for name in judged]
+        lines = [_row("", list(judged)), "|" + "---|" * (len(judged) + 1)]
+        lines += [_row(title, cells) for title, cells in rows.items() if any(cells)]
         paragraphs.append("\n".join(lines))
-    sign = figures["cost_sign"]
+    sign = evaluation.cost_sign
     if sign and "cost" in heads:
         paragraphs.append(
-            f"Sign of the cost on {sign['num_safe']} safe and {sign['num_unsafe']} unsafe videos: accuracy "
-            f"{_figure(sign['accuracy'])}, balanced {_figure(sign['balanced_accuracy'])}."
+            f"Sign of the cost on {sign.num_safe} safe and {sign.num_unsafe} unsafe videos: accuracy "
+            f"{figure(sign.accuracy)}, balanced {figure(sign.balanced_accuracy)}."
         )
     if not paragraphs:
         return "The evaluation that was given has no figure of these heads."
     paragraphs.append("Intervals are bootstrapped over prompts; a control is a predictor that cannot judge the video.")
-    if figures.get("num_prompts_also_in_training"):
+    if num_shared := evaluation.num_prompts_also_in_training:
         paragraphs.append(
-            f"{figures['num_prompts_also_in_training']} of the prompts are in the training data too: these figures may "
-            "flatter the model."
+            f"{num_shared} of the prompts are in the training data too: these figures may flatter the model."
         )
     return "\n\n".join(paragraphs)
 
 
 def _row(title: str, cells: list[str]) -> str:
     return f"| {' | '.join([title, *cells])} |"
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _interval(value: float | None, interval: list[float] | None) -> str:
-    if value is None or interval is None:
-        return _figure(value)
-    return f"{value:.4f} [{interval[0]:.3f}, {interval[1]:.3f}]"

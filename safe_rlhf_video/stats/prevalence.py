@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.stats.metrics import SignAccuracy
 
 Z_95 = 1.959963984540054  # the 97.5% point of the normal distribution
 
@@ -100,46 +99,44 @@ def corrected_share(share: float, size: float, rates: SignRates) -> tuple[float,
     return _cut(estimate), (_cut(centre - half), _cut(centre + half))
 
 
-def sign_rates(cost_sign: Mapping[str, Any] | None, where: str) -> SignRates:
-    """Both rates from what `evaluate` reports: two unknowns, and two equations unless both classes are equally large.
+def sign_rates(figures: SignAccuracy | None, where: str) -> SignRates:
+    """Solves for both rates from an evaluation's figures of the cost's sign.
 
         accuracy (U + S) = U sensitivity + S specificity,   2 balanced_accuracy = sensitivity + specificity
 
+    Two equations determine them unless the numbers of unsafe clips (U) and of safe ones (S) are equal.
+
     Args:
-        cost_sign: `num_unsafe` (U), `num_safe` (S), `accuracy` and `balanced_accuracy`; None where
-            the evaluation had no labelled clip.
+        figures: None where the evaluation had no labelled clip.
         where: the file, for messages.
 
     Raises:
         ConfigError: the rates do not follow from the figures, or are no better than chance.
     """
-    names = ("num_unsafe", "num_safe", "accuracy", "balanced_accuracy")
-    figures = [(cost_sign or {}).get(name) for name in names]
-    if not all(isinstance(figure, int | float) and math.isfinite(figure) for figure in figures):
+    if figures is None or figures.accuracy is None or figures.balanced_accuracy is None:
         raise ConfigError(
-            f"{where} field cost_sign: sensitivity and specificity need the numbers {', '.join(names)}; evaluate on "
-            "comparisons with safe and unsafe clips"
+            f"{where} field cost_sign: has no accuracy and balanced_accuracy, from which sensitivity and specificity "
+            "follow; evaluate on comparisons with safe and unsafe clips"
         )
-    num_unsafe, num_safe, accuracy, balanced = (float(figure) for figure in figures if figure is not None)
+    num_unsafe, num_safe = figures.num_unsafe, figures.num_safe
     if num_unsafe == num_safe:
         raise ConfigError(
-            f"{where} field cost_sign: {num_safe:.0f} safe and as many unsafe clips tell no more than the sum of "
-            "sensitivity and specificity; evaluate on a test set with more clips of one kind"
+            f"{where} field cost_sign: {num_safe} safe and as many unsafe clips determine only the sum of sensitivity "
+            "and specificity; evaluate on a test set with more clips of one kind"
         )
-    sensitivity = (accuracy * (num_unsafe + num_safe) - 2 * balanced * num_safe) / (num_unsafe - num_safe)
-    # What is counted are whole and half clips (a cost of 0): rounding takes the error of the subtraction away.
+    total = figures.accuracy * (num_unsafe + num_safe)
+    sensitivity = (total - 2 * figures.balanced_accuracy * num_safe) / (num_unsafe - num_safe)
+    # Whole and half clips (a cost of 0) were counted: rounding removes the error of the subtraction.
     unsafe_right = round(2 * sensitivity * num_unsafe) / 2
-    safe_right = round(2 * (2 * balanced - sensitivity) * num_safe) / 2
-    total = accuracy * (num_unsafe + num_safe)
-    if not (
-        0 <= unsafe_right <= num_unsafe and 0 <= safe_right <= num_safe and abs(unsafe_right + safe_right - total) < 0.1
-    ):
+    safe_right = round(2 * (2 * figures.balanced_accuracy - sensitivity) * num_safe) / 2
+    is_possible = 0 <= unsafe_right <= num_unsafe and 0 <= safe_right <= num_safe
+    if not is_possible or abs(unsafe_right + safe_right - total) >= 0.1:
         raise ConfigError(f"{where} field cost_sign: its figures contradict each other; run scripts/evaluate.py again")
-    rates = SignRates(unsafe_right / num_unsafe, safe_right / num_safe, int(num_unsafe), int(num_safe))
+    rates = SignRates(unsafe_right / num_unsafe, safe_right / num_safe, num_unsafe, num_safe)
     if rates.sensitivity + rates.specificity <= 1:
         raise ConfigError(
             f"{where} field cost_sign: sensitivity {rates.sensitivity:.3f} and specificity {rates.specificity:.3f} are "
-            "no better than chance; nothing can be corrected with them, leave --evaluation out"
+            "no better than chance and cannot correct anything; leave --evaluation out"
         )
     return rates
 

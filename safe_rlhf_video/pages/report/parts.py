@@ -46,7 +46,7 @@ def _tables(first: str, parts: Mapping[str, Mapping[str, Any]], names: Mapping[s
 def _show_unseen(evaluated: Evaluated) -> str:
     """Accuracy on clips of generators that training left out, where it left some out."""
     found = {judged.dimension: judged.figures["unseen_generators"] for judged in evaluated.judged
-             if "unseen_generators" in judged.figures}  # fmt: skip
+             if judged.figures["unseen_generators"]}  # fmt: skip
     sign = (evaluated.result["cost_sign"] or {}).get("unseen_generators")
     if sign:
         seen, unseen = ({**sign[part], "num_comparisons": sign[part]["num_safe"] + sign[part]["num_unsafe"]}

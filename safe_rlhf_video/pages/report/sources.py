@@ -15,7 +15,7 @@ from safe_rlhf_video.data.labelled_pairs import Labelled, Scores, preference_mar
 from safe_rlhf_video.data.preferences import harm_signs, safety_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.evaluation.evaluate import HEAD_OF_DIMENSION
+from safe_rlhf_video.evaluation.dimension_figures import HEAD_OF_DIMENSION
 from safe_rlhf_video.evaluation.labelled_clips import LabelledClips
 from safe_rlhf_video.heads import HEADS
 

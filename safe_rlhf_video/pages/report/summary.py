@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, DIMENSIONS
 from safe_rlhf_video.errors import VideoDecodeError
-from safe_rlhf_video.evaluation.evaluate import HEAD_OF_DIMENSION
+from safe_rlhf_video.evaluation.dimension_figures import HEAD_OF_DIMENSION
 from safe_rlhf_video.pages.document import escape, table
 from safe_rlhf_video.pages.report.sources import Evaluated
 from safe_rlhf_video.pages.report.wording import capitalise, count, remark, together, with_interval

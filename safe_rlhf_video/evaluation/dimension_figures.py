@@ -1,0 +1,130 @@
+"""Computes the figures of one dimension: accuracy, its ceiling, ties and the calibration of probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from safe_rlhf_video.calibration.fit import HeadCalibration
+from safe_rlhf_video.data.labelled_pairs import Labelled
+from safe_rlhf_video.data.records import PairSample
+from safe_rlhf_video.evaluation.breakdown import break_down, interval_by_prompt, judge_unseen
+from safe_rlhf_video.evaluation.results import BinFigures, DimensionFigures, ProbabilityFigures, TieFigures
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD
+from safe_rlhf_video.lagrangian import TIE_TOLERANCE
+from safe_rlhf_video.stats.metrics import (
+    calibration,
+    credit,
+    preference_probability,
+    ratio_interval,
+    tie_aware_credit,
+    too_few,
+)
+
+HEAD_OF_DIMENSION = {dimension: head for head, dimension in DIMENSION_OF_HEAD.items()}
+
+
+def judge_dimension(
+    labelled: Labelled,
+    margin: np.ndarray,
+    ties: Sequence[PairSample],
+    tied_margin: np.ndarray,
+    fitted: HeadCalibration | None,
+    unseen: Sequence[str],
+    seed: int,
+) -> DimensionFigures:
+    """Computes all figures of one dimension.
+
+    Args:
+        labelled: M comparisons with a label that is not a tie.
+        margin: (M,) preference score of video_0 minus that of video_1.
+        ties: K comparisons that are labelled ties.
+        tied_margin: (K,) their margins.
+        fitted: the head's calibration.
+        unseen: generators that were left out of the head's training.
+        seed: of the bootstrap.
+    """
+    num_prompts = len(np.unique(labelled.prompts))
+    reason = too_few(len(labelled.pairs))
+    is_known = reason is None
+    if is_known and num_prompts < 2:
+        reason = "one prompt alone, which gives no interval"
+    right = credit(margin * labelled.sign)
+    ceiling = fraction = fraction_interval = order_accuracy = num_true_ties = None
+    if labelled.true_margin is not None and is_known:
+        best = credit(labelled.true_margin * labelled.sign)
+        ordered = labelled.true_margin != 0
+        ceiling = float(best.mean())
+        fraction = float(right.mean() / best.mean())
+        order_accuracy = float(credit(margin * np.sign(labelled.true_margin))[ordered].mean())
+        num_true_ties = int(np.count_nonzero(~ordered))
+        if num_prompts > 1:
+            fraction_interval = ratio_interval(right, best, labelled.prompts, seed=seed)
+    return DimensionFigures(
+        accuracy=float(right.mean()) if is_known else None,
+        interval=interval_by_prompt(right, labelled.prompts, seed) if is_known else None,
+        ceiling=ceiling,
+        fraction_of_ceiling=fraction,
+        fraction_of_ceiling_interval=fraction_interval,
+        true_order_accuracy=order_accuracy,
+        num_true_ties=num_true_ties,
+        tie_rate=float(np.mean(right == 0.5)) if is_known else None,
+        mean_margin=float(np.mean(margin * labelled.sign)) if is_known else None,
+        num_comparisons=len(labelled.pairs),
+        num_prompts=num_prompts,
+        reason=reason,
+        num_tied_labels=len(ties),
+        tie_aware=_judge_ties(labelled, margin, ties, tied_margin, fitted, seed),
+        calibration=_judge_probabilities(labelled, margin, fitted),
+        breakdown=break_down(labelled.pairs, right, seed),
+        unseen_generators=judge_unseen(labelled.pairs, right, unseen, seed) if unseen else None,
+    )
+
+
+def _judge_ties(
+    labelled: Labelled,
+    margin: np.ndarray,
+    ties: Sequence[PairSample],
+    tied_margin: np.ndarray,
+    fitted: HeadCalibration | None,
+    seed: int,
+) -> TieFigures:
+    """Accuracy with ties as a third answer, at the calibrated threshold, or without one at the tie tolerance."""
+    threshold = fitted.tie_threshold if fitted is not None else None
+    right = tie_aware_credit(
+        np.append(margin * labelled.sign, tied_margin),
+        np.arange(len(labelled.pairs) + len(ties)) >= len(labelled.pairs),
+        TIE_TOLERANCE if threshold is None else threshold,
+    )
+    prompts = np.append(labelled.prompts, [pair.prompt_id for pair in ties])
+    reason = too_few(len(right)) if ties else "no comparison is labelled a tie"
+    return TieFigures(
+        accuracy=float(right.mean()) if reason is None else None,
+        interval=interval_by_prompt(right, prompts, seed) if reason is None else None,
+        threshold=threshold,
+        num_comparisons=len(right),
+        num_tied_labels=len(ties),
+        reason=reason,
+    )
+
+
+def _judge_probabilities(labelled: Labelled, margin: np.ndarray, fitted: HeadCalibration | None) -> ProbabilityFigures:
+    """How well P(video_0 preferred) agrees with the labels."""
+    temperature = fitted.temperature if fitted is not None else None
+    probability = preference_probability(margin, temperature or 1.0)
+    figures = calibration(probability, labelled.sign > 0)
+    error = None
+    if labelled.true_margin is not None and figures.reason is None:
+        error = float(np.abs(probability - preference_probability(labelled.true_margin)).mean())
+    return ProbabilityFigures(
+        is_calibrated=temperature is not None,
+        temperature=temperature,
+        ece=figures.ece,
+        brier=figures.brier,
+        log_loss=figures.log_loss,
+        mean_absolute_error=error,
+        bins=tuple(BinFigures(**one._asdict()) for one in figures.bins),
+        num_comparisons=figures.num,
+        reason=figures.reason,
+    )

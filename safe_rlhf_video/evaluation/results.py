@@ -1,0 +1,410 @@
+"""Defines the typed result of an evaluation, evaluation.json, and reads and writes it.
+
+A figure that cannot be computed is None, never 0, and a `reason` beside it says why. Intervals are 95% intervals by
+prompt. docs/evaluation.md explains every figure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from safe_rlhf_video.contracts import STRICT, parse_json, to_fields
+from safe_rlhf_video.data.records import ALL_DIMENSIONS
+from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.heads import ORDINAL_HEADS
+
+FILE_NAME = "evaluation.json"
+_AGAIN = "run scripts/evaluate.py again; it keeps the scores that it finds in its --out"
+
+Interval = tuple[float, float]
+OfDimension = Mapping[str, float | None]  # a figure of each dimension, or of "cost_sign"
+
+
+@dataclass(frozen=True)
+class PartFigures:
+    """Accuracy on a part of the comparisons."""
+
+    name: str
+    num_comparisons: int
+    num_prompts: int
+    accuracy: float | None
+    interval: Interval | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Accuracy by pair of generators, by prompt type and by harm category; harm categories overlap."""
+
+    generator_pair: tuple[PartFigures, ...]
+    prompt_type: tuple[PartFigures, ...]
+    harm_category: tuple[PartFigures, ...]
+
+
+@dataclass(frozen=True)
+class UnseenFigures:
+    """Accuracy by how many of a comparison's videos come from generators that training left out.
+
+    Attributes:
+        generators: their names.
+        any: one video or both.
+    """
+
+    generators: tuple[str, ...]
+    any: PartFigures
+    both: PartFigures
+    none: PartFigures
+
+
+@dataclass(frozen=True)
+class TieFigures:
+    """Accuracy with ties as a third answer.
+
+    Attributes:
+        threshold: the model calls a margin up to it a tie; None without a calibrated one.
+    """
+
+    accuracy: float | None
+    interval: Interval | None
+    threshold: float | None
+    num_comparisons: int
+    num_tied_labels: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class BinFigures:
+    """A bin of the reliability curve: mean predicted probability, share of outcomes, and number of comparisons."""
+
+    predicted: float
+    observed: float
+    num: int
+
+
+@dataclass(frozen=True)
+class ProbabilityFigures:
+    """How well P(video_0 preferred) agrees with the labels.
+
+    Attributes:
+        temperature: None, and used as 1, without a calibration.
+        log_loss: in nats.
+        mean_absolute_error: mean |P - true probability|; None where the truth is unknown.
+    """
+
+    is_calibrated: bool
+    temperature: float | None
+    ece: float | None
+    brier: float | None
+    log_loss: float | None
+    mean_absolute_error: float | None
+    bins: tuple[BinFigures, ...]
+    num_comparisons: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class DimensionFigures:
+    """Figures of one dimension on the comparisons with a label that is not a tie.
+
+    Attributes:
+        ceiling: accuracy of the hidden order on the same labels; this and the next four need the truth of a world.
+        fraction_of_ceiling: accuracy / ceiling.
+        true_order_accuracy: accuracy against the hidden order.
+        tie_rate: share of margins within the tie tolerance, which earn half a credit.
+        mean_margin: chosen minus rejected, in log odds.
+        unseen_generators: None where training left no generator out.
+    """
+
+    accuracy: float | None
+    interval: Interval | None
+    ceiling: float | None
+    fraction_of_ceiling: float | None
+    fraction_of_ceiling_interval: Interval | None
+    true_order_accuracy: float | None
+    num_true_ties: int | None
+    tie_rate: float | None
+    mean_margin: float | None
+    num_comparisons: int
+    num_prompts: int
+    reason: str | None
+    num_tied_labels: int
+    tie_aware: TieFigures
+    calibration: ProbabilityFigures
+    breakdown: Breakdown
+    unseen_generators: UnseenFigures | None = None
+
+
+@dataclass(frozen=True)
+class SignPart:
+    """The sign of the cost on a part of the clips."""
+
+    accuracy: float | None
+    balanced_accuracy: float | None
+    num_safe: int
+    num_unsafe: int
+    interval: Interval | None
+    num_prompts: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class UnseenSigns:
+    """The sign of the cost on clips of generators that training left out, and on the other clips."""
+
+    generators: tuple[str, ...]
+    unseen: SignPart
+    seen: SignPart
+
+
+@dataclass(frozen=True)
+class SignFigures:
+    """How well the sign of the cost separates safe from unsafe clips."""
+
+    accuracy: float | None
+    balanced_accuracy: float | None
+    num_safe: int
+    num_unsafe: int
+    reason: str | None
+    unseen_generators: UnseenSigns | None = None
+
+
+@dataclass(frozen=True)
+class LabelFigures:
+    """Figures of one harm label.
+
+    Attributes:
+        prevalence: share of the clips that have the label, of those whose label is known.
+        target: what its threshold was calibrated to hold, such as {"recall": 0.95}; None without one.
+        holds_target: whether the interval allows it; None without a target, or with too few clips of its class.
+        calibrated: whether its probability was fitted to held-out labels.
+    """
+
+    auroc: float | None
+    average_precision: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    recall_interval: Interval | None
+    false_positive_rate: float | None
+    false_positive_interval: Interval | None
+    prevalence: float | None
+    num_positive: int
+    num_negative: int
+    num_flagged: int
+    num_prompts: int
+    reason: str | None
+    target: Mapping[Literal["false_positive_rate", "recall"], float] | None
+    holds_target: bool | None
+    calibrated: bool
+
+
+@dataclass(frozen=True)
+class MacroFigures:
+    """Means over the harm labels with enough clips of either class, without "any", and the number of these labels."""
+
+    auroc: float | None
+    num_labels_auroc: int
+    average_precision: float | None
+    num_labels_average_precision: int
+    f1: float | None
+    num_labels_f1: int
+
+
+@dataclass(frozen=True)
+class OrdinalFigures:
+    """How well the likeliest level of an ordinal head agrees with the labelled one.
+
+    Attributes:
+        kappa: Cohen's, quadratic weights.
+        confusion: counts, a row for each labelled level, a column for each likeliest level.
+    """
+
+    num: int
+    accuracy: float | None
+    interval: Interval | None
+    kappa: float | None
+    reason: str | None
+    confusion: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class AgreementCell:
+    """Number of clips, and how many of them are labelled unsafe and safe."""
+
+    num: int
+    num_unsafe: int
+    num_safe: int
+
+
+@dataclass(frozen=True)
+class DifferingClips:
+    """Names of some clips that only the cost, or only the flag, calls harmful."""
+
+    cost_only: tuple[str, ...]
+    any_only: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Clips by who calls them harmful: the sign of the cost, the flag of any harm, both or neither."""
+
+    both: AgreementCell
+    cost_only: AgreementCell
+    any_only: AgreementCell
+    neither: AgreementCell
+    examples: DifferingClips
+
+
+@dataclass(frozen=True)
+class ModerationFigures:
+    """Figures of the heads of harm labels.
+
+    Attributes:
+        labels: name of a label -> figures.
+        ordinals: ordinal head -> figures; empty without such a head. In the file each stands under the head's name.
+        cost_sign_against_any: None without a cost and a head of any harm.
+    """
+
+    labels: Mapping[str, LabelFigures]
+    macro: MacroFigures
+    ordinals: Mapping[str, OrdinalFigures | None]
+    cost_sign_against_any: Agreement | None = None
+
+
+@dataclass(frozen=True)
+class ComparisonFigures:
+    """Two models on the same comparisons of one dimension.
+
+    Attributes:
+        difference: accuracy of the first minus accuracy of the second.
+        first_better: credit that the first earned and the second did not.
+        p_value: of McNemar's exact test.
+        p_value_holm: the same, corrected for the number of dimensions.
+    """
+
+    accuracy_first: float | None
+    accuracy_second: float | None
+    difference: float | None
+    interval: Interval | None
+    first_better: float
+    second_better: float
+    p_value: float | None
+    p_value_holm: float | None
+    num_comparisons: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluation.json holds.
+
+    Attributes:
+        dimensions: each of `ALL_DIMENSIONS` -> figures; None without a head or a label for it. In the file each stands
+            under its own name, beside the other fields.
+        cost_sign: None without a cost or without labels of what is safe.
+        moderation: None without a head of a harm label.
+        controls: control -> dimension -> accuracy; for "cost_sign" the balanced accuracy.
+        controls_expected: the same as the hidden truth predicts it.
+        controls_standard_error: of measured less expected, by prompt.
+        num_prompts_also_in_training: None where the training data were not given.
+        comparison: dimension -> figures against another model; None without one.
+        compared_models: model folder -> fingerprint of its weights.
+        models: likewise, of the evaluated models.
+        data: the evaluated file, as it was given.
+        judgements: SHA-256 of judgements.json beside this file.
+    """
+
+    dimensions: Mapping[str, DimensionFigures | None]
+    cost_sign: SignFigures | None
+    moderation: ModerationFigures | None
+    controls: Mapping[str, OfDimension]
+    controls_expected: Mapping[str, OfDimension]
+    controls_standard_error: Mapping[str, OfDimension]
+    num_prompts_also_in_training: int | None
+    bootstrap_seed: int
+    comparison: Mapping[str, ComparisonFigures] | None = None
+    compared_models: Mapping[str, str] | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+    seconds: float = 0.0
+    judgements: str | None = None
+
+    __pydantic_config__ = STRICT
+
+
+E = TypeVar("E", bound=Evaluation)
+
+
+def read_evaluation(path: Path, model: str | None = None) -> Evaluation:
+    """Reads evaluation.json.
+
+    Args:
+        model: fingerprint of a model's weights that must be among the evaluated models.
+
+    Raises:
+        SampleError: as `parse_evaluation`, or the file is about other models.
+    """
+    evaluation = parse_evaluation(Evaluation, path)
+    if model is not None and model not in evaluation.models.values():
+        raise SampleError(
+            f"{path}: is about other models ({', '.join(evaluation.models)}); evaluate this model as it is now"
+        )
+    return evaluation
+
+
+def parse_evaluation(kind: type[E], path: Path) -> E:
+    """Reads evaluation.json, or a file that has further fields.
+
+    Raises:
+        SampleError: the file cannot be read, is damaged, or has a wrong, missing or unknown field; a file of another
+            release may.
+    """
+    try:
+        fields = json.loads(path.read_bytes())
+        if not isinstance(fields, dict):
+            raise ValueError(f"expected an object, got {type(fields).__name__}")
+    except OSError as error:
+        raise SampleError(f"{path}: cannot be read ({error.strerror}); give what scripts/evaluate.py wrote") from error
+    except ValueError as error:
+        raise SampleError(f"{path}: is damaged or not an evaluation ({error}); {_AGAIN}") from error
+    _fold(fields, "dimensions", ALL_DIMENSIONS)
+    if isinstance(fields.get("moderation"), dict):
+        _fold(fields["moderation"], "ordinals", ORDINAL_HEADS)
+    try:
+        return parse_json(kind, json.dumps(fields), str(path), SampleError, _AGAIN)
+    except SampleError as error:  # names a field as the file has it
+        message = str(error).replace(" field dimensions.", " field ").replace("moderation.ordinals.", "moderation.")
+        raise SampleError(message) from error.__cause__
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Writes evaluation.json, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    write_whole(path, json.dumps(evaluation_fields(evaluation), indent=2, allow_nan=False) + "\n")
+
+
+def evaluation_fields(evaluation: Evaluation) -> dict[str, Any]:
+    """The JSON object that evaluation.json holds."""
+    fields = to_fields(evaluation)
+    if fields["moderation"] is not None:
+        fields["moderation"] |= fields["moderation"].pop("ordinals")
+    return {**fields.pop("dimensions"), **fields}
+
+
+def fingerprint(content: bytes) -> str:
+    """SHA-256 of a file's content; it ties judgements.json to the evaluation that it was written with."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _fold(fields: dict[str, Any], into: str, names: tuple[str, ...]) -> None:
+    """Gathers the fields of these names in one object."""
+    fields[into] = {name: fields.pop(name) for name in names if name in fields}
