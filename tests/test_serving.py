@@ -328,7 +328,7 @@ def test_bad_clips_and_paths_out_of_the_root(server: RunningServer, root: Path) 
         answer = server.post("/score", score_of(video={"path": path}))
         assert answer.status == 400, (path, answer)
         messages.add(answer.error)
-    # Whether there is a file outside cannot be told from these.
+    # These do not reveal whether there is a file outside.
     assert messages == {"video.path: no such file under the video root; check the path"}
     for path in (str(root / "0.mp4"), "/dev/zero", "/"):
         assert "absolute" in server.post("/score", score_of(video={"path": path})).error
@@ -350,7 +350,7 @@ def test_bodies_that_are_too_large(server: RunningServer) -> None:
     content, kind = encode_parts([("prompt", PROMPT), ("video", large)])
     parts = [content[start : start + 100_000] for start in range(0, len(content), 100_000)]
     assert server.ask("POST", "/score", iter(parts), {"Content-Type": kind}).status == 413
-    # A length that lies: the body is never waited for.
+    # A wrong length: the body is never waited for.
     assert server.send_raw(HEAD % 10**19).startswith(b"HTTP/1.1 413")
     assert server.post("/score", score_of()).status == 200
 
@@ -378,7 +378,7 @@ def test_pages_of_other_sites_are_refused(server: RunningServer) -> None:
 # --- the parts that need no server ------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     full = functools.partial(open, "/dev/full", "wb")
     monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda **_: full())
     with pytest.raises(HTTPException) as stored:
@@ -458,7 +458,7 @@ def test_stopping_reaches_all_requests_also_beside_one_that_is_late(scorer: Scor
     assert all("shutting down" in message for message in messages)
 
 
-def test_clients_are_not_told_where_the_backbone_lies(tmp_path: Path) -> None:
+def test_clients_do_not_learn_where_the_backbone_is(tmp_path: Path) -> None:
     assert [hide_folder(name) for name in (str(tmp_path), "tiny", "Qwen/no-folder")] == [
         tmp_path.name,
         "tiny",

@@ -182,7 +182,7 @@ def visit(browser: Any, address: str) -> Iterator[Visit]:
     """The page, after its key was given."""
     opened = open_page(browser, address)
     opened.page.wait_for_selector("#key-form")
-    opened.problems.clear()  # the browser tells of the 401
+    opened.problems.clear()  # the browser reports the 401
     opened.enter()
     yield opened
     opened.page.close()

@@ -101,12 +101,12 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
         """Rewards of many clips, each for its prompt, in the forms of OpenRLHF and align-anything."""
         service.require_both_heads()
         async with service.receive(request, read_trainer_request) as (asked, uploads):
-            scores = await service.score(asked.prompts, await service.find(asked.clips, uploads))
+            scores = await service.score(asked.prompts, await service.clips.find(asked.clips, uploads))
             rewards, costs = scores["reward"].tolist(), scores["cost"].tolist()
             return remote_reward.build_answer(rewards, costs, scorer.resolve_trade_off())
 
     async def _score(asked: ClipRequest | PairRequest | RankRequest, uploads: Uploads) -> dict[str, np.ndarray]:
-        files = await service.find(asked.clips, uploads)
+        files = await service.clips.find(asked.clips, uploads)
         return await service.score([asked.prompt] * len(files), files)
 
 

@@ -22,7 +22,6 @@ from safe_rlhf_video.scoring import Scorer
 from safe_rlhf_video.serving.model_thread import ModelThread
 from safe_rlhf_video.serving.request_body import NUM_LARGE_BODIES, read_fields
 from safe_rlhf_video.serving.request_clips import ClipReader, Uploads
-from safe_rlhf_video.serving.request_models import Clip
 from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.settings import ServerSettings
 
@@ -51,7 +50,7 @@ class Service:
         self.is_stopping = False
         self._upload_folder = Path(tempfile.mkdtemp(prefix="safe_rlhf_video-uploads-"))
         self._large_bodies = asyncio.Semaphore(NUM_LARGE_BODIES)
-        self._clips = ClipReader(settings, scorer.record.sampling, self.metrics)
+        self.clips = ClipReader(settings, scorer.record.sampling, self.metrics)
         self._model = ModelThread(
             scorer.score_batch, settings.batch_size, settings.batch_wait_ms / 1000, self.metrics.batch_clips.observe
         )
@@ -138,14 +137,10 @@ class Service:
 
     def close(self) -> None:
         """Ends the model's thread and the decoding processes."""
-        self._clips.close()
+        self.clips.close()
         self._model.close(self.settings.shutdown_s)
         self.scorer.close()
         shutil.rmtree(self._upload_folder, ignore_errors=True)
-
-    async def find(self, clips: Mapping[str, Clip], uploads: Uploads) -> dict[str, Path]:
-        """Finds the files of a request's clips; see `ClipReader.find`."""
-        return await self._clips.find(clips, uploads)
 
     async def score(self, prompts: Sequence[str], files: Mapping[str, Path]) -> dict[str, np.ndarray]:
         """Decodes and scores the clips of a request.
@@ -177,7 +172,7 @@ class Service:
         self, prompt: str, path: Path, name: str, known: dict[tuple[str, str], asyncio.Future[Scores]], is_only: bool
     ) -> Scores:
         async with self._decoded:
-            video = await self._clips.read(path, name)
+            video = await self.clips.read(path, name)
             key = (prompt, "" if is_only else await asyncio.to_thread(content_digest, video))
             if key not in known:
                 known[key] = asyncio.wrap_future(self._model.submit(prompt, video))
