@@ -30,7 +30,8 @@ from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.models.backbones import load_backbone
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig
-from safe_rlhf_video.models.folder import ModelRecord, save_model
+from safe_rlhf_video.models.folder import save_model
+from safe_rlhf_video.models.record import ModelRecord
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.scoring import Scorer, Source
 from safe_rlhf_video.video.frame_store import FrameStore
@@ -116,7 +117,7 @@ def write_models(folder: Path, asked: BackboneConfig, lora: LoraConfig, argument
         backbone = load_backbone(asked)
         sampling = choose_sampling(backbone.family, arguments.frames, arguments.side)
         model = ScoreModel(backbone, heads_of_adapter, lora)
-        record = ModelRecord(asked, backbone.fingerprint, sampling, lora, heads_of_adapter, {})
+        record = ModelRecord(asked, backbone.fingerprint, sampling, lora, heads_of_adapter)
         weights = {key: one.detach() for part in model.trained().values() for key, one in part.items()}
         save_model(model, record, folder / name, weights)
     return sampling

@@ -9,7 +9,6 @@ import argparse
 import gzip
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +38,7 @@ def main() -> None:
     with Scorer.from_pretrained(arguments.model) as scorer:
         rows = list(scorer.iterate([video.prompt_text for video in videos], texts))
         thresholds = scorer.thresholds[SEVERITY]
-        weights: Any = scorer.record.training["severity_weights"]
+        weights = scorer.record.training.class_weights[SEVERITY]
     signs = np.stack([harm_signs([], [video])[video.prompt_id, video.video_id] for video in videos])
     print(f"{len(videos)} texts of {dataset.num_prompts} prompts")
     areas, precisions = [], []

@@ -11,8 +11,9 @@ import torch
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling, TrainedPart
-from safe_rlhf_video.models.folder import ModelRecord, save_model
+from safe_rlhf_video.models.folder import save_model
 from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.models.record import ModelRecord, TrainingFacts
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.responses import Response
 from safe_rlhf_video.video.sampling import Sampling, Video
@@ -53,7 +54,7 @@ def build_score_model(
             for part in trained_parts:
                 for parameter in model.trained()[part].values():
                     parameter += 0.02 * torch.randn_like(parameter)
-    facts = {"step": 1}
+    facts = TrainingFacts(step=1)
     record = ModelRecord(config, loaded.fingerprint, SAMPLING, lora, heads_of_adapter, facts, pooling, trained_parts)
     return model, record
 

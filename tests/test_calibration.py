@@ -25,13 +25,14 @@ from safe_rlhf_video.calibration.fit import (
 )
 from safe_rlhf_video.calibration.fit_multiplier import group_candidates
 from safe_rlhf_video.calibration.fit_samples import keep_earlier
+from safe_rlhf_video.calibration.held_out import held_out
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.held_out import held_out
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
 from safe_rlhf_video.data.records import VIDEO_NAMES, VideoSample
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.lagrangian import confident_multiplier
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
+from safe_rlhf_video.models.record import TrainingFacts
 from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair
 from safe_rlhf_video.stats.metrics import fit_temperature
 from safe_rlhf_video.stats.thresholds import Target
@@ -259,7 +260,7 @@ def test_weights_trained_anew_make_a_calibration_stale(folders: tuple[Path, Path
 
 def test_only_prompts_that_training_left_alone_are_used(world: Path) -> None:
     train, test = (PairDataset.load(world / f"config-{split}.json.gz").pairs for split in ("train", "test"))
-    facts = {"calibration_fraction": 0.3, "seed": 0}
+    facts = TrainingFacts(calibration_fraction=0.3, seed=0)
     kept = held_out(train, "train", "m", facts)
     used = load(world, validation_fraction=0.3, calibration_fraction=0.3)
     assert {normalise_prompt(pair.prompt_text) for pair in kept} == {
@@ -268,13 +269,12 @@ def test_only_prompts_that_training_left_alone_are_used(world: Path) -> None:
     with one_line(SampleError, "data.calibration_fraction", "give the file that it was trained on"):
         held_out([pair for pair in train if pair not in kept], "train", "m", facts)
     # Models that were trained without such a split.
-    for without in ({"seed": 0}, {"seed": 0, "calibration_fraction": 0.0}):
-        texts = [pair.prompt_text for pair in train]
-        assert held_out(test, "test", "m", without, texts) == test
-        with one_line(SampleError, "--train_data"):
-            held_out(test, "test", "m", without)
-        with one_line(SampleError, "1 of its prompts were trained on", train[0].prompt_text[:20]):
-            held_out([*test, train[0]], "test", "m", without, texts)
+    without, texts = TrainingFacts(), [pair.prompt_text for pair in train]
+    assert held_out(test, "test", "m", without, texts) == test
+    with one_line(SampleError, "--train_data"):
+        held_out(test, "test", "m", without)
+    with one_line(SampleError, "1 of its prompts were trained on", train[0].prompt_text[:20]):
+        held_out([*test, train[0]], "test", "m", without, texts)
 
 
 def test_calibrate_command(

@@ -41,7 +41,8 @@ from safe_rlhf_video.export import export_model as export
 from safe_rlhf_video.export.export_model import export_model
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, TrainedPart
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
-from safe_rlhf_video.models.folder import fingerprint_weights, read_record, resolve_model_folder, save_model
+from safe_rlhf_video.models.folder import fingerprint_weights, save_model
+from safe_rlhf_video.models.record import read_record, resolve_model_folder
 from safe_rlhf_video.video.sampling import Sampling
 
 HEADS_ONLY = replace(LORA, rank=0)
@@ -59,12 +60,11 @@ def write(
     setting: str = "lora",
     backbone: BackboneConfig | None = None,
     sampling: Sampling | None = None,
-    training: dict[str, Any] | None = None,
 ) -> Path:
     """A model folder whose parts all change the scores."""
     lora, parts = SETTINGS[setting]
     model, record = build_score_model(heads_of_adapter, lora, backbone, trained_parts=parts)
-    record = replace(record, sampling=sampling or record.sampling, training=training or record.training)
+    record = replace(record, sampling=sampling or record.sampling)
     save_model(model, record, folder, whole_weights(model))
     return folder
 
@@ -145,9 +145,8 @@ def test_other_families_merge_and_name_no_folder(family: str, tmp_path: Path, mo
     monkeypatch.setattr(export, "SHARD_SIZE", "40KB")
     source = write_tiny_backbone(tmp_path / "secret" / "checkpoint", family)
     (source / "pytorch_model.bin").write_bytes(b"no pickle is read or handed on")
-    facts = {"step": 3, "data": {"path": str(tmp_path / "secret" / "data"), "rows": [str(tmp_path / "secret")]}}
     config = BackboneConfig(path=str(source))
-    folder = write(tmp_path / "model", REWARD, "lora+projector", config, SAMPLINGS[family], facts)
+    folder = write(tmp_path / "model", REWARD, "lora+projector", config, SAMPLINGS[family])
     expected = scores_of(folder)
     export_model(folder, tmp_path / "merged", merge=True)
     export_model(folder, tmp_path / "copy")

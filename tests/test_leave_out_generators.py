@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 from conftest import ROOT, Record, launch, write_training_config
 from small_models import one_line
 
+from safe_rlhf_video.calibration.held_out import held_out
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.held_out import held_out
 from safe_rlhf_video.data.preferences import is_for_calibration
 from safe_rlhf_video.data.records import VIDEO_NAMES, PairSample, parse_pair
 from safe_rlhf_video.errors import ConfigError, SampleError
 from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.results import evaluation_fields
 from safe_rlhf_video.evaluation.table import format_table
+from safe_rlhf_video.models.record import TrainingFacts
 from safe_rlhf_video.stats.metrics import mean_interval
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
@@ -51,11 +53,11 @@ def test_no_clip_of_a_generator_left_out_is_read(world: Path) -> None:
     assert (none.fingerprint, none.notes) == (default.fingerprint, default.notes)
     assert none.fingerprint != load(world, "ember").fingerprint
     # What a calibration may use is without them too.
-    facts = {"calibration_fraction": 0.4, "seed": 0, "leave_out_generators": ["aurora", "ember"]}
+    facts = TrainingFacts(calibration_fraction=0.4, seed=0, leave_out_generators=("aurora", "ember"))
     assert held_out(pairs, "train", "m", facts) == [
         pair for pair in kept if is_for_calibration(pair.prompt_text, 0.4, seed=0)
     ]
-    assert held_out(pairs, "train", "m", {**facts, "calibration_fraction": 0.0}, []) == kept
+    assert held_out(pairs, "train", "m", replace(facts, calibration_fraction=0.0), []) == kept
     with one_line(SampleError, "every record has a clip of aurora, ember"):
         held_out([pair for pair in pairs if pair not in kept], "train", "m", facts)
 

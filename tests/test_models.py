@@ -1,6 +1,7 @@
 """Backbones, inputs, pooling, the score model and its folder on disk."""
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -44,9 +45,10 @@ from safe_rlhf_video.models.families import FAMILIES
 from safe_rlhf_video.models.families.base import normalise
 from safe_rlhf_video.models.families.patches import PatchSize
 from safe_rlhf_video.models.families.qwen3_vl import Qwen3VL
-from safe_rlhf_video.models.folder import load_models, read_record, save_model
+from safe_rlhf_video.models.folder import load_models, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.pooling import attend, last_attended
+from safe_rlhf_video.models.record import TrainingFacts, read_record
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.video.sampling import Video, sample_video
@@ -507,10 +509,26 @@ def test_two_folders_on_one_backbone_score_as_each_alone(folders: tuple[Path, Pa
 def test_model_json_is_written_as_people_write(tmp_path: Path) -> None:
     model, record = build_score_model(REWARD)
     # The last is what Python makes of a file name that is no UTF-8.
-    record = replace(record, training={"data": "дані/魚", "path": "caf\udce9"})
+    facts = TrainingFacts(step=3, leave_out_generators=("дані/魚",), class_weights={"harm_any": (0.5, 2.0)})
+    record = replace(record, training=facts, backbone=BackboneConfig(path="caf\udce9"))
     save_model(model, record, tmp_path / "model", whole_weights(model))
     assert "дані/魚" in (tmp_path / "model" / "model.json").read_text(encoding="utf-8")
     assert read_record(tmp_path / "model") == record
+
+
+def test_a_folder_of_format_version_3_is_read(tmp_path: Path) -> None:
+    model, record = build_score_model({"moderation": ("harm_any", "severity")})
+    weights = {"harm_any": (1.0, 2.5), "severity": (0.5, 1.0, 1.5, 3.0)}
+    record = replace(record, training=TrainingFacts(step=7, data="d", seed=3, class_weights=weights))
+    save_model(model, record, tmp_path / "model", whole_weights(model))
+    fields = json.loads((tmp_path / "model" / "model.json").read_text())
+    del fields["training"]["class_weights"]
+    old = {"harm_log_odds": {"harm_any": math.log(2.5)}, "severity_weights": [0.5, 1.0, 1.5, 3.0]}
+    edit_json(tmp_path / "model" / "model.json", format_version=3, training=fields["training"] | old)
+    found = read_record(tmp_path / "model")
+    assert found.training.class_weights["harm_any"] == pytest.approx((1.0, 2.5), rel=1e-15)
+    assert found == replace(record, training=found.training)
+    assert found.training == replace(record.training, class_weights=found.training.class_weights)
 
 
 def test_model_folder_names_no_path_of_this_machine(folders: tuple[Path, Path]) -> None:
@@ -600,7 +618,10 @@ def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
         (lambda f: edit_json(f / "model.json", template={"name": "other", "hash": "0"}), ("template other",)),
         (lambda f: edit_json(f / "model.json", sampling={"num_frames": 0}), ("damaged", "num_frames")),
         (lambda f: edit_json(f / "model.json", backbone={"dtype": "float16", "fingerprint": ""}), ("dtype",)),
+        (lambda f: edit_json(f / "model.json", format_version=2), ("format version 2", "reads 3 and 4")),
         (lambda f: edit_json(f / "model.json", training=["step"]), ("model.json", "damaged", "training")),
+        (lambda f: edit_json(f / "model.json", training={"step": "3"}), ("damaged", "training.step", "a whole number")),
+        (lambda f: edit_json(f / "model.json", training={"stepp": 3}), ("damaged", "training.stepp", "unknown")),
         (lambda f: edit_json(f / "model.json", training={"merged_from": {"lora": {}}}), ("damaged", "fingerprint")),
         (lambda f: edit_entry(f, "backbone", path=3), ("model.json", "damaged", "path", "3")),
         (lambda f: edit_entry(f, "backbone", fingerprint=None), ("model.json", "damaged", "fingerprint")),
@@ -612,7 +633,10 @@ def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"../x": ["reward"]}), ("damaged", "'../x'")),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"/tmp/x": ["reward"]}), ("damaged", "'/tmp/x'")),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": ["../x"]}), ("damaged", "'../x'")),
-        (lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": "reward"}), ("damaged", "no head 'r'")),
+        (
+            lambda f: edit_json(f / "model.json", heads_of_adapter={"reward": "reward"}),
+            ("damaged", "got 'reward'"),
+        ),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"a": ["cost"], "b": ["cost"]}), ("at most once",)),
     ],
 )

@@ -28,6 +28,7 @@ from safe_rlhf_video.evaluation.results import AgreementCell, DifferingClips
 from safe_rlhf_video.heads import HARM_HEADS, LOGIT_HEADS
 from safe_rlhf_video.losses import harm_label_loss
 from safe_rlhf_video.models.folder import save_model
+from safe_rlhf_video.models.record import TrainingFacts
 from safe_rlhf_video.scoring import Moderation, Scorer, judge_harms
 from safe_rlhf_video.stats.thresholds import Target, Threshold, choose_threshold
 from safe_rlhf_video.training.config import TrainConfig
@@ -269,13 +270,14 @@ def test_cost_sign_and_any_harm_are_counted_against_each_other() -> None:
 def test_moderation_takes_the_weights_of_training_out(tmp_path: Path) -> None:
     heads = ("harm_any", "harm_violence", "harm_crime")
     model, record = build_score_model({"moderation": heads})
-    record = replace(record, training={"harm_log_odds": {"harm_any": 0.4, "harm_violence": 1.5, "harm_crime": -0.2}})
+    weights = {"harm_any": (1.0, 1.5), "harm_violence": (0.6, 2.7), "harm_crime": (1.1, 0.9)}
+    record = replace(record, training=TrainingFacts(class_weights=weights))
     save_model(model, record, tmp_path / "model", whole_weights(model))
     clip = noise_video(4, 32, 32, 0)
     with Scorer.from_pretrained(tmp_path / "model", device="cpu") as scorer:
         logits, judged = scorer.score("a prompt", clip), scorer.moderate("a prompt", clip)
     for head in heads:
-        shift = record.training["harm_log_odds"][head]  # type: ignore[index]
+        shift = math.log(weights[head][1] / weights[head][0])
         expected = 1.0 / (1.0 + math.exp(shift - logits[head]))
         assert judged.probabilities[head.removeprefix("harm_")] == pytest.approx(expected)
     rather = [name for name, p in judged.probabilities.items() if p > 0.5]

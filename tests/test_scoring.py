@@ -19,7 +19,7 @@ from small_models import JOINT, noise_video, one_line, write_model, write_reward
 import safe_rlhf_video
 from safe_rlhf_video import lagrangian, scoring
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError, VideoDecodeError
-from safe_rlhf_video.models.folder import read_record
+from safe_rlhf_video.models.record import read_record
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import PairScore, Scorer, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring import scorer as scorer_module

@@ -344,8 +344,8 @@ def test_a_run_learns_categories_and_severity(corpus: Path, tmp_path: Path) -> N
         assert last[f"train/harm_loss/{learned}"] < 0.4 * first[f"train/harm_loss/{learned}"]
     record = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
     assert record["heads_of_adapter"] == {"moderation": ["harm_any", head, SEVERITY]}
-    assert set(record["training"]["harm_log_odds"]) == {"harm_any", head}
-    assert len(record["training"]["severity_weights"]) == 4
+    weights = record["training"]["class_weights"]
+    assert {name: len(one) for name, one in weights.items()} == {"harm_any": 2, head: 2, SEVERITY: 4}
     found = judge(tmp_path / "run", PairDataset.load(tmp_path / "few.json.gz"))
     assert found[head] > 0.98
     assert found["severity accuracy"] > 0.9
@@ -396,7 +396,7 @@ def judge(run: Path, dataset: PairDataset) -> dict[str, float]:
         rows = list(scorer.iterate([video.prompt_text for video in videos], texts))
         thresholds = scorer.thresholds[SEVERITY]
         assert thresholds is not None
-        weights: Any = scorer.record.training["severity_weights"]
+        weights = scorer.record.training.class_weights[SEVERITY]
     scores = {head: np.array([row[head] for row in rows]) for head in rows[0]}
     found = {}
     for name, head in zip(HARM_CATEGORIES, TEXT_HARM_HEADS, strict=True):

@@ -29,8 +29,9 @@ from safe_rlhf_video.models import backbones
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, ModelConfig, TrainedPart
 from safe_rlhf_video.models.families import FAMILIES
-from safe_rlhf_video.models.folder import ModelRecord, load_models, read_record, save_model
+from safe_rlhf_video.models.folder import load_models, save_model
 from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.models.record import ModelRecord, read_record
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.video.sampling import sample_video

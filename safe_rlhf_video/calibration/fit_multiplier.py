@@ -16,7 +16,7 @@ from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs, vid
 from safe_rlhf_video.data.records import PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
-from safe_rlhf_video.models.folder import read_record, resolve_model_folder
+from safe_rlhf_video.models.record import read_record, resolve_model_folder
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,11 @@ def calibrate_models(arguments: argparse.Namespace) -> None:
         store_multiplier,
     )
     from safe_rlhf_video.calibration.fit_samples import fit_heads, fit_labels, keep_earlier, parse_targets
-    from safe_rlhf_video.data.held_out import held_out
+    from safe_rlhf_video.calibration.held_out import held_out
     from safe_rlhf_video.data.preferences import videos_of
     from safe_rlhf_video.evaluation.labelled_clips import load_labelled_clips
     from safe_rlhf_video.lagrangian import check_limit
-    from safe_rlhf_video.models.folder import read_record, resolve_model_folder
+    from safe_rlhf_video.models.record import read_record, resolve_model_folder
     from safe_rlhf_video.scoring import Scorer
     from safe_rlhf_video.scoring.score_files import score_to_file
 

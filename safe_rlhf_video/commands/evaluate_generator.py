@@ -142,7 +142,7 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def list_heads(folder: str) -> list[str]:
-    from safe_rlhf_video.models.folder import read_record
+    from safe_rlhf_video.models.record import read_record
 
     return [head for heads in read_record(folder).heads_of_adapter.values() for head in heads]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from safe_rlhf_video.data.datasets import PairDataset, load_any
-from safe_rlhf_video.data.held_out import unseen_generators
 from safe_rlhf_video.data.labelled_pairs import Scores
 from safe_rlhf_video.data.records import DIMENSIONS
 from safe_rlhf_video.errors import CheckpointError, SampleError
@@ -20,7 +19,8 @@ from safe_rlhf_video.evaluation.judgements import collect_judgements, write_judg
 from safe_rlhf_video.evaluation.labelled_clips import LabelledClips, load_labelled_clips
 from safe_rlhf_video.evaluation.results import FILE_NAME, Evaluation, write_evaluation
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
-from safe_rlhf_video.models.folder import fingerprint_weights, read_record
+from safe_rlhf_video.models.folder import fingerprint_weights
+from safe_rlhf_video.models.record import read_record
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import Scorer
 from safe_rlhf_video.scoring.score_files import score_to_file
@@ -91,7 +91,7 @@ def evaluate_models(request: EvaluationRequest) -> Evaluation:
         scores = _score(scorer, request, clips, requests, "scores")
         calibrations = scorer.calibration.heads
         unseen = {
-            head: unseen_generators(record.training)
+            head: record.training.leave_out_generators
             for record in scorer.records
             for heads in record.heads_of_adapter.values()
             for head in heads

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, Literal
@@ -23,18 +23,17 @@ from safe_rlhf_video.export.model_card import MergeCheck, build_card
 from safe_rlhf_video.models.backbones import Backbone, copy_settings, fingerprint_checkpoint
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
-from safe_rlhf_video.models.folder import (
+from safe_rlhf_video.models.folder import fingerprint_weights, load_models, save_model
+from safe_rlhf_video.models.hub import PATTERNS
+from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.models.record import (
+    MergedFrom,
     ModelRecord,
-    fingerprint_weights,
-    load_models,
     naming,
     read_record,
     resolve_model_folder,
-    save_model,
-    write_json,
+    write_readable_json,
 )
-from safe_rlhf_video.models.hub import PATTERNS
-from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.video.sampling import Sampling, sample_video
@@ -133,12 +132,12 @@ def _write_copy(folder: Path, record: ModelRecord, partial: Path) -> ModelRecord
             fields = _read_json(source)
             if source.name == "adapter_config.json":
                 fields["base_model_name_or_path"] = public.backbone.path
-            write_json(target, _last_names(fields))
+            write_readable_json(target, _last_names(fields))
         else:
             shutil.copyfile(source, target)
     fields = _read_json(folder / "model.json")
     fields["backbone"] |= {"path": public.backbone.path, "revision": public.backbone.revision}
-    write_json(partial / "model.json", _last_names(fields))
+    write_readable_json(partial / "model.json", _last_names(fields))
     return read_record(partial)
 
 
@@ -172,7 +171,7 @@ def _write_merged(
     copy_settings(loaded.backbone, own)
     for path in own.glob("*.json"):
         if path.name not in TEXTS_NOT_SETTINGS:
-            write_json(path, _last_names(_read_json(path)))
+            write_readable_json(path, _last_names(_read_json(path)))
     public = _without_folders(record)
     # What was computed in float32 still is, whatever the weights are written in.
     computed_in = dtype if record.backbone.dtype == "bfloat16" else record.backbone.dtype
@@ -183,14 +182,9 @@ def _write_merged(
         lora=replace(record.lora, rank=0),
         trained_parts=(),
         backbone_in_folder=True,
-        training={
-            **public.training,
-            "merged_from": {
-                "backbone_fingerprint": record.backbone_fingerprint,
-                "lora": asdict(record.lora),
-                "trained_parts": list(record.trained_parts),
-            },
-        },
+        training=replace(
+            record.training, merged_from=MergedFrom(record.backbone_fingerprint, record.lora, record.trained_parts)
+        ),
     )
     heads = {name: one.detach() for part in model.trained().values() for name, one in part.items()}
     save_model(model, merged, partial, heads)
@@ -300,8 +294,7 @@ def _without_folders(record: ModelRecord) -> ModelRecord:
         # With a dot it can only mean a folder, never somebody else's repository of that name.
         name = (PureWindowsPath if "\\" in backbone.path else PurePath)(backbone.path).name
         backbone = replace(backbone, path=f"./{name if name not in ('', '..') else 'backbone'}", revision=None)
-    training: Mapping[str, object] = _last_names(dict(record.training))
-    return replace(record, backbone=backbone, training=training)
+    return replace(record, backbone=backbone)
 
 
 def _last_names(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import yaml
 from safe_rlhf_video.evaluation.results import Evaluation
 from safe_rlhf_video.evaluation.table import figure, with_interval
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, ORDINAL_HEADS, SUB_HEADS, TEXT_HARM_HEADS
-from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
-from safe_rlhf_video.models.folder import ModelRecord
+from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, LoraConfig
+from safe_rlhf_video.models.record import ModelRecord, TrainingFacts
 
 MEANINGS = {
     "reward": "how helpful a video is for its prompt: more is better. Only differences between videos for one prompt "
@@ -176,17 +176,17 @@ def _made_of(
     if backbone.initialization == "random":
         name += f", with random weights (seed {backbone.random_seed}): a control, not a model to use"
     rows = [("backbone", name)]
-    origin = record.training.get("merged_from")
-    if isinstance(origin, dict):
+    origin = record.training.merged_from
+    if origin is not None:
         rows += [
-            ("fingerprint of its weights", f"`{origin['backbone_fingerprint']}`"),
-            ("merged into it", _changes(origin["lora"], origin["trained_parts"])),
+            ("fingerprint of its weights", f"`{origin.backbone_fingerprint}`"),
+            ("merged into it", _changes(origin.lora, origin.trained_parts)),
             ("merged weights", f"in `backbone/`, fingerprint `{record.backbone_fingerprint}`"),
         ]
     else:
         rows.append(("fingerprint of its weights", f"`{record.backbone_fingerprint}`"))
         if record.lora.rank or record.trained_parts:
-            rows.append(("trained of it", _changes(asdict(record.lora), record.trained_parts)))
+            rows.append(("trained of it", _changes(record.lora, record.trained_parts)))
     rows += [
         ("frames", f"{sampling.num_frames} a clip, spread evenly over it"),
         (
@@ -201,16 +201,19 @@ def _made_of(
     return "\n".join(table) + (f"\n\n{check.describe()}" if check else "")
 
 
-def _changes(lora: Mapping[str, Any], trained_parts: Sequence[str]) -> str:
-    adapters = [f"LoRA on the language model, rank {lora['rank']}, alpha {lora['alpha']:g}"] if lora["rank"] else []
+def _changes(lora: LoraConfig, trained_parts: Sequence[str]) -> str:
+    adapters = [f"LoRA on the language model, rank {lora.rank}, alpha {lora.alpha:g}"] if lora.rank else []
     return "; ".join([*adapters, *(f"the {part.replace('_', ' ')} in full" for part in trained_parts)])
 
 
-def _training(facts: Mapping[str, Any]) -> str:
+def _training(facts: TrainingFacts) -> str:
+    told = replace(facts, merged_from=None)
+    if told == TrainingFacts():
+        return "Nothing is recorded."
     rows = [
-        f"| {_cell(name)} | {_cell(value)} |" for name, value in _leaves(facts) if not name.startswith("merged_from")
+        f"| {_cell(name)} | {_cell(value)} |" for name, value in _leaves(asdict(told)) if value not in (None, (), "")
     ]
-    return "\n".join(["| | |", "|---|---|", *rows]) if rows else "Nothing is recorded."
+    return "\n".join(["| | |", "|---|---|", *rows])
 
 
 def _leaves(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -223,7 +226,7 @@ def _leaves(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ", ".join(_cell(one) for one in value) if isinstance(value, tuple) else str(value)
     return " ".join(text.split()).replace("|", "\\|")
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from safe_rlhf_video.calibration.fit import LabelCalibration
 from safe_rlhf_video.heads import HEAD_OF_LABEL, HEADS, LOGIT_HEADS, ORDINAL_HEADS
 from safe_rlhf_video.kinds import ordinal
-from safe_rlhf_video.models.folder import ModelRecord
+from safe_rlhf_video.models.record import ModelRecord
 from safe_rlhf_video.scoring.decisions import sigmoid
 from safe_rlhf_video.stats.thresholds import Target
 
@@ -66,11 +67,7 @@ def judge_harms(
         calibrations: head -> calibration, `Scorer.calibration.labels`.
         thresholds: of ordinal heads, `Scorer.thresholds`; without them nothing is said of the severity.
     """
-    log_odds: dict[str, float] = {}
-    weights: Any = None
-    for record in records:
-        log_odds |= cast(dict[str, float], record.training.get("harm_log_odds", {}))
-        weights = record.training.get("severity_weights", weights)
+    weights = {head: one for record in records for head, one in record.training.class_weights.items()}
     probabilities: dict[str, float] = {}
     calibrated: dict[str, bool] = {}
     targets: dict[str, Target | None] = {}
@@ -81,7 +78,10 @@ def judge_harms(
         label, fitted = HEADS[head].label, (calibrations or {}).get(head)
         probability = fitted.probability(scores[head]) if fitted else None
         calibrated[label] = probability is not None
-        probabilities[label] = sigmoid(scores[head] - log_odds.get(head, 0.0)) if probability is None else probability
+        if probability is None:
+            without, with_label = weights.get(head, (1.0, 1.0))
+            probability = sigmoid(scores[head] - math.log(with_label / without))
+        probabilities[label] = probability
         threshold = fitted.threshold if fitted else None
         targets[label] = None if fitted is None or threshold is None else fitted.target
         if probabilities[label] > 0.5 if threshold is None else scores[head] > threshold.logit:
@@ -91,6 +91,6 @@ def judge_harms(
     severity = None
     for head in ORDINAL_HEADS:
         if is_text and head in scores and thresholds:
-            levels = ordinal.probabilities(np.array(scores[head]), thresholds[head], weights)
+            levels = ordinal.probabilities(np.array(scores[head]), thresholds[head], weights.get(head))
             severity = dict(zip(HEADS[head].levels, levels.tolist(), strict=True))
     return Moderation(probabilities, flags, names, calibrated, targets, severity)

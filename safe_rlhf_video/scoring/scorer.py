@@ -23,20 +23,16 @@ from safe_rlhf_video.calibration.fit_multiplier import (
     group_candidates,
     store_multiplier,
 )
+from safe_rlhf_video.calibration.held_out import held_out
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset, load_any
-from safe_rlhf_video.data.held_out import held_out
 from safe_rlhf_video.data.preferences import videos_of
 from safe_rlhf_video.data.records import PairSample, VideoSample
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.heads import HEADS, LABEL_HEADS
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
-from safe_rlhf_video.models.folder import (
-    fingerprint_weights,
-    load_models,
-    read_record,
-    resolve_model_folder,
-)
+from safe_rlhf_video.models.folder import fingerprint_weights, load_models
 from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.models.record import read_record, resolve_model_folder
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.scoring.decisions import ModelFacts, PairScore, Ranking, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring.harms import Moderation, judge_harms
@@ -399,7 +395,7 @@ class Scorer:
 
         Args:
             data: comparisons or clips in SafeSora's format, or where they lie. Each prompt's clips are its candidates;
-                only prompts that training held out are used (`data.held_out`).
+                only prompts that training held out are used (`calibration.held_out`).
             cost_limit: what the mean cost of the chosen may be.
             harm_rate_limit: in [0, 1], what share of the chosen may be unsafe, by labels; clips without are left out.
             confidence: of the promise.

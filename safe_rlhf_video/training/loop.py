@@ -24,10 +24,11 @@ from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.data.preferences import PromptGroup
 from safe_rlhf_video.errors import CheckpointError, ConfigError, DeviceMemoryError, SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEAD_GROUPS, HEADS, LABEL_HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEAD_GROUPS, LABEL_HEADS
 from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone, load_reader
-from safe_rlhf_video.models.folder import ModelRecord, load_weights, save_model
+from safe_rlhf_video.models.folder import load_weights, save_model
 from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.models.record import ModelRecord, TrainingFacts
 from safe_rlhf_video.models.score_model import ScoreModel, split_thresholds
 from safe_rlhf_video.training import distributed
 from safe_rlhf_video.training import engine as engines
@@ -226,23 +227,20 @@ def _train(
                 if tracker:
                     tracker.log(done, metrics | eval_metrics, media)
                     if is_save:
-                        facts = replace(
-                            record,
-                            training={
-                                "step": done,
-                                "data": data.fingerprint,
-                                "metrics": eval_metrics,
-                                "seed": config.seed,
-                                "calibration_fraction": config.data.calibration_fraction,
-                                **({"leave_out_generators": out} if (out := config.data.leave_out_generators) else {}),
-                                **_label_facts(data),
-                            },
+                        facts = TrainingFacts(
+                            step=done,
+                            data=data.fingerprint,
+                            metrics=eval_metrics,
+                            seed=config.seed,
+                            calibration_fraction=config.data.calibration_fraction,
+                            leave_out_generators=tuple(sorted(config.data.leave_out_generators)),
+                            class_weights=data.class_weights,
                         )
                         save_checkpoint(
                             run,
                             state,
                             moments,
-                            partial(save_model, model, facts, weights=weights),
+                            partial(save_model, model, replace(record, training=facts), weights=weights),
                             config.checkpoint.keep_last,
                         )
                     if done == total_steps and config.tracking.media:
@@ -251,17 +249,6 @@ def _train(
             started = time.monotonic()
     progress.close()
     say(f"the model of step {state.best_step} is in {run / 'model'}")
-
-
-def _label_facts(data: TrainingData) -> dict[str, object]:
-    facts: dict[str, object] = {}
-    weights = data.class_weights
-    if harms := {head: math.log(one[1] / one[0]) for head, one in weights.items() if HEADS[head].kind == "label"}:
-        facts["harm_log_odds"] = harms
-    for head, one in weights.items():
-        if HEADS[head].kind == "ordinal":
-            facts[f"{head}_weights"] = list(one)
-    return facts
 
 
 def build_model(
@@ -286,7 +273,6 @@ def build_model(
         sampling=config.sampling,
         lora=config.model.lora,
         heads_of_adapter={adapter: heads},
-        training={},
         pooling=config.model.pooling,
         trained_parts=tuple(config.model.trained_parts),
     )

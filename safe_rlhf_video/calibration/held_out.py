@@ -1,14 +1,14 @@
-"""Which comparisons and clips a model's training never read: what it may be calibrated on."""
+"""Selects the comparisons and clips that a model's training never read: what it may be calibrated on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safe_rlhf_video.data.preferences import is_for_calibration, names_of_generators, normalise_prompt, videos_of
 from safe_rlhf_video.data.records import PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.models.record import TrainingFacts
 
 Sample = PairSample | VideoSample
 
@@ -17,24 +17,24 @@ def held_out(
     samples: Sequence[Sample],
     data: str,
     folder: str | Path,
-    training: Mapping[str, Any],
+    training: TrainingFacts,
     train_prompts: Sequence[str] | None = None,
 ) -> list[Sample]:
     """The comparisons or clips whose prompts a model's training did not read, neither to learn nor to choose.
 
-    Those with a clip of a generator that was left out of the training are no part of them.
+    Records with a clip of a generator that was left out of training are not selected.
 
     Args:
-        samples, data: those of a file, and its name.
+        samples, data: the records of a file, and its name.
         folder, training: the model folder and its training facts. With a `calibration_fraction` above 0 these say which
             prompts were held out, and exactly those are taken.
         train_prompts: for a model that was trained without one, the texts of all prompts that its training was given;
             `samples` must share none with them.
 
     Raises:
-        SampleError: it cannot be told, a prompt was trained on, or nothing is left.
+        SampleError: nothing says what was trained on, a prompt was trained on, or nothing is left.
     """
-    if unseen := unseen_generators(training):
+    if unseen := training.leave_out_generators:
         names = names_of_generators(samples, unseen)
         samples = [sample for sample in samples if not any(video.name in names for video in videos_of(sample))]
         if not samples:
@@ -42,9 +42,9 @@ def held_out(
                 f"{data}: every record has a clip of {', '.join(unseen)}, which the training of {folder} left out; "
                 "give clips of other generators"
             )
-    fraction, seed = training.get("calibration_fraction", 0), training.get("seed")
-    if isinstance(fraction, float) and fraction > 0 and isinstance(seed, int):
-        kept = [sample for sample in samples if is_for_calibration(sample.prompt_text, fraction, seed)]
+    fraction = training.calibration_fraction
+    if fraction > 0:
+        kept = [sample for sample in samples if is_for_calibration(sample.prompt_text, fraction, training.seed)]
         if not kept:
             raise SampleError(
                 f"{data}: has none of the prompts that the training of {folder} held out (data.calibration_fraction "
@@ -64,9 +64,3 @@ def held_out(
             "other prompts"
         )
     return list(samples)
-
-
-def unseen_generators(training: Mapping[str, Any]) -> tuple[str, ...]:
-    """Generators that a model's training facts say were left out of it (`data.leave_out_generators`)."""
-    names = training.get("leave_out_generators")
-    return tuple(sorted(name for name in names if isinstance(name, str))) if isinstance(names, list) else ()
