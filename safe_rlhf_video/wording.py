@@ -30,6 +30,15 @@ def interval(ends: Sequence[float] | None) -> str:
     return "" if ends is None else f" [{100 * ends[0]:.1f} to {100 * ends[1]:.1f}%]"
 
 
+def size(num_bytes: float) -> str:
+    """Bytes with a unit: 512 B, 31.8 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
 def words(name: str) -> str:
     """A name of the code without underscores."""
     return name.replace("_", " ")

@@ -559,7 +559,7 @@ def test_prepare_videos_from_files_and_from_an_archive(clips: list[ClipFile], tm
     config = write_config(data / "config.json.gz", clips)
     options = ["--num_frames", 4, "--min_pixels", 1024, "--max_pixels", 4096]
     from_files = launch("scripts/prepare_videos.py", "--data", config, "--out", tmp_path / "files", *options)
-    assert "9 clips: at most 0.4 MB; " in from_files.stdout
+    assert "9 clips: at most 442.4 kB; " in from_files.stdout
     assert "files: 9 clips, 8 of them decoded now" in from_files.stdout
     assert "clips in quarantine: 1 " in from_files.stdout
     assert "comparisons lost with them: 2 of 8 helpfulness, 2 of 7 harmlessness" in from_files.stdout

@@ -327,10 +327,10 @@ def test_a_mistake_in_a_path_asks_no_hub(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     names = ["data/train", "./train", "/none/train", "none/train.jsonl", "none/train.parquet", "train", "a/b/c", "~/a"]
     for source in [*names, "", "a b/c", "-a/b", "x" * 300, f"{'x' * 300}/train.json"]:
-        assert not saferlhf.could_be_hub_id(source)
+        assert not saferlhf.is_hub_id(source)
         with pytest.raises(SampleError, match="no such file or folder, nor a hub id of the form OWNER/NAME"):
             next(read_rows(source or "no"))
-    assert all(map(saferlhf.could_be_hub_id, ("PKU-Alignment/PKU-SafeRLHF", "o/PKU-SafeRLHF-v1.5", "none/train")))
+    assert all(map(saferlhf.is_hub_id, ("PKU-Alignment/PKU-SafeRLHF", "o/PKU-SafeRLHF-v1.5", "none/train")))
 
 
 def test_an_existing_config_survives_what_cannot_be_converted(tmp_path: Path) -> None:

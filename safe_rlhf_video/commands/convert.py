@@ -5,19 +5,21 @@
     python scripts/convert.py videoalign --input videogen-rewardbench.csv --out DIR/config.json.gz
 
 PKU-SafeRLHF comes from a .jsonl file (also .gz or .xz), a folder in the hub's layout, or the hub; its licence is
-CC BY-NC 4.0. The clips of a VideoAlign CSV must lie in the folder of --out or below. No label is changed unless an
-argument says so; what is doubtful is counted, and all its rows are listed beside --out: config.json.gz has
+CC BY-NC 4.0. The clips of a VideoAlign CSV must be in the folder of --out or below. No label is changed unless an
+argument says so. Doubtful rows are counted, and all of them are listed in a file beside --out: config.json.gz gets
 config.findings.jsonl. The same input gives the same bytes.
 """
 
 import argparse
-import json
-import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from safe_rlhf_video.cli import Parser
-from safe_rlhf_video.errors import ConfigError, SampleError
+from safe_rlhf_video.data.config_files import is_config_name
+from safe_rlhf_video.data.sources.conversion import ConvertedFile, write_conversion
+from safe_rlhf_video.data.sources.pku_saferlhf import convert_rows, is_hub_id, read_rows
+from safe_rlhf_video.data.sources.video_align import convert_csv
+from safe_rlhf_video.errors import ConfigError
 
 SHOWN_ROWS = 3
 
@@ -25,17 +27,16 @@ SHOWN_ROWS = 3
 def main() -> None:
     arguments = parse_arguments()
     out: Path = arguments.out
-    from safe_rlhf_video.data.config_files import is_config_name
-
     if not is_config_name(out):
         raise ConfigError(f"out: expected a file that ends in .json or .json.gz, got {out}")
     if arguments.form == "saferlhf":
-        records, found = convert_saferlhf(arguments)
+        if is_hub_id(arguments.input):
+            print(f"{arguments.input}: no file or folder here, asking the hub", flush=True)
+        rows = read_rows(arguments.input, arguments.name, arguments.split, arguments.revision)
+        records, found = convert_rows(rows, arguments.unlabel_violations)
     else:
-        records, found = convert_videoalign(arguments)
-    if not records:
-        raise SampleError(f"{arguments.input}: holds no comparison; nothing was written")
-    write_checked(out, records, found)
+        records, found = convert_csv(Path(arguments.input), out.parent, arguments.video_root)
+    print_result(write_conversion(out, records, found), found)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -61,56 +62,15 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def convert_saferlhf(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    from safe_rlhf_video.data.sources.pku_saferlhf import convert_rows, could_be_hub_id, read_rows
-
-    path = arguments.input
-    for name in ("name", "split", "revision") if os.path.isfile(path) else ("revision",) if os.path.isdir(path) else ():
-        if getattr(arguments, name) is not None:
-            raise ConfigError(f"{name}: means nothing for {path}, which lies here; leave it out")
-    if could_be_hub_id(path) and not os.path.exists(path):
-        import datasets
-        import huggingface_hub
-
-        print(f"{path}: no file or folder here, asking the hub", flush=True)
-        # What they have to say stands in the one line of an error; half a minute of warnings would come before it.
-        datasets.logging.set_verbosity_error()
-        huggingface_hub.logging.set_verbosity_error()
-    rows = read_rows(arguments.input, arguments.name, arguments.split or "train", arguments.revision)
-    return convert_rows(rows, arguments.unlabel_violations)
-
-
-def convert_videoalign(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    from safe_rlhf_video.data.sources.video_align import convert_csv
-
-    return convert_csv(Path(arguments.input), arguments.out.parent, arguments.video_root)
-
-
-def write_checked(out: Path, records: list[dict[str, Any]], found: dict[str, list[str]]) -> None:
-    """Check the records as training will, then write them with the findings; say what is in them."""
-    from safe_rlhf_video.data.config_files import write_records
-    from safe_rlhf_video.data.datasets import PairDataset
-    from safe_rlhf_video.data.video_folder import VideoFolder
-    from safe_rlhf_video.files import write_whole
-
-    dataset = PairDataset(out, records, VideoFolder(out.parent, False, str(out)))
-    videos = [video for video in dataset.videos if video.video_path is not None]
-    missing = sum(not os.path.isfile(file) for file in dataset.video_files(videos))
-    findings_file = out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.json')}.findings.jsonl")
-    lines = [json.dumps({"where": where, "finding": finding}) for finding, rows in found.items() for where in rows]
-    write_records(out, records)
-    try:
-        write_whole(findings_file, "".join(f"{line}\n" for line in lines))
-    except OSError as error:
-        raise SampleError(
-            f"{findings_file}: cannot be written ({error.strerror}); check the disk and rights"
-        ) from error
-    things = "clips" if videos else "responses"
-    print(f"{out}: {dataset.num_pairs} comparisons, {dataset.num_prompts} prompts, {dataset.num_videos} {things}")
-    if missing:
-        print(f"{missing:>7}  clips are not there yet, expected below {out.parent}")
+def print_result(written: ConvertedFile, found: Mapping[str, Sequence[str]]) -> None:
+    """Prints what the new file holds, and the first rows of each finding."""
+    data = written.dataset
+    things = "responses" if all(video.video_path is None for video in data.videos) else "clips"
+    print(f"{data.config_file}: {data.num_pairs} comparisons, {data.num_prompts} prompts, {data.num_videos} {things}")
+    if written.num_missing_clips:
+        print(f"{written.num_missing_clips:>7}  clips are not there yet, expected below {data.config_file.parent}")
     for finding, rows in found.items():
         shown = ", ".join(rows[:SHOWN_ROWS]) + (", ..." if len(rows) > SHOWN_ROWS else "")
         print(f"{len(rows):>7}  {finding}: {shown}")
-    if lines:
-        print(f"{findings_file}: all rows of these findings")
+    if found:
+        print(f"{written.findings_file}: all rows of these findings")

@@ -1,15 +1,24 @@
-"""What conversions to SafeSora's pair records share: ids from contents, and a note of everything that is doubtful."""
+"""Builds and writes SafeSora's pair records from other sources: ids from contents, and a note of each doubtful row."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from safe_rlhf_video.data.config_files import write_records
+from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.records import DIMENSIONS, TIE, VIDEO_NAMES
+from safe_rlhf_video.data.video_folder import VideoFolder
+from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.files import write_whole
 
-REPEATED = "a comparison that stood in an earlier row too"
+REPEATED = "a comparison that an earlier row has too"
 
 
 class Conversion:
@@ -71,6 +80,47 @@ class Conversion:
                 **{name: value for name, value in more.items() if value},
             }
         )
+
+
+@dataclass(frozen=True)
+class ConvertedFile:
+    """A config file that was written.
+
+    Attributes:
+        dataset: what is in it.
+        num_missing_clips: clips that are not there yet.
+        findings_file: lists every finding with its row.
+    """
+
+    dataset: PairDataset
+    num_missing_clips: int
+    findings_file: Path
+
+
+def write_conversion(out: Path, records: list[dict[str, Any]], found: Mapping[str, Sequence[str]]) -> ConvertedFile:
+    """Checks converted records as training will, then writes them, and beside them the findings.
+
+    Args:
+        out: the config file, such as config.json.gz; the findings go to config.findings.jsonl.
+        records, found: what a conversion gives.
+
+    Raises:
+        SampleError: there is no record, a record is wrong, or a file cannot be written.
+    """
+    if not records:
+        raise SampleError(f"{out}: there is no comparison to write")
+    dataset = PairDataset(out, records, VideoFolder(out.parent, False, str(out)))
+    clips = dataset.video_files(video for video in dataset.videos if video.video_path is not None)
+    findings_file = out.with_name(f"{out.name.removesuffix('.gz').removesuffix('.json')}.findings.jsonl")
+    lines = [json.dumps({"where": where, "finding": finding}) for finding, rows in found.items() for where in rows]
+    write_records(out, records)
+    try:
+        write_whole(findings_file, "".join(f"{line}\n" for line in lines))
+    except OSError as error:
+        raise SampleError(
+            f"{findings_file}: cannot be written ({error.strerror}); check the disk and rights"
+        ) from error
+    return ConvertedFile(dataset, sum(not os.path.isfile(clip) for clip in clips), findings_file)
 
 
 def digest(text: str) -> str:

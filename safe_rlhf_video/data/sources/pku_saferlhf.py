@@ -32,7 +32,7 @@ from safe_rlhf_video.data.records import (
     known_labels,
 )
 from safe_rlhf_video.data.sources.conversion import Conversion, digest
-from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.errors import ConfigError, SampleError
 
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".json.gz", ".json.xz")
 
@@ -112,7 +112,7 @@ class Row:
 
 
 def read_rows(
-    source: str | os.PathLike[str], name: str | None = None, split: str = "train", revision: str | None = None
+    source: str | os.PathLike[str], name: str | None = None, split: str | None = None, revision: str | None = None
 ) -> Iterator[tuple[str, Any]]:
     """Yield every row of a source, unchecked, with the words that name it in messages.
 
@@ -123,19 +123,24 @@ def read_rows(
     Args:
         source: a .jsonl or .json file (also .gz, .xz), a folder, or a hub id such as "PKU-Alignment/PKU-SafeRLHF".
         name: the hub's configuration, such as "alpaca-7b"; for a folder or a hub id.
-        split: "train" or "test"; for a folder or a hub id.
+        split: "train", unless given, or "test"; for a folder or a hub id.
         revision: the hub's revision, such as "v0"; for a hub id.
 
     Raises:
+        ConfigError: an argument that means nothing for this source is given.
         SampleError: the source is missing, damaged or not JSON; lines are counted from 1, rows from 0.
     """
     path = Path(source)
+    given = {"revision": revision} if os.path.isdir(path) else {"name": name, "split": split, "revision": revision}
+    if useless := [key for key, value in given.items() if value is not None and path.exists()]:
+        raise ConfigError(f"{useless[0]}: means nothing for {source}, which is a path here; leave it out")
+    split = split or "train"
     if os.path.isfile(path):
         yield from _read_file(path)
     elif os.path.isdir(path):
         for file in _list_folder(path, name, split):
             yield from _read_file(file, file.relative_to(path.resolve()).as_posix())
-    elif could_be_hub_id(str(source)):
+    elif is_hub_id(str(source)):
         yield from _load_dataset(str(source), name, split, revision)
     else:
         raise SampleError(f"{source}: no such file or folder, nor a hub id of the form OWNER/NAME; correct the path")
@@ -291,8 +296,8 @@ def _read_file(path: Path, shown: str | None = None) -> Iterator[tuple[str, Any]
         raise SampleError(f"{path}: cannot be read ({error.strerror}); check the file and its rights") from error
 
 
-def could_be_hub_id(source: str) -> bool:
-    """Whether it is worth to ask the hub; the answer may take half a minute where there is no network."""
+def is_hub_id(source: str) -> bool:
+    """Whether a source is worth asking the hub for; the answer may take half a minute where there is no network."""
     match = re.fullmatch(r"(\w[\w.-]*)/\w[\w.-]*", source, re.ASCII)
     # An owner who is a folder here, or a name that ends like a file, is a path with a mistake in it.
     return match is not None and not os.path.exists(match[1]) and not source.endswith(_PATH_ENDINGS)
@@ -316,7 +321,11 @@ def _list_folder(folder: Path, name: str | None, split: str) -> list[Path]:
 
 def _load_dataset(source: str, name: str | None, split: str, revision: str | None) -> Iterator[tuple[str, Any]]:
     import datasets
+    import huggingface_hub
 
+    # Their messages are in the one line of an error; half a minute of warnings would come before it.
+    datasets.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()
     try:
         rows = datasets.load_dataset(source, name, split=split, revision=revision)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
