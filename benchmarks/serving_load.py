@@ -1,12 +1,12 @@
-"""Does the server keep up, and keep clients apart? Many clients on loopback, every answer held against the scorer's.
+"""Measures the server under load from many clients, and checks every answer against the scorer's.
 
     python benchmarks/serving_load.py --model REWARD COST --video_root CLIPS --out outputs/serving_load.json
 
-Every request has a prompt of its own and one of the clips under the root, so an answer that went to another client
-shows. The same clips and prompts are scored offline before and after, with as many decoding processes and the same
-batch size; `Scorer.iterate` is what scripts would use. Clients run in a process of their own, whose processor time is
-reported with that of the server. Memory is the resident sets of server and decoding processes, as the kernel counts
-them. The exit code is 1 if an answer is lost or crossed, or memory grows.
+Every request has its own prompt and one of the clips under the root, so that an answer sent to the wrong client is
+noticed. The same clips and prompts are scored offline before and after, with as many decoding processes and the same
+batch size, by `Scorer.iterate` as in scripts. The clients run in another process; its processor time is reported beside
+the server's. Memory is the resident sets of the server and the decoding processes, as the kernel counts them. The exit
+code is 1 if an answer is lost or sent to another client, or if memory grows.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def score_offline(scorer: Scorer, jobs: Sequence[Job], root: Path, batch_size: int) -> dict[str, Any]:
-    """Scores by request, and clips a second once all processes run."""
+    """Returns the scores of each request, and clips a second once all processes run."""
 
     def score(some: Sequence[Job]) -> list[dict[str, float]]:
         return list(scorer.iterate([job.prompt for job in some], [root / job.path for job in some], batch_size))
@@ -126,7 +126,7 @@ def score_offline(scorer: Scorer, jobs: Sequence[Job], root: Path, batch_size: i
 
 
 def score_served(jobs: Sequence[Job], arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
-    """Figures of the measured requests, and each one's status and scores."""
+    """Returns figures of the measured requests, and the status and scores of each."""
     with running_server(arguments) as (address, process_id):
         ask(jobs[: arguments.warm_up], address, arguments.clients)
         before = read_batches(address)
@@ -171,7 +171,7 @@ def running_server(arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
 
 
 def ask(jobs: Sequence[Job], address: str, num_clients: int) -> dict[str, Any]:
-    """Let another process be the clients; its answers: status, scores and seconds of each request, in order."""
+    """Runs the clients in another process; its answers are status, scores and seconds of each request, in order."""
     order = {"address": address, "clients": num_clients, "jobs": [asdict(job) for job in jobs]}
     done = subprocess.run(
         [sys.executable, __file__, "clients"], input=json.dumps(order), stdout=subprocess.PIPE, text=True, check=True
@@ -210,7 +210,7 @@ def run_clients() -> None:
 
 
 def compare(answers: Sequence[Any], expected: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """How many answers are missing, not good, or not those of their request."""
+    """Counts answers that are missing, are errors, or belong to another request."""
     errors = []
     num_crossed = 0
     for answer, scores in zip(answers, expected, strict=True):
@@ -219,18 +219,18 @@ def compare(answers: Sequence[Any], expected: Sequence[dict[str, float]]) -> dic
         error = max(abs(answer[1][head] - score) for head, score in scores.items())
         errors.append(error)
         num_crossed += error > TOLERANCE
-    told_apart = [abs(one["reward"] - other["reward"]) > 2 * TOLERANCE for one, other in pairwise(expected)]
+    distinct = [abs(one["reward"] - other["reward"]) > 2 * TOLERANCE for one, other in pairwise(expected)]
     return {
         "statuses": dict(Counter("none" if answer is None else str(answer[0]) for answer in answers)),
         "lost": len(expected) - len(errors),
         "crossed": num_crossed,
         "largest_difference": max(errors, default=None),
-        "neighbours_told_apart": sum(told_apart) / len(told_apart),
+        "neighbours_distinct": sum(distinct) / len(distinct),
     }
 
 
 class MemoryWatch:
-    """Samples what the server and its children have in memory, while the block runs."""
+    """Samples the memory of the server and its children while the block runs."""
 
     def __init__(self, process_id: int) -> None:
         self._process_id = process_id
@@ -247,7 +247,7 @@ class MemoryWatch:
         self._thread.join()
 
     def quarters(self) -> list[float]:
-        """Medians of the four quarters of the time, in 10^6 bytes."""
+        """Returns the medians of the four quarters of the time, in 10^6 bytes."""
         num = len(self._samples)
         parts = [self._samples[place * num // 4 : (place + 1) * num // 4] for place in range(4)]
         return [statistics.median(part) / 1e6 for part in parts]
@@ -275,18 +275,18 @@ def cpu_seconds(processes: Sequence[int]) -> float:
 
 
 def read_batches(address: str) -> tuple[float, float]:
-    """Batches and clips that the model has scored."""
+    """Returns the numbers of batches and clips that the model has scored."""
     with urllib.request.urlopen(f"{address}/metrics") as answer:
         lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[:1] != "#")
     return tuple(float(lines[f"safe_rlhf_video_batch_clips_{name}"]) for name in ("count", "sum"))  # type: ignore[return-value]
 
 
 def check(result: dict[str, Any]) -> Iterator[tuple[bool, str]]:
-    """Yield whether each bound is met, and what it says."""
+    """Yields for each bound whether it is met, and a line about it."""
     answers, memory = result["answers"], result["served"]["memory_mb"]
     yield at_most("requests without an answer of 200", answers["lost"], 0)
-    yield at_most("answers that are not their request's", answers["crossed"], 0)
-    yield at_least("requests whose scores are not those of the next", answers["neighbours_told_apart"], 0.99)
+    yield at_most("answers that belong to another request", answers["crossed"], 0)
+    yield at_least("share of requests whose scores differ from the next one's", answers["neighbours_distinct"], 0.99)
     yield at_most("growth of memory after warm-up", memory[3] / memory[0] - 1, MAX_GROWTH)
 
 

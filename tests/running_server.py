@@ -1,4 +1,4 @@
-"""scripts/serve.py as a process of its own on a free port, and a client that hides nothing of HTTP."""
+"""Runs scripts/serve.py in a process on a free port, and asks it with a client that hides nothing of HTTP."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """The message of an answer that is an error, in the form that all errors have."""
+        """The message of an error, after checking the form that all errors have."""
         assert self.status >= 400, self
         assert list(self.value) == ["error"], self
         message = self.value["error"]
@@ -53,7 +53,7 @@ class RunningServer:
     def ask(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 90
     ) -> Answer:
-        """One request on a connection of its own; an iterable body is sent in chunks."""
+        """Sends one request on a new connection; an iterable body is sent in chunks."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         key = {"X-API-Key": self.key} if self.key else {}
         try:
@@ -75,7 +75,7 @@ class RunningServer:
         return self.ask("POST", path, content, {"Content-Type": kind})
 
     def send_raw(self, content: bytes, timeout: float = 10.0, is_end: bool = False) -> bytes:
-        """What comes back for any bytes, until the server closes or falls silent."""
+        """Sends any bytes and returns what comes back, until the server closes or falls silent."""
         received = b""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             try:
@@ -94,12 +94,12 @@ class RunningServer:
 
 
 def in_json(clip: Path) -> dict[str, str]:
-    """A clip as a field of JSON."""
+    """Encodes a clip as a field of JSON."""
     return {"data": base64.b64encode(clip.read_bytes()).decode()}
 
 
 def encode_parts(parts: Sequence[tuple[str, str | Path | bytes]]) -> tuple[bytes, str]:
-    """A multipart body and its content type: text, a file by its path, or one by its bytes."""
+    """Builds a multipart body and its content type; a part is text, or a file given by its path or bytes."""
     boundary = "3f1d7a"
     content = b""
     for name, value in parts:
@@ -115,7 +115,7 @@ def encode_parts(parts: Sequence[tuple[str, str | Path | bytes]]) -> tuple[bytes
 
 @contextmanager
 def running_server(folder: Path, *arguments: object, key: str | None = None) -> Iterator[RunningServer]:
-    """Start a server with these arguments; `folder` holds its log and its uploads. It is killed at the end."""
+    """Starts a server with these arguments, and kills it at the end; `folder` holds its log and its uploads."""
     log = folder / "server.log"
     (folder / "tmp").mkdir(exist_ok=True)
     extra = {"TMPDIR": str(folder / "tmp"), **({"SAFE_RLHF_VIDEO_API_KEY": key} if key else {})}
@@ -140,7 +140,7 @@ def running_server(folder: Path, *arguments: object, key: str | None = None) -> 
 
 
 def children_of(process_id: int) -> list[int]:
-    """The processes that a process has started and that still run."""
+    """Returns the running children of a process."""
     found = []
     for task in Path(f"/proc/{process_id}/task").iterdir():
         found += [int(child) for child in (task / "children").read_text().split()]

@@ -416,7 +416,7 @@ def test_text_that_is_not_utf8_and_parts_that_are_cut_off_are_refused(size: int)
     fields = asyncio.run(read_parts(content, kind, size))
     assert fields["prompt"] == PROMPT
     for wrong, part in (
-        (content.replace(b"night", b"n\xefght"), "prompt: is not UTF-8"),
+        (content.replace(b"night", b"n\xefght"), "'prompt' is not UTF-8"),
         (content[:-5], "ends before its last part"),  # the last boundary lacks its end
     ):
         with pytest.raises(HTTPException, match=part):

@@ -1,4 +1,4 @@
-"""Bad requests by the thousand: no answer of 500 or above but 503, no crash, and no file outside the root is read."""
+"""Sends thousands of bad requests: no status of 500 or above but 503, no crash, no file outside the root is read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY",
 
 
 class Fuzz:
-    """Makes bad requests and sends them; each returns what came back, as bytes from the status line on."""
+    """Makes bad requests and sends them; each method returns the answer as bytes, from the status line on."""
 
     def __init__(self, server: RunningServer, root: Path, canary: Path, seed: int) -> None:
         self.random = random.Random(seed)

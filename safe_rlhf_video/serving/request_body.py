@@ -56,7 +56,7 @@ async def read_fields(
             return parse_object(content)
         if kind == b"multipart/form-data":
             # Python has text codecs that take minutes for a megabyte.
-            if options.get(b"charset", b"utf-8").lower() != b"utf-8":
+            if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
                 raise HTTPException(400, "content-type: expected the charset utf-8, or none")
             return await _read_form(WholeForm(request.headers, chunks, **_form_limits(settings)), stack)
     raise HTTPException(400, "content-type: expected application/json or multipart/form-data")
@@ -87,7 +87,7 @@ class WholeForm(MultiPartParser):
             try:
                 part.data.decode()
             except UnicodeDecodeError as error:
-                raise MultiPartException(f"{part.field_name}: is not UTF-8 (byte {error.start})") from error
+                raise MultiPartException(f"{show(part.field_name)} is not UTF-8 (byte {error.start})") from error
         super().on_part_end()
 
     def on_end(self) -> None:
@@ -125,7 +125,7 @@ async def _read_form(parser: WholeForm, stack: contextlib.AsyncExitStack) -> dic
 
 
 def _parse_number(text: str) -> Any:
-    """A number that is text in a multipart body; a text that is no number stays, and the request's model refuses it."""
+    """Reads a number from a multipart body; other text is returned as it is, for the request's model to refuse."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
