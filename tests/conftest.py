@@ -13,11 +13,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from script_server import READ_ON_IMPORT, ScriptServer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,17 +29,20 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 Record = dict[str, Any]
 
 
-def command(script: str | Path, *arguments: object, ranks: int | None = None) -> list[str]:
-    """The command line of a script; with `ranks` through the deepspeed launcher, on a port of its own."""
-    script = str(script if Path(script).is_absolute() else ROOT / script)
-    words = [script, *map(str, arguments)]
-    if ranks is None:
-        return [sys.executable, *words]
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def command(script: str | Path, *arguments: object, ranks: int | None = None) -> list[str]:
+    """The command line of a script; with `ranks` through the deepspeed launcher, on a port of its own."""
+    words = [str(ROOT / script), *map(str, arguments)]
+    if ranks is None:
+        return [sys.executable, *words]
     launcher = str(Path(sys.executable).with_name("deepspeed"))
-    return [launcher, "--num_gpus", str(ranks), "--master_port", str(port), *words]
+    return [launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), *words]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -49,23 +54,40 @@ def environment(**extra: str) -> dict[str, str]:
     return {**inherited, "PATH": path, **fixed, **extra}
 
 
+@cache
+def script_server() -> ScriptServer:
+    return ScriptServer(environment(HF_HUB_DISABLE_PROGRESS_BARS="1"))
+
+
 def launch(
     script: str | Path,
     *arguments: object,
     ranks: int | None = None,
     check: bool = True,
     timeout: float = 280,
+    as_users_do: bool = False,
     **extra: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end; with `check`, a failure shows what it wrote. `extra` are environment variables."""
-    done = subprocess.run(
-        command(script, *arguments, ranks=ranks),
-        capture_output=True,
-        text=True,
-        env=environment(**extra),
-        timeout=timeout,
-        check=False,
-    )
+    """Run a script to its end, as a process of its own.
+
+    Args:
+        script: Its path, absolute or in the repository.
+        arguments: Its arguments.
+        ranks: The number of its processes, as the deepspeed launcher starts them; None starts no more than the script.
+        check: Fail the test with what the script wrote if its exit code is not 0.
+        timeout: Seconds until the script is killed.
+        as_users_do: Start a new interpreter, or the deepspeed launcher, which takes seconds of imports; a fork of the
+            script server does otherwise.
+        extra: Environment variables.
+    """
+    if as_users_do or any(name.startswith(READ_ON_IMPORT) for name in extra):
+        words = command(script, *arguments, ranks=ranks)
+        done = subprocess.run(
+            words, capture_output=True, text=True, env=environment(**extra), timeout=timeout, check=False
+        )
+    else:
+        words = [str(ROOT / script), *map(str, arguments)]
+        done = script_server().run(words, environment(**extra), timeout, ranks, free_port() if ranks else 0)
     if check and done.returncode:
         pytest.fail(f"{script} exited with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     return done
