@@ -7,6 +7,7 @@ and is answered by its process id; {"wait": ID} is answered by the exit code of 
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -38,7 +39,7 @@ READ_ON_IMPORT = ("PYTHON", "LC_", "LANG", "OMP_", "HF_", "TRANSFORMERS_", "TOKE
 
 
 class ScriptServer:
-    """The process that forks. It ends with its input, that is with the tests."""
+    """The process that forks. It ends with this one."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -49,6 +50,7 @@ class ScriptServer:
             env=dict(environment),
             start_new_session=True,
         )
+        atexit.register(self._end)
 
     def run(
         self, words: Sequence[str], environment: Mapping[str, str], timeout: float, ranks: int | None, port: int
@@ -80,6 +82,11 @@ class ScriptServer:
         if killed.is_set():
             raise subprocess.TimeoutExpired(words, timeout, stdout, stderr)
         return subprocess.CompletedProcess(words, code, stdout, stderr)
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
     def _ask(self, order: Mapping[str, Any]) -> int:
         assert self._process.stdin is not None
