@@ -4,6 +4,7 @@
 #   TORCH_INDEX=URL      a further package index. On Linux, PyPI's torch brings several GB of CUDA packages; without a
 #                        GPU, the CPU build saves them: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                        Unset, pip's own configuration decides.
+#   WORKERS=2            processes that share the tests; one torch thread each
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -13,6 +14,7 @@ STARTED := $(shell date +%s)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS := 2
 PYTHONS := python3 python3.13 python3.12 python3.11
 
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
@@ -21,6 +23,9 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 # What tests and quickstart run with: .venv's tools first on the PATH, and nothing looked up on the network.
 OFFLINE := env -u OMP_NUM_THREADS PATH="$(CURDIR)/$(BIN):$$PATH" \
 	TOKENIZERS_PARALLELISM=false WANDB_MODE=offline HF_HUB_OFFLINE=1
+
+# A worker that has run its half of the tests takes over some of another's.
+PYTEST := $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help install quickstart test test-full lint format types contracts clean
 
@@ -37,7 +42,7 @@ quickstart: $(STAMP) ## train, evaluate and score on synthetic videos, into outp
 
 test: $(STAMP) ## the fast tests
 	@echo "Running the fast tests ..."
-	@$(OFFLINE) $(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-full: $(STAMP) ## all tests: also kills, ZeRO stages x ranks, fuzzing
 	@echo "Running all tests ..."

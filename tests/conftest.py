@@ -1,17 +1,20 @@
 """What tests share: a small synthetic world, a tiny trained run of each head, and how scripts are launched.
 
-A launch costs about 10 s, so the runs are made once a session, and only where a test asks for them.
+World and runs take seconds: they are made once for all workers, and only when a test asks for them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,8 +22,10 @@ from typing import Any
 
 import pytest
 import yaml
-from script_server import READ_ON_IMPORT, ScriptServer
+from script_server import READ_ON_IMPORT, ScriptRun, ScriptServer
 
+# Before torch is imported: several threads a process on few cores stall each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[1]
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and with them all scripts that they interrupt.
@@ -46,9 +51,9 @@ def command(script: str | Path, *arguments: object, ranks: int | None = None) ->
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """One thread a process and nothing from the network; several torch threads on few cores stall each other."""
+    """What scripts are run with: nothing from the network, and `extra`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    fixed = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    fixed = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # Where pytest itself runs under a launcher, its ranks are not those of the scripts.
     inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     return {**inherited, "PATH": path, **fixed, **extra}
@@ -57,6 +62,13 @@ def environment(**extra: str) -> dict[str, str]:
 @cache
 def script_server() -> ScriptServer:
     return ScriptServer(environment(HF_HUB_DISABLE_PROGRESS_BARS="1"))
+
+
+def start(script: str | Path, *arguments: object, output: Path, ranks: int | None = None, **extra: str) -> ScriptRun:
+    """Start a fork of the script server; `output` is a folder for what it prints, `extra` environment variables."""
+    assert not any(name.startswith(READ_ON_IMPORT) for name in extra), extra
+    words = [str(ROOT / script), *map(str, arguments)]
+    return script_server().start(words, environment(**extra), ranks, free_port() if ranks else 0, output)
 
 
 def launch(
@@ -80,14 +92,16 @@ def launch(
             script server does otherwise.
         extra: Environment variables.
     """
+    words = command(script, *arguments, ranks=ranks)
     if as_users_do or any(name.startswith(READ_ON_IMPORT) for name in extra):
-        words = command(script, *arguments, ranks=ranks)
         done = subprocess.run(
             words, capture_output=True, text=True, env=environment(**extra), timeout=timeout, check=False
         )
     else:
-        words = [str(ROOT / script), *map(str, arguments)]
-        done = script_server().run(words, environment(**extra), timeout, ranks, free_port() if ranks else 0)
+        with tempfile.TemporaryDirectory() as output:
+            code = start(script, *arguments, output=Path(output), ranks=ranks, **extra).wait(timeout)
+            stdout, stderr = (Path(output, name).read_text() for name in ("stdout", "stderr"))
+        done = subprocess.CompletedProcess(words, code, stdout, stderr)
     if check and done.returncode:
         pytest.fail(f"{script} exited with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     return done
@@ -119,30 +133,55 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Give a folder by its name, which a function has filled; the workers of pytest-xdist share it."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, is_filled = root / name, root / f"{name}.filled"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not is_filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                is_filled.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def world(make_once: MakeOnce) -> Path:
     """A folder with 60 training and 20 test comparisons in SafeSora's format, with their clips; do not change it."""
-    folder = tmp_path_factory.mktemp("world")
-    launch("scripts/make_synthetic.py", "--out", folder, "--num_pairs", 60, "--num_test_pairs", 20, "--seed", 0)
-    return folder
+    sizes = ("--num_pairs", 60, "--num_test_pairs", 20, "--seed", 0)
+    return make_once("world", lambda folder: launch("scripts/make_synthetic.py", "--out", folder, *sizes))
 
 
-def _train(head: str, world: Path, folder: Path) -> Path:
-    config = write_training_config(folder / f"{head}.yaml", world)
-    launch(f"scripts/train_{head}.py", "--config", config, ranks=1)
-    return folder / head
+def _train(head: str, world: Path, make_once: MakeOnce) -> Path:
+    def train(folder: Path) -> None:
+        config = write_training_config(folder / f"{head}.yaml", world)
+        launch(f"scripts/train_{head}.py", "--config", config, ranks=1)
 
-
-@pytest.fixture(scope="session")
-def reward_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a reward trained for a few steps; its model folder is <run>/model."""
-    return _train("reward", world, tmp_path_factory.mktemp("runs"))
+    return make_once(f"{head}_run", train) / head
 
 
 @pytest.fixture(scope="session")
-def cost_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a cost trained for a few steps; its model folder is <run>/model."""
-    return _train("cost", world, tmp_path_factory.mktemp("runs"))
+def reward_run(world: Path, make_once: MakeOnce) -> Path:
+    """The run folder of a reward trained for a few steps; its model folder is <run>/model. Do not change it."""
+    return _train("reward", world, make_once)
+
+
+@pytest.fixture(scope="session")
+def cost_run(world: Path, make_once: MakeOnce) -> Path:
+    """The run folder of a cost trained for a few steps; its model folder is <run>/model. Do not change it."""
+    return _train("cost", world, make_once)
 
 
 @pytest.fixture

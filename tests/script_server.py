@@ -2,7 +2,7 @@
 
 A run is a process with its own arguments, environment, working folder and output. `ScriptServer` is the tests' side;
 the rest of the file is the process that it starts. That process reads one JSON object a line: an order starts a run
-and is answered by its process id; {"wait": ID} is answered by the exit code of that run, negative for a signal.
+and is answered by its process id; {"poll": ID} is answered by the exit code of that run, or null while it runs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import runpy
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,49 +52,65 @@ class ScriptServer:
         )
         atexit.register(self._end)
 
-    def run(
-        self, words: Sequence[str], environment: Mapping[str, str], timeout: float, ranks: int | None, port: int
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a script with its arguments to its end, in the working folder of this process.
+    def start(
+        self, words: Sequence[str], environment: Mapping[str, str], ranks: int | None, port: int, output: Path
+    ) -> ScriptRun:
+        """Start a script in the working folder of this process.
 
         Args:
             words: The script's path and its arguments.
             environment: All environment variables of the run.
-            timeout: Seconds after which the run is killed, which raises `subprocess.TimeoutExpired`.
             ranks: Start as many processes as the deepspeed launcher would; None starts the script alone.
             port: Where the ranks meet.
+            output: A folder for the files stdout and stderr.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            streams = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
-            order = {"words": list(words), "environment": dict(environment), "ranks": ranks, "port": port}
-            process_id = self._ask({**order, **streams, "folder": os.getcwd()})
-            killed = threading.Event()
+        order = {"words": list(words), "environment": dict(environment), "ranks": ranks, "port": port}
+        return ScriptRun(self, self.ask({**order, "output": str(output), "folder": os.getcwd()}))
 
-            def kill() -> None:
-                killed.set()
-                os.killpg(process_id, signal.SIGKILL)
-
-            timer = threading.Timer(timeout, kill)
-            timer.start()
-            code = self._ask({"wait": process_id})
-            timer.cancel()
-            stdout, stderr = (Path(path).read_text() for path in streams.values())
-        if killed.is_set():
-            raise subprocess.TimeoutExpired(words, timeout, stdout, stderr)
-        return subprocess.CompletedProcess(words, code, stdout, stderr)
+    def ask(self, order: Mapping[str, Any]) -> Any:
+        """Send an order and return its answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, f"the script server ended with code {self._process.wait()}"
+        return json.loads(answer)
 
     def _end(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
-    def _ask(self, order: Mapping[str, Any]) -> int:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        assert answer, f"the script server ended with code {self._process.wait()}"
-        return int(answer)
+
+@dataclass
+class ScriptRun:
+    """A run of a script, which leads a process group of its own."""
+
+    server: ScriptServer
+    process_id: int
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        if self.code is None:
+            self.code = self.server.ask({"poll": self.process_id})
+        return self.code
+
+    def wait(self, timeout: float) -> int:
+        """The exit code once it has ended; `timeout` seconds later it is killed and the test fails."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(f"killed after {timeout} s")
+            time.sleep(0.01)
+        assert self.code is not None
+        return self.code
+
+    def kill(self) -> None:
+        """Kill the whole process group."""
+        os.killpg(self.process_id, signal.SIGKILL)
+        self.wait(60)
 
 
 def import_everything() -> None:
@@ -114,7 +130,8 @@ def become(order: Mapping[str, Any], answers: int) -> None:
     os.close(answers)
     nothing = os.open(os.devnull, os.O_RDONLY)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    for ours, stream in ((nothing, 0), (os.open(order["stdout"], flags), 1), (os.open(order["stderr"], flags), 2)):
+    stdout, stderr = (os.open(f"{order['output']}/{name}", flags) for name in ("stdout", "stderr"))
+    for ours, stream in ((nothing, 0), (stdout, 1), (stderr, 2)):
         os.dup2(ours, stream)
         os.close(ours)
     os.environ.clear()
@@ -159,14 +176,15 @@ def serve() -> None:
     gc.freeze()
     while line := sys.stdin.readline():
         order = json.loads(line)
-        if "wait" in order:
-            answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+        if "poll" in order:
+            ended, status = os.waitpid(order["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if ended else None
         elif not (answer := os.fork()):
             become(order, answers)
             if order["ranks"]:
                 return run_ranks(order["words"], order["ranks"], order["port"])
             return run_script(order["words"])
-        os.write(answers, f"{answer}\n".encode())
+        os.write(answers, f"{json.dumps(answer)}\n".encode())
     os._exit(0)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import environment, launch, read_rows, write_training_config
+from conftest import MakeOnce, environment, launch, read_rows, write_training_config
 from wandb_files import figures, read_history, read_records
 
 from safe_rlhf_video.data.config_files import write_records
@@ -40,16 +40,18 @@ HEADS = (*DIMENSION_OF_HEAD, "harm_any", "severity")
 
 
 @pytest.fixture(scope="session")
-def joint_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def joint_run(world: Path, make_once: MakeOnce) -> Path:
     """A run of all kinds of heads on two ranks, on clips and on texts."""
-    folder = tmp_path_factory.mktemp("dashboards")
-    rows = ((f"row {number}", row) for number, (row, _) in enumerate(plan_rows("train", 60, seed=0)))
-    write_records(folder / "texts.json.gz", convert_rows(rows)[0])
-    paths = [str(world / "config-train.json.gz"), str(folder / "texts.json.gz")]
-    data = {"path": paths, "video_dir": str(world / "videos")}
-    path = write_training_config(folder / "joint.yaml", world, heads=list(HEADS), data=data)
-    launch("scripts/train_reward.py", "--config", path, ranks=2)
-    return path.with_suffix("")
+
+    def train(folder: Path) -> None:
+        rows = ((f"row {number}", row) for number, (row, _) in enumerate(plan_rows("train", 60, seed=0)))
+        write_records(folder / "texts.json.gz", convert_rows(rows)[0])
+        paths = [str(world / "config-train.json.gz"), str(folder / "texts.json.gz")]
+        data = {"path": paths, "video_dir": str(world / "videos")}
+        config = write_training_config(folder / "joint.yaml", world, heads=list(HEADS), data=data)
+        launch("scripts/train_reward.py", "--config", config, ranks=2)
+
+    return make_once("joint_run", train) / "joint"
 
 
 # What is logged

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, launch
+from conftest import ROOT, MakeOnce, launch
 from gradient_probe import CASES
 from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
-def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def gradients(make_once: MakeOnce) -> dict[int, Path]:
     """World size -> the folder with the probe's gradients."""
-    folders = {}
-    for ranks in (1, 2):
-        folders[ranks] = tmp_path_factory.mktemp(f"ranks_{ranks}")
-        launch(ROOT / "tests" / "gradient_probe.py", folders[ranks], *CASES, ranks=ranks if ranks > 1 else None)
-    return folders
+    probe = ROOT / "tests" / "gradient_probe.py"
+
+    def make(ranks: int) -> Path:
+        launched_as = ranks if ranks > 1 else None
+        return make_once(f"gradients_{ranks}", lambda folder: launch(probe, folder, *CASES, ranks=launched_as))
+
+    return {ranks: make(ranks) for ranks in (1, 2)}
 
 
 def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, command, environment, launch, read_rows, write_training_config
+from conftest import ROOT, MakeOnce, launch, read_rows, start, write_training_config
 from gradient_probe import PIECES
 from safetensors.torch import load_file
 
@@ -52,38 +50,30 @@ def write_config(path: Path, world: Path, zero_stage: int, dropout: float | None
     )
 
 
-@pytest.fixture(scope="module")
-def reference(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+@pytest.fixture(scope="session")
+def reference(world: Path, make_once: MakeOnce) -> Reference:
     """The run folder of an uninterrupted run (ZeRO stage, ranks, dropout or None: in full); each is made once."""
-    made: dict[tuple[int, int, float | None], Path] = {}
 
     def make(zero_stage: int, ranks: int, dropout: float | None) -> Path:
-        if (zero_stage, ranks, dropout) not in made:
-            folder = tmp_path_factory.mktemp("reference")
+        def train(folder: Path) -> None:
             config = write_config(folder / "run.yaml", world, zero_stage, dropout)
             launch(SCRIPT, "--config", config, ranks=ranks)
-            made[zero_stage, ranks, dropout] = folder / "run"
-        return made[zero_stage, ranks, dropout]
+
+        return make_once(f"uninterrupted_{zero_stage}_{ranks}_{dropout}", train) / "run"
 
     return make
 
 
 def kill_when(is_time: Callable[[], bool], script: Path, *arguments: object, ranks: int, **extra: str) -> None:
     """Launch a script and kill its whole process group with SIGKILL as soon as `is_time`."""
-    process = subprocess.Popen(
-        command(script, *arguments, ranks=ranks),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(**extra),
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 200
-    while not is_time():
-        assert process.poll() is None, f"{script} ended before it was to be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with tempfile.TemporaryDirectory() as output:
+        run = start(script, *arguments, output=Path(output), ranks=ranks, **extra)
+        deadline = time.monotonic() + 200
+        while not is_time():
+            assert run.poll() is None, f"{script} ended before it was to be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        run.kill()
 
 
 def last_step(run: Path) -> int:

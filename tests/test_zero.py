@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, launch, write_training_config
+from conftest import ROOT, MakeOnce, launch, write_training_config
 from zero_probe import HEADS, STAGES, STEPS, TRAINED
 
 from safe_rlhf_video.cli import parse_config
@@ -36,13 +36,14 @@ def config(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(config: Path) -> dict[int, Path]:
+def folders(config: Path, make_once: MakeOnce) -> dict[int, Path]:
     """World size -> the probe's folder."""
-    made = {}
-    for ranks in (1, 2):
-        made[ranks] = config.parent / f"ranks_{ranks}"
-        launch(ROOT / "tests" / "zero_probe.py", config, made[ranks], ranks=ranks, timeout=500)
-    return made
+    probe = ROOT / "tests" / "zero_probe.py"
+
+    def make(ranks: int) -> Path:
+        return make_once(f"zero_{ranks}", lambda folder: launch(probe, config, folder, ranks=ranks, timeout=500))
+
+    return {ranks: make(ranks) for ranks in (1, 2)}
 
 
 def read(folder: Path, trained: str, stage: int) -> dict[str, Any]:
