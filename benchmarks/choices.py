@@ -36,7 +36,7 @@ from safe_rlhf_video.files import write_whole
 CONFIG = HERE.parent / "configs" / "quickstart.yaml"
 OVERRIDES: Mapping[str, Sequence[str]] = {
     "joint": ("--heads", "[reward,cost]"),
-    "separate": (),
+    "separate": ("--heads", "null"),  # the one that the script is named for
     "last_token": ("--model.pooling", "last_token"),
     "query": ("--model.pooling", "query"),
     "grouped": ("--optimization.batching", "grouped"),

@@ -35,8 +35,8 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = out / f"seed_{seed}"
         for head in ("reward", "cost"):
-            run(f"scripts/train_{head}.py", "--config", "configs/quickstart.yaml", "--out", folder / head,
-                "--data.path", out / "data", "--seed", seed)  # fmt: skip
+            run(f"scripts/train_{head}.py", "--config", "configs/quickstart.yaml", "--heads", f"[{head}]",
+                "--out", folder / head, "--data.path", out / "data", "--seed", seed)  # fmt: skip
         for world in ("data", "other"):
             run("scripts/evaluate.py", "--model", folder / "reward", folder / "cost", "--out", folder / world,
                 "--data", out / world / "config-test.json.gz",

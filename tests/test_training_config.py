@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from conftest import ROOT, environment, launch
 
 from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.heads import HEAD_GROUPS
 from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, EngineConfig, TrainConfig
 from safe_rlhf_video.training.state import flatten
 
@@ -34,10 +37,51 @@ TRAINING = [path for path in SHIPPED if is_training(path)]
 shipped = pytest.mark.parametrize("path", TRAINING, ids=lambda path: str(path.relative_to(ROOT)))
 
 
+def head_of(path: Path) -> str:
+    """The comment at the head of a config."""
+    return "".join(takewhile(lambda line: line.startswith("#"), path.read_text().splitlines(keepends=True)))
+
+
 @shipped
-def test_shipped_config_parses(path: Path) -> None:
-    assert parse(path).out
-    assert path.read_text().startswith("#"), "its header says the command and the result to expect"
+def test_shipped_config_names_command_result_and_heads(path: Path) -> None:
+    """The first command at its head is the one that trains the heads that the config names."""
+    head = head_of(path)
+    script, name = re.findall(r"scripts/train_(\w+)\.py --config (\S+)", head)[0]
+    assert ROOT / name == path
+    assert re.search(r"Expect|no accuracy is claimed", head)
+    heads = parse(path).heads
+    assert heads is not None
+    assert script in heads or (script == "moderation" and set(heads) <= set(HEAD_GROUPS))
+
+
+@shipped
+def test_shipped_config_sets_only_what_differs_from_the_defaults(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
+    defaults = asdict(parse_config(TrainConfig, ["--out", "run", "--data.path", "data"], "test"))
+    for *above, name in places(values):
+        value, default = values, defaults
+        for step in above:
+            value, default = value[step], default[step]
+        if not isinstance(value[name], dict):
+            assert value[name] != default[name], ".".join([*above, name])
+
+
+@pytest.mark.parametrize(("script", "config"), [("cost", "reward"), ("reward", "cost"), ("moderation", "joint"),
+                                                ("reward", "moderation"), ("cost", "quickstart")])  # fmt: skip
+def test_a_script_refuses_a_config_of_other_heads(script: str, config: str) -> None:
+    """Before any data is read: else configs/cost.yaml would train a reward into outputs/cost."""
+    from safe_rlhf_video.training.loop import train
+
+    with pytest.raises(ConfigError) as raised:
+        train(parse(ROOT / "configs" / f"{config}.yaml"), script)
+    assert re.search(rf"^heads: .* leaves out the {script} .* scripts/train_\w+\.py$", str(raised.value))
+
+
+def test_the_page_of_fields_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from write_configuration_docs import PAGE, write_page
+
+    assert PAGE.read_text() == write_page(), "run python tools/write_configuration_docs.py"
 
 
 def places(values: dict[str, Any], *above: str) -> Iterator[tuple[str, ...]]:

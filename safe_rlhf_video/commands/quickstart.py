@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def train(what: str, head: str, out: Path, run_folder: Path, *overrides: str) -> None:
-    run(what, "deepspeed", f"scripts/train_{head}.py", "--config", CONFIG, "--out", run_folder,
+    run(what, "deepspeed", f"scripts/train_{head}.py", "--config", CONFIG, "--heads", f"[{head}]", "--out", run_folder,
         "--data.path", out / "data", "--data.frame_store", out / "frames", "--seed", SEED, *overrides)  # fmt: skip
 
 

@@ -128,6 +128,8 @@ class OptimizationConfig:
         head_learning_rate: The heads' peak rate.
         projector_learning_rate: The projector's peak rate, where `model.trained_parts` names it.
         language_model_learning_rate: The language model's peak rate, where `model.trained_parts` names it.
+        weight_decay: AdamW's decoupled decay, for each step a share of the rate.
+        betas: AdamW's decay rates of the mean gradient and of the mean squared gradient.
         warmup_fraction: The share of steps in which the rate rises.
         final_fraction: The share of the peak rate that is left at the end.
         gradient_clipping: The largest gradient norm.
