@@ -20,7 +20,8 @@ import numpy as np
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.stats.metrics import credit, mean_interval, ratio_interval
+from safe_rlhf_video.stats.credit import credit
+from safe_rlhf_video.stats.intervals import mean_interval, ratio_interval
 
 # Comparisons of a prompt: SafeSora has 51,691 of 14,711 prompts, 3.5 each, most of them few and some many.
 COMPARISONS = np.array([1, 2, 3, 6, 10])

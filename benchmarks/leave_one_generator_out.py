@@ -29,7 +29,9 @@ from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.evaluation.breakdown import num_unseen
 from safe_rlhf_video.evaluation.dimension_figures import HEAD_OF_DIMENSION
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.stats.metrics import MIN_COMPARISONS, credit, mean_interval
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS
+from safe_rlhf_video.stats.credit import credit
+from safe_rlhf_video.stats.intervals import mean_interval
 
 ALL, POOLED = "all", "pooled"
 TITLES = {**{name: name.replace("_", " ") for name in ALL_DIMENSIONS}, "cost_sign": "cost's sign, by clip"}

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.datasets import PairDataset
@@ -20,7 +21,6 @@ from safe_rlhf_video.kinds import ordinal
 from safe_rlhf_video.kinds.targets import classes_of, label_columns
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import Scorer
-from safe_rlhf_video.stats.metrics import average_precision, roc_auc, weighted_kappa
 from safe_rlhf_video.worlds.text_world import severity_chances
 
 SEVERITY = "severity"
@@ -45,7 +45,7 @@ def main() -> None:
     for head in (HARM_HEADS[0], *TEXT_HARM_HEADS):
         applies = signs[:, label_columns(head).start] > 0
         scores = [row[head] for row in rows]
-        area, precision = roc_auc(scores, applies), average_precision(scores, applies)
+        area, precision = roc_auc_score(applies, scores), average_precision_score(applies, scores)
         print(f"{head}: AUROC {area:.4f}, average precision {precision:.4f}, {applies.sum()} positives")
         if head in TEXT_HARM_HEADS:
             areas.append(area)
@@ -60,11 +60,11 @@ def main() -> None:
     for name, reference in (("the labels", labels), ("the hidden levels", true)):
         print(
             f"  likeliest level against {name}: accuracy {np.mean(likeliest == reference):.4f}, quadratic-weighted "
-            f"kappa {weighted_kappa(likeliest, reference):.4f}"
+            f"kappa {cohen_kappa_score(likeliest, reference, weights='quadratic'):.4f}"
         )
     print(
         f"  hidden levels against the labels: accuracy {np.mean(true == labels):.4f}, quadratic-weighted kappa "
-        f"{weighted_kappa(true, labels):.4f}"
+        f"{cohen_kappa_score(true, labels, weights='quadratic'):.4f}"
     )
     if noise := truth["severity_noise"]:
         chances = np.array([severity_chances(level, noise) for level in true])

@@ -29,7 +29,7 @@ from safe_rlhf_video.audit.triangles import (
 )
 from safe_rlhf_video.data.records import HARM_LABELS, parse_pair
 from safe_rlhf_video.pages.audit_page import audit_sections, make_audit_page
-from safe_rlhf_video.stats.metrics import ratio_interval
+from safe_rlhf_video.stats.intervals import ratio_interval
 from safe_rlhf_video.worlds.video_world import plan_split
 
 REAL_LABELS = ROOT.parent / "shared" / "real-labels" / "safesora_pair_ids.jsonl"

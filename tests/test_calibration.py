@@ -34,7 +34,7 @@ from safe_rlhf_video.lagrangian import confident_multiplier
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
 from safe_rlhf_video.models.record import TrainingFacts
 from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair
-from safe_rlhf_video.stats.metrics import fit_temperature
+from safe_rlhf_video.stats.probabilities import fit_temperature
 from safe_rlhf_video.stats.thresholds import Target
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from safe_rlhf_video.evaluation.controls import generator_only, is_safe_only, prompt_only, prompt_only_unsafe
-from safe_rlhf_video.stats.metrics import credit, sign_accuracy
+from safe_rlhf_video.stats.credit import credit, sign_accuracy
 
 STRENGTHS = {"alpha": 1.2, "beta": 0.4, "gamma": -0.3, "delta": -1.3}
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.lagrangian import TIE_TOLERANCE, choose, explain_choice, lagrangian_score
+from safe_rlhf_video.lagrangian import choose, explain_choice, lagrangian_score
+from safe_rlhf_video.stats.credit import TIE_TOLERANCE
 
 finite = st.floats(-50, 50)
 # Coarse numbers, so that equal rewards, equal costs and costs at the limit turn up often.

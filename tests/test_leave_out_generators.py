@@ -19,7 +19,7 @@ from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.results import evaluation_fields
 from safe_rlhf_video.evaluation.table import format_table
 from safe_rlhf_video.models.record import TrainingFacts
-from safe_rlhf_video.stats.metrics import mean_interval
+from safe_rlhf_video.stats.intervals import mean_interval
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
 from safe_rlhf_video.worlds.video_world import plan_split

@@ -9,28 +9,19 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safe_rlhf_video.lagrangian import TIE_TOLERANCE
-from safe_rlhf_video.stats.metrics import (
-    MIN_COMPARISONS,
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS
+from safe_rlhf_video.stats.credit import (
+    TIE_TOLERANCE,
     SignAccuracy,
-    average_precision,
-    calibration,
     credit,
     expected_credit,
-    fit_logistic,
-    fit_temperature,
-    fit_tie_threshold,
-    holm,
-    mcnemar,
-    mean_interval,
-    precision_recall_f1,
-    preference_probability,
-    ratio_interval,
-    roc_auc,
     sign_accuracy,
     tie_aware_credit,
-    weighted_kappa,
 )
+from safe_rlhf_video.stats.intervals import mean_interval, ratio_interval
+from safe_rlhf_video.stats.logistic import fit_logistic
+from safe_rlhf_video.stats.probabilities import fit_temperature, fit_tie_threshold, preference_probability, reliability
+from safe_rlhf_video.stats.significance import holm, mcnemar
 
 margins = st.lists(st.sampled_from([-1.0, -TIE_TOLERANCE, 0.0, TIE_TOLERANCE, 2e-5]) | st.floats(-1e3, 1e3), min_size=1)
 
@@ -141,12 +132,12 @@ def test_reliability_by_a_plain_loop():
     rows = sorted(zip(probability, outcome, strict=True))
     sizes = [21] * 3 + [20] * 7
     total, start = 0.0, 0
-    result = calibration(probability, outcome)
+    result = reliability(probability, outcome)
     for size, one in zip(sizes, result.bins, strict=True):
         chunk = rows[start : start + size]
         start += size
         predicted, observed = (sum(column) / size for column in zip(*chunk, strict=True))
-        assert one == (pytest.approx(predicted), pytest.approx(observed), size)
+        assert (one.predicted, one.observed, one.num) == (pytest.approx(predicted), pytest.approx(observed), size)
         total += size * abs(predicted - observed)
     assert result.ece == pytest.approx(total / 203)
     assert result.brier == pytest.approx(sum((p - y) ** 2 for p, y in rows) / 203)
@@ -155,18 +146,18 @@ def test_reliability_by_a_plain_loop():
 
 def test_equal_probabilities_are_one_value_in_any_order():
     outcome = np.array([0] * 50 + [1] * 50)
-    assert calibration(np.full(100, 0.5), outcome).ece == 0.0
+    assert reliability(np.full(100, 0.5), outcome).ece == 0.0
     probability = np.repeat([0.25, 0.75], 50)
     for shuffled in (np.random.default_rng(seed).permutation(100) for seed in range(3)):
-        assert calibration(probability[shuffled], outcome[shuffled]).ece == pytest.approx(0.25)
+        assert reliability(probability[shuffled], outcome[shuffled]).ece == pytest.approx(0.25)
 
 
 def test_true_probabilities_are_calibrated_and_doubled_margins_are_not():
     random = np.random.default_rng(0)
     margin = 2 * random.normal(size=50_000)
     outcome = random.random(50_000) < preference_probability(margin)
-    assert calibration(preference_probability(margin), outcome).ece < 0.01
-    assert calibration(preference_probability(2 * margin), outcome).ece > 0.05
+    assert reliability(preference_probability(margin), outcome).ece < 0.01
+    assert reliability(preference_probability(2 * margin), outcome).ece > 0.05
 
 
 def test_temperature_is_the_minimum_and_knows_no_sides():
@@ -226,10 +217,10 @@ def test_no_temperature_has_a_reason(margin, reason):
 
 def test_fewer_comparisons_than_the_least_have_no_figure():
     few, enough = MIN_COMPARISONS - 1, MIN_COMPARISONS
-    result = calibration(np.full(few, 0.5), np.ones(few))
+    result = reliability(np.full(few, 0.5), np.ones(few))
     assert (result.ece, result.brier, result.log_loss, result.bins) == (None, None, None, ())
     assert "fewer than 30" in result.reason
-    assert calibration(np.full(enough, 0.5), np.ones(enough)).brier == 0.25
+    assert reliability(np.full(enough, 0.5), np.ones(enough)).brier == 0.25
     assert mcnemar(np.ones(few), np.zeros(few)).p_value is None
     assert mcnemar(np.ones(enough), np.zeros(enough)).p_value == pytest.approx(2.0**-29)
     assert fit_temperature([]).log_loss_before is None
@@ -273,47 +264,10 @@ def test_mcnemar_without_ties_is_the_binomial_test():
     assert 0 < mcnemar(np.ones(900), np.zeros(900)).p_value < 1e-250
 
 
-def test_weighted_kappa_by_all_pairs():
-    first, second = np.random.default_rng(0).integers(0, 4, (2, 60))
-    by_chance = np.mean([(one - other) ** 2 for one in first for other in second])
-    assert weighted_kappa(first, second) == pytest.approx(1.0 - np.mean((first - second) ** 2) / by_chance)
-    assert weighted_kappa(first, first) == 1.0
-    assert weighted_kappa([2, 2], [2, 2]) is None
-
-
 def test_holm_corrects_step_by_step():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
-
-
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 1)), min_size=1, max_size=30))
-def test_ranking_figures_by_brute_force(rows):
-    scores, labels = zip(*rows, strict=True)
-    positives, negatives = ([s for s, y in rows if y == label] for label in (1, 0))
-    if positives and negatives:
-        wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives]
-        assert roc_auc(scores, labels) == pytest.approx(sum(wins) / len(wins))
-    else:
-        assert roc_auc(scores, labels) is None
-    if not positives:
-        assert average_precision(scores, labels) is None
-        return
-    area = previous = 0.0
-    for threshold in sorted(set(scores), reverse=True):
-        figures = precision_recall_f1([s >= threshold for s in scores], labels)
-        area += (figures.recall - previous) * figures.precision
-        previous = figures.recall
-        assert figures.num_flagged == sum(s >= threshold for s in scores)
-        both = figures.precision + figures.recall
-        assert figures.f1 == pytest.approx(2 * figures.precision * figures.recall / both if both else 0.0)
-    assert average_precision(scores, labels) == pytest.approx(area)
-
-
-def test_flags_without_support_are_undefined():
-    assert precision_recall_f1([0, 0], [0, 0]) == (None, None, None, 0, 2, 0)
-    assert precision_recall_f1([1, 0], [0, 0]) == (0.0, None, None, 0, 2, 1)
-    assert precision_recall_f1([0, 0], [1, 0]) == (None, 0.0, 0.0, 1, 1, 0)
 
 
 def test_intervals_cover_the_truth_of_many_test_sets(monkeypatch):
@@ -340,12 +294,10 @@ def test_intervals_cover_the_truth_of_many_test_sets(monkeypatch):
         lambda: mean_interval([1.0, 2.0], ["a", "b"], num_samples=0),
         lambda: ratio_interval([1.0, 2.0], [0.0, 1.0], ["a", "b"]),
         lambda: preference_probability([1.0], 0.0),
-        lambda: calibration([0.5], [0.5]),
-        lambda: calibration([1.5], [1]),
-        lambda: calibration([0.5], [1, 0]),
+        lambda: reliability([0.5], [0.5]),
+        lambda: reliability([1.5], [1]),
+        lambda: reliability([0.5], [1, 0]),
         lambda: mcnemar([0.3], [1.0]),
-        lambda: roc_auc([1.0], [2]),
-        lambda: average_precision([math.nan], [1]),
     ],
 )
 def test_what_has_no_answer_is_refused(call):

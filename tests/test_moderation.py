@@ -247,6 +247,10 @@ def test_figures_of_labels_by_plain_loops() -> None:
     pairs = [(logits[names[p]]["harm_crime"], logits[names[n]]["harm_crime"]) for p in positive for n in known
              if n not in positive]  # fmt: skip
     assert one.auroc == pytest.approx(np.mean([p > n for p, n in pairs]))
+    ranked = sorted(known, key=lambda number: -logits[names[number]]["harm_crime"])
+    hits = [place for place, number in enumerate(ranked, start=1) if number in positive]
+    assert one.average_precision == pytest.approx(np.mean([n / place for n, place in enumerate(hits, start=1)]))
+    assert one.f1 == pytest.approx(2 * len(positive & flagged) / (len(positive) + len(flagged)))
     # Nobody has the label: no figure of finding it, and a reason.
     figures = ("auroc", "average_precision", "precision", "recall", "f1")
     assert [getattr(other, name) for name in figures] == [None] * len(figures)

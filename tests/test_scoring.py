@@ -24,6 +24,7 @@ from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import PairScore, Scorer, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring import scorer as scorer_module
 from safe_rlhf_video.scoring.score_many import ScoreRequest, Source, raise_unreadable, score_many
+from safe_rlhf_video.stats.credit import TIE_TOLERANCE
 from safe_rlhf_video.video.sampling import Video
 
 PROMPT = "a red circle moving left at night"
@@ -135,7 +136,7 @@ def test_judge_pair_by_brute_force() -> None:
         np.testing.assert_allclose(judged.lagrangian_scores, expected, rtol=1e-9)
         assert ("risk of harm" in judged.reason) <= (weighed == "p_unsafe")
         better = "v1" if expected[0] > expected[1] else "v2"
-        assert judged.preferred == ("tie" if abs(expected[0] - expected[1]) <= lagrangian.TIE_TOLERANCE else better)
+        assert judged.preferred == ("tie" if abs(expected[0] - expected[1]) <= TIE_TOLERANCE else better)
         assert judged.p_more_helpful == pytest.approx(1 / (1 + math.exp(rewards[1] - rewards[0])), rel=1e-12)
         assert judged.p_safer == pytest.approx(1 / (1 + math.exp(costs[0] - costs[1])), rel=1e-12)
         assert judged.is_safe == (costs[0] <= 0, costs[1] <= 0)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import Record, launch, read_rows, write_training_config
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
 from small_models import build_score_model, one_line, whole_weights
 
 from safe_rlhf_video.cli import parse_config
@@ -31,7 +32,6 @@ from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import THRESHOLDS, Thresholds
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import Scorer, judge_harms
-from safe_rlhf_video.stats.metrics import roc_auc
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import class_weights, load_data, weigh_labels
 
@@ -402,7 +402,7 @@ def judge(run: Path, dataset: PairDataset) -> dict[str, float]:
     for name, head in zip(HARM_CATEGORIES, TEXT_HARM_HEADS, strict=True):
         if head in scores:
             applies = np.array([bool((video.harm_categories or {})[name]) for video in videos])
-            found[head] = roc_auc(scores[head], applies) or 0.0
+            found[head] = roc_auc_score(applies, scores[head])
     levels = np.array([video.severity_level for video in videos])
     predicted = probabilities(scores[SEVERITY], thresholds, weights).argmax(1)
     return found | {"severity accuracy": float(np.mean(predicted == levels))}

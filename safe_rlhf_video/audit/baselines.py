@@ -21,7 +21,7 @@ from safe_rlhf_video.audit.splits import Split
 from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.evaluation import controls
-from safe_rlhf_video.stats.metrics import credit, sign_accuracy
+from safe_rlhf_video.stats.credit import credit, sign_accuracy
 
 # Enough for 300 words; more would only cost time.
 MAX_FITTED_VIDEOS = 8000

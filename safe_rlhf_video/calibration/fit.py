@@ -32,7 +32,9 @@ from safe_rlhf_video.lagrangian import (
     weigh,
 )
 from safe_rlhf_video.models.fingerprints import fingerprint_model
-from safe_rlhf_video.stats.metrics import MIN_COMPARISONS, fit_logistic, fit_temperature, fit_tie_threshold
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS
+from safe_rlhf_video.stats.logistic import fit_logistic
+from safe_rlhf_video.stats.probabilities import fit_temperature, fit_tie_threshold
 from safe_rlhf_video.stats.thresholds import Target, Threshold, choose_threshold
 
 FILE_NAME = "calibration.json"

@@ -68,7 +68,7 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.scoring import Scorer, TradeOff
     from safe_rlhf_video.scoring.score_files import score_to_file
     from safe_rlhf_video.scoring.score_many import ScoreRequest
-    from safe_rlhf_video.stats.metrics import SignAccuracy
+    from safe_rlhf_video.stats.credit import SignAccuracy
     from safe_rlhf_video.stats.prevalence import sign_rates
 
     started = time.monotonic()

@@ -9,7 +9,8 @@ import numpy as np
 from safe_rlhf_video.data.preferences import videos_of
 from safe_rlhf_video.data.records import HARM_LABELS, PairSample, VideoSample
 from safe_rlhf_video.evaluation.results import Breakdown, Interval, PartFigures, UnseenFigures
-from safe_rlhf_video.stats.metrics import mean_interval, too_few
+from safe_rlhf_video.stats.checks import too_few
+from safe_rlhf_video.stats.intervals import mean_interval
 
 NO_HARM = "none"
 UNKNOWN = "unknown"

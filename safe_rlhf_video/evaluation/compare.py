@@ -10,7 +10,8 @@ from safe_rlhf_video.data.records import ALL_DIMENSIONS, PairSample
 from safe_rlhf_video.evaluation.breakdown import interval_by_prompt
 from safe_rlhf_video.evaluation.dimension_figures import HEAD_OF_DIMENSION
 from safe_rlhf_video.evaluation.results import ComparisonFigures
-from safe_rlhf_video.stats.metrics import credit, holm, mcnemar
+from safe_rlhf_video.stats.credit import credit
+from safe_rlhf_video.stats.significance import holm, mcnemar
 
 
 def compare(pairs: Sequence[PairSample], first: Scores, second: Scores, seed: int = 0) -> dict[str, ComparisonFigures]:

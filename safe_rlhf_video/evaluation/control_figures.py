@@ -12,7 +12,8 @@ from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.evaluation import controls
 from safe_rlhf_video.evaluation.dimension_figures import HEAD_OF_DIMENSION
 from safe_rlhf_video.evaluation.distinct_clips import DistinctClips
-from safe_rlhf_video.stats.metrics import MIN_COMPARISONS, credit, expected_credit, sign_accuracy, too_few
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS, too_few
+from safe_rlhf_video.stats.credit import credit, expected_credit, sign_accuracy
 
 Table = dict[str, dict[str, float | None]]  # control -> dimension, or "cost_sign" -> figure
 

@@ -1,7 +1,7 @@
 """Controls that see no pixels: what a model must beat before its accuracy says anything about videos.
 
 Each returns margins for comparisons (video_0 minus video_1, 0 = tie) or logits for videos, to be given to the same
-functions of ``safe_rlhf_video.stats.metrics`` as a model's scores. They learn from training labels only.
+functions of `stats.credit` as a model's scores. They learn from training labels only.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
+from safe_rlhf_video.stats.checks import FloatArray
+from safe_rlhf_video.stats.logistic import fit_weights
 
 _STRENGTH_RIDGE = 1e-3
-_NEWTON_STEPS = 100
-_NEWTON_TOLERANCE = 1e-12
 
 
 def generator_only(
@@ -56,7 +55,7 @@ def generator_only(
     for row, (generator_0, generator_1) in enumerate(train_generators):
         indicators[row, column[generator_0]] += 1
         indicators[row, column[generator_1]] -= 1
-    fitted = _fit_logistic(indicators, label == 0, _STRENGTH_RIDGE)
+    fitted = fit_weights(indicators, (label == 0).astype(np.float64), _STRENGTH_RIDGE)
 
     strength = dict(zip(names, fitted, strict=True))
     return np.array([strength.get(g0, 0.0) - strength.get(g1, 0.0) for g0, g1 in test_generators], dtype=np.float64)
@@ -114,7 +113,7 @@ def prompt_only_unsafe(
     is_known = sign != 0
     known_texts = [text for text, known in zip(train_texts, is_known, strict=True) if known]
     vocabulary = _frequent_words(known_texts, max_words)
-    weights = _fit_logistic(_bag_of_words(known_texts, vocabulary), sign[is_known] == -1, ridge)
+    weights = fit_weights(_bag_of_words(known_texts, vocabulary), (sign[is_known] == -1).astype(np.float64), ridge)
     return _bag_of_words(test_texts, vocabulary) @ weights
 
 
@@ -140,36 +139,6 @@ def is_safe_only(safety_sign_0: ArrayLike, safety_sign_1: ArrayLike) -> FloatArr
         raise ValueError("safety signs must hold only +1 (safe), -1 (unsafe) and 0 (unknown)")
     # Opposite known labels multiply to -1; equal ones to +1 and unknown ones to 0.
     return np.where(sign_0 * sign_1 == -1, sign_0, 0).astype(np.float64)
-
-
-def _fit_logistic(features: FloatArray, is_positive: NDArray[np.bool_], ridge: float) -> FloatArray:
-    """Weights (F,) that minimise sum -log P(label) + ridge / 2 |weights|^2, P(positive) = sigmoid(features @ weights).
-
-    Newton's method. The ridge makes the objective strictly convex, so the minimum exists and is unique; it holds a bias
-    column down like any other weight, so that labels of one class alone still have a finite fit.
-    """
-    target = is_positive.astype(np.float64)
-
-    def objective(weights: FloatArray) -> float:
-        logits = features @ weights
-        return float(np.sum(np.logaddexp(0.0, logits) - target * logits) + 0.5 * ridge * weights @ weights)
-
-    weights = np.zeros(features.shape[1])
-    loss = objective(weights)
-    for _ in range(_NEWTON_STEPS):
-        probability = 0.5 * (1.0 + np.tanh(0.5 * (features @ weights)))
-        gradient = features.T @ (probability - target) + ridge * weights
-        curvature = (features.T * (probability * (1.0 - probability))) @ features + ridge * np.eye(len(weights))
-        step = np.linalg.solve(curvature, gradient)
-        # So close to the minimum a full step is exact, while rounding would hide its gain from the search below.
-        if gradient @ step < _NEWTON_TOLERANCE * (1.0 + loss):
-            return weights - step
-        # Further away it can overshoot, where the labels are separable and the curvature is almost flat.
-        while objective(weights - step) > loss:
-            step = 0.5 * step
-        weights = weights - step
-        loss = objective(weights)
-    return weights
 
 
 def _frequent_words(texts: Sequence[str], max_words: int) -> dict[str, int]:

@@ -10,17 +10,12 @@ from safe_rlhf_video.calibration.fit import HeadCalibration
 from safe_rlhf_video.data.labelled_pairs import Labelled
 from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.evaluation.breakdown import break_down, interval_by_prompt, judge_unseen
-from safe_rlhf_video.evaluation.results import BinFigures, DimensionFigures, ProbabilityFigures, TieFigures
+from safe_rlhf_video.evaluation.results import DimensionFigures, ProbabilityFigures, TieFigures
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
-from safe_rlhf_video.lagrangian import TIE_TOLERANCE
-from safe_rlhf_video.stats.metrics import (
-    calibration,
-    credit,
-    preference_probability,
-    ratio_interval,
-    tie_aware_credit,
-    too_few,
-)
+from safe_rlhf_video.stats.checks import too_few
+from safe_rlhf_video.stats.credit import TIE_TOLERANCE, credit, tie_aware_credit
+from safe_rlhf_video.stats.intervals import ratio_interval
+from safe_rlhf_video.stats.probabilities import preference_probability, reliability
 
 HEAD_OF_DIMENSION = {dimension: head for head, dimension in DIMENSION_OF_HEAD.items()}
 
@@ -113,7 +108,7 @@ def _judge_probabilities(labelled: Labelled, margin: np.ndarray, fitted: HeadCal
     """How well P(video_0 preferred) agrees with the labels."""
     temperature = fitted.temperature if fitted is not None else None
     probability = preference_probability(margin, temperature or 1.0)
-    figures = calibration(probability, labelled.sign > 0)
+    figures = reliability(probability, labelled.sign > 0)
     error = None
     if labelled.true_margin is not None and figures.reason is None:
         error = float(np.abs(probability - preference_probability(labelled.true_margin)).mean())
@@ -124,7 +119,7 @@ def _judge_probabilities(labelled: Labelled, margin: np.ndarray, fitted: HeadCal
         brier=figures.brier,
         log_loss=figures.log_loss,
         mean_absolute_error=error,
-        bins=tuple(BinFigures(**one._asdict()) for one in figures.bins),
+        bins=figures.bins,
         num_comparisons=figures.num,
         reason=figures.reason,
     )

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safe_rlhf_video.data.records import HARM_LABELS, PromptSample
 from safe_rlhf_video.heads import preference_score
 from safe_rlhf_video.scoring.decisions import DEFAULT_TRADE_OFF, TradeOff
-from safe_rlhf_video.stats.metrics import credit, mean_interval
+from safe_rlhf_video.stats.credit import credit
+from safe_rlhf_video.stats.intervals import mean_interval
 from safe_rlhf_video.stats.prevalence import SignRates, corrected_share, effective_size, score_interval
 
 FloatArray = NDArray[np.float64]

@@ -21,13 +21,7 @@ from safe_rlhf_video.evaluation.results import (
 )
 from safe_rlhf_video.heads import HEADS, LOGIT_HEADS, ORDINAL_HEADS
 from safe_rlhf_video.kinds.targets import classes_of, kind_of, label_columns
-from safe_rlhf_video.stats.metrics import (
-    MIN_COMPARISONS,
-    average_precision,
-    precision_recall_f1,
-    roc_auc,
-    weighted_kappa,
-)
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS
 from safe_rlhf_video.stats.thresholds import Target
 
 if TYPE_CHECKING:
@@ -120,6 +114,8 @@ def _judge_label(
     seed: int,
 ) -> LabelFigures:
     """Figures of (N,) clips whose label is known."""
+    from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score  # slow to import
+
     num_positive, num_negative = int(applies.sum()), int((~applies).sum())
     reasons = []
     auroc = ap = precision = f1 = recall = false_positive_rate = None
@@ -138,10 +134,9 @@ def _judge_label(
             elif interval is None:
                 reasons.append(f"those {whose} the label have one prompt, which gives no interval")
         if num_positive and num_negative:
-            auroc, ap = roc_auc(logits, applies), average_precision(logits, applies)
+            auroc, ap = float(roc_auc_score(applies, logits)), float(average_precision_score(applies, logits))
             if flagged.any():
-                both = precision_recall_f1(flagged, applies)
-                precision, f1 = both.precision, both.f1
+                precision, f1 = float(precision_score(applies, flagged)), float(f1_score(applies, flagged))
             else:
                 reasons.append("nothing is flagged")
     interval, num = (
@@ -189,6 +184,8 @@ def _judge_levels(
 ) -> OrdinalFigures | None:
     if not any(one.severity for one in judged):
         return None
+    from sklearn.metrics import cohen_kappa_score  # slow to import
+
     levels, num_levels = kind_of(head).decode(targets[:, label_columns(head)]), len(classes_of(head))
     rows = np.flatnonzero(levels >= 0)
     labelled = levels[rows]
@@ -196,11 +193,14 @@ def _judge_levels(
     cells = np.bincount(num_levels * labelled + likeliest, minlength=num_levels**2)
     right = (labelled == likeliest).astype(float)
     is_known = len(rows) >= MIN_COMPARISONS
+    kappa = None
+    if is_known and len({*labelled.tolist(), *likeliest.tolist()}) > 1:  # with one level nothing is left to chance
+        kappa = float(cohen_kappa_score(labelled, likeliest, weights="quadratic"))
     return OrdinalFigures(
         num=len(rows),
         accuracy=float(right.mean()) if is_known else None,
         interval=interval_by_prompt(right, prompts[rows], seed) if is_known else None,
-        kappa=weighted_kappa(labelled, likeliest) if is_known else None,
+        kappa=kappa,
         reason=None if is_known else f"{len(rows)} texts whose {head} is known, fewer than {MIN_COMPARISONS}",
         confusion=tuple(map(tuple, cells.reshape(num_levels, -1).tolist())),
     )

@@ -18,6 +18,7 @@ from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.heads import ORDINAL_HEADS
+from safe_rlhf_video.stats.probabilities import ReliabilityBin
 
 FILE_NAME = "evaluation.json"
 _AGAIN = "run scripts/evaluate.py again; it keeps the scores that it finds in its --out"
@@ -79,15 +80,6 @@ class TieFigures:
 
 
 @dataclass(frozen=True)
-class BinFigures:
-    """A bin of the reliability curve: mean predicted probability, share of outcomes, and number of comparisons."""
-
-    predicted: float
-    observed: float
-    num: int
-
-
-@dataclass(frozen=True)
 class ProbabilityFigures:
     """How well P(video_0 preferred) agrees with the labels.
 
@@ -103,7 +95,7 @@ class ProbabilityFigures:
     brier: float | None
     log_loss: float | None
     mean_absolute_error: float | None
-    bins: tuple[BinFigures, ...]
+    bins: tuple[ReliabilityBin, ...]
     num_comparisons: int
     reason: str | None
 

@@ -1,10 +1,9 @@
-"""Weighs helpfulness against safety: scores, choices under a limit, and the multiplier that keeps it. Pure numpy."""
+"""Weighs helpfulness against safety: scores, choices under a limit, and the multiplier that keeps it."""
 
 from safe_rlhf_video.lagrangian.candidates import ensemble_scores, pareto_front
 from safe_rlhf_video.lagrangian.confidence import CONFIDENCE, Bound, ConfidentMultiplier, confident_multiplier
 from safe_rlhf_video.lagrangian.multiplier import LagrangeMultiplier
 from safe_rlhf_video.lagrangian.score import (
-    TIE_TOLERANCE,
     Choice,
     Weighed,
     choose,
@@ -24,7 +23,6 @@ from safe_rlhf_video.lagrangian.selection import (
 
 __all__ = [
     "CONFIDENCE",
-    "TIE_TOLERANCE",
     "Bound",
     "Choice",
     "ConfidentMultiplier",

@@ -1,27 +1,23 @@
-"""A multiplier whose promise holds on new prompts, not only on those that it was chosen on."""
+"""Finds a multiplier that keeps a limit on new prompts, not only on the prompts that it was chosen on."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.lagrangian.hulls import FloatArray, Rows, check_alike, flatten, make_hulls
 from safe_rlhf_video.lagrangian.selection import Constraint, check_limit, check_probabilities
+from safe_rlhf_video.stats.bounds import binomial_p_values, hoeffding_bentkus_p_values, student_upper_bound
 
 Bound = Literal["binomial", "hoeffding_bentkus", "student_t"]
 
 CONFIDENCE = 0.95
 LADDER = tuple(np.append(np.geomspace(1e4, 1e-4, 801), 0.0).tolist())
 """Multipliers that are tried, falling: 2.3% apart, set before any score is seen, which the promise needs."""
-
-# Fewer prompts leave the mean of scores without bounds too far from a normal distribution.
-_MIN_PROMPTS = 30
 
 
 @dataclass(frozen=True)
@@ -60,18 +56,14 @@ def confident_multiplier(
     harm_rate_limit: float | None = None,
     confidence: float = CONFIDENCE,
 ) -> ConfidentMultiplier:
-    """The smallest lambda for which choosing max r - lambda w keeps a limit on new prompts, with a confidence of 95%.
+    """Finds the smallest lambda for which choosing max r - lambda w keeps a limit on new prompts, with 95% confidence.
 
     The multipliers of `LADDER` are tested from the largest, the safest, downwards, each at the full level of 5%, up to
-    the first that fails: a wrong one can only pass if the first wrong one does, so that trying many costs nothing and
+    the first that fails. A wrong one can pass only if the first wrong one does, so trying many costs nothing, and
     losses need not fall with lambda. Source: Learn then Test (arXiv 2110.01052), fixed-sequence testing. A test passes
-    if a mean of k / P or m over P prompts would be that low in at most 5% of draws were the expectation the limit:
-
-        labels (0, 1)     P(Binomial(P, limit) <= k) <= 5%, exact: the upper end of Clopper & Pearson 1934
-        losses in [0, 1]  min(exp(-P KL(m, limit)), e P(Binomial(P, limit) <= ceil(P m))) <= 5%: Hoeffding-Bentkus
-                          (arXiv 2101.02703); KL between Bernoulli distributions, 0 for m above the limit
-        costs             m + t_95%(P - 1) s / sqrt(P) <= limit, Student's t: scores have no bounds, so this is
-                          right only as P grows; at least 30 prompts
+    if a mean over the prompts would be that low in at most 5% of draws were the expectation the limit:
+    `stats.bounds.binomial_p_values` for labels (0, 1), `hoeffding_bentkus_p_values` for losses in [0, 1], and
+    `student_upper_bound` for costs, which have no bounds; this one needs at least 30 prompts.
 
     The promise is about prompts drawn as these were, with as many candidates as theirs: more candidates are another
     rule. With P(unsafe) as losses it is as true as these are calibrated; labels need no such trust.
@@ -119,14 +111,14 @@ def confident_multiplier(
         # About their mean, so that the squares do not cancel.
         centred = loss - loss.mean()
         variance = np.maximum(means(centred**2) - means(centred) ** 2, 0.0) * num_prompts / max(num_prompts - 1, 1)
-        holds = _student_t(mean, variance, num_prompts, limit, confidence)
+        holds = student_upper_bound(mean, variance, num_prompts, confidence) <= limit
     elif np.isin(loss, (0.0, 1.0)).all():
         bound = "binomial"
-        p_values = _binomial_cumulative(num_prompts, limit)
-        holds = p_values[np.rint(mean * num_prompts).astype(np.intp)] <= 1.0 - confidence
+        counts = np.rint(mean * num_prompts).astype(np.intp)
+        holds = binomial_p_values(counts, num_prompts, limit) <= 1.0 - confidence
     else:
         bound = "hoeffding_bentkus"
-        holds = _hoeffding_bentkus(mean, num_prompts, limit) <= 1.0 - confidence
+        holds = hoeffding_bentkus_p_values(mean, num_prompts, limit) <= 1.0 - confidence
     num_passed = len(LADDER) if holds.all() else int(np.argmin(holds))
     at = max(num_passed - 1, 0)
     reason = None
@@ -147,44 +139,3 @@ def confident_multiplier(
         observed=float(mean[at]),
         reward=float(means(reward)[at]),
     )
-
-
-def _student_t(mean: FloatArray, variance: FloatArray, num: int, limit: float, confidence: float) -> NDArray[np.bool_]:
-    if num < _MIN_PROMPTS:
-        return np.zeros(len(mean), dtype=bool)
-    return mean + _student_quantile(confidence, num - 1) * np.sqrt(variance / num) <= limit
-
-
-def _binomial_cumulative(num: int, rate: float) -> FloatArray:
-    """(num + 1,) P(Binomial(num, rate) <= k) for k = 0, ..., num."""
-    if rate in (0.0, 1.0):
-        return np.ones(num + 1) if rate == 0.0 else np.append(np.zeros(num), 1.0)
-    log_factorial = np.array([math.lgamma(k + 1) for k in range(num + 1)])
-    successes = np.arange(num + 1)
-    log_chance = log_factorial[-1] - log_factorial - log_factorial[::-1]
-    log_chance = log_chance + successes * math.log(rate) + (num - successes) * math.log1p(-rate)
-    return np.minimum(np.cumsum(np.exp(log_chance)), 1.0)
-
-
-def _hoeffding_bentkus(mean: FloatArray, num: int, limit: float) -> FloatArray:
-    """P-values of mean losses in [0, 1] for "the expectation is above the limit"."""
-    # Rounded down by less than matters, so that a sum that is whole is not taken for one more.
-    successes = np.clip(np.ceil(mean * num - 1e-9), 0, num).astype(np.intp)
-    bentkus = math.e * _binomial_cumulative(num, limit)[successes]
-    if not 0.0 < limit < 1.0:
-        return bentkus
-    low = np.clip(mean, 0.0, limit)
-    divergence = np.where(low > 0, low * np.log(np.maximum(low, 1e-300) / limit), 0.0)
-    divergence = divergence + (1 - low) * np.log((1 - low) / (1 - limit))
-    return np.minimum(bentkus, np.exp(-num * np.maximum(divergence, 0.0)))
-
-
-def _student_quantile(level: float, degrees: int) -> float:
-    """Of Student's t, by its expansion about the normal one (Abramowitz & Stegun 26.7.5); to 1e-4 from 29 degrees."""
-    z = NormalDist().inv_cdf(level)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / degrees ** (power + 1) for power, term in enumerate(terms))

@@ -12,15 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.stats.credit import TIE_TOLERANCE
 
 Choice = Literal["v1", "v2", "tie"]
 Weighed = Literal["cost", "p_unsafe"]
 ScoreT = TypeVar("ScoreT", float, NDArray[np.floating[Any]])
-
-# Two scores this close are a tie. The score of one video in fp32 changes by a few 1e-6 with the batch or the padding,
-# and scores only promise to agree within 1e-5, so a smaller difference says nothing about the videos.
-# As Bradley-Terry log odds it would mean winning 50.0003% of the time.
-TIE_TOLERANCE = 1e-5
 
 _MAX_DECIMALS = 9
 

@@ -83,7 +83,7 @@ class PairScore:
         calibrated: whether these two probabilities were fitted to held-out labels.
         is_safe: cost <= 0.
         sub_scores: head -> scores in a sub-dimension of helpfulness, of those that the model has; as rewards.
-        preferred: the side with the higher Lagrangian score; "tie" below `lagrangian.TIE_TOLERANCE`.
+        preferred: the side with the higher Lagrangian score; "tie" below `stats.credit.TIE_TOLERANCE`.
         reason: the choice in a sentence.
         percentiles: head -> per cent of the reference clips of `scripts/calibrate.py` that score lower; for the cost
             these are the less harmful ones. None without a calibrated model.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.stats.metrics import SignAccuracy
+from safe_rlhf_video.stats.credit import SignAccuracy
 
 Z_95 = 1.959963984540054  # the 97.5% point of the normal distribution
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr
 
 FloatArray = NDArray[np.float64]
 
@@ -117,9 +118,5 @@ def _quantile_limit(values: FloatArray, clusters: NDArray[np.generic], share: fl
 
 def _confident_rank(num: int, share: float) -> int | None:
     """The least k with P(Binomial(num, share) < k) >= 95%; None if it is more than `num`."""
-    log_factorial = np.array([math.lgamma(k + 1) for k in range(num + 1)])
-    successes = np.arange(num + 1)
-    log_chance = log_factorial[-1] - log_factorial - log_factorial[::-1]
-    log_chance = log_chance + successes * math.log(share) + (num - successes) * math.log1p(-share)
-    rank = int(np.searchsorted(np.cumsum(np.exp(log_chance)), CONFIDENCE)) + 1
+    rank = int(np.searchsorted(bdtr(np.arange(num + 1), num, share), CONFIDENCE)) + 1
     return rank if rank <= num else None

@@ -14,7 +14,6 @@ from safe_rlhf_video.data.batch import Batch
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS, LABEL_HEADS, preference_score
 from safe_rlhf_video.kinds.targets import label_columns
-from safe_rlhf_video.lagrangian import TIE_TOLERANCE
 from safe_rlhf_video.losses import (
     bradley_terry_loss,
     harm_label_loss,
@@ -24,6 +23,7 @@ from safe_rlhf_video.losses import (
     score_regularization,
     severity_loss,
 )
+from safe_rlhf_video.stats.credit import TIE_TOLERANCE
 from safe_rlhf_video.training.config import LossConfig
 from safe_rlhf_video.training.plan import StepPlan
 

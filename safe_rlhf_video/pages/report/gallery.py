@@ -12,7 +12,7 @@ from safe_rlhf_video.errors import VideoDecodeError
 from safe_rlhf_video.heads import LABEL_HEADS
 from safe_rlhf_video.pages.document import escape
 from safe_rlhf_video.pages.report.sources import Evaluated, Judged
-from safe_rlhf_video.stats.metrics import preference_probability
+from safe_rlhf_video.stats.probabilities import preference_probability
 
 NUM_PAIRS = 3
 _TEXT_LENGTH = 240

@@ -1,0 +1,183 @@
+"""Turns margins into probabilities, measures their reliability, and fits a temperature and a tie threshold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit
+
+from safe_rlhf_video.stats.checks import FloatArray, check_same_length, finite_row, too_few
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Comparisons with about the same predicted probability.
+
+    Attributes:
+        predicted: mean predicted probability.
+        observed: share of outcomes.
+    """
+
+    predicted: float
+    observed: float
+    num: int
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How well predicted probabilities agree with outcomes; figures are None, with the reason, where undefined.
+
+    Attributes:
+        ece: expected calibration error: mean |predicted - observed| of the bins, weighted by their numbers.
+        brier: mean (predicted - outcome)^2; 0.25 for a coin flip that says so.
+        log_loss: mean -log likelihood, nats; ln 2 for a coin flip that says so.
+    """
+
+    ece: float | None
+    brier: float | None
+    log_loss: float | None
+    bins: tuple[ReliabilityBin, ...]
+    num: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A temperature of maximum likelihood, or the reason why there is none.
+
+    Attributes:
+        log_loss_before: mean -log likelihood at temperature 1, nats.
+        log_loss: the same at `temperature`.
+    """
+
+    temperature: float | None
+    log_loss_before: float | None
+    log_loss: float | None
+    num: int
+    reason: str | None
+
+
+def preference_probability(margin: ArrayLike, temperature: float = 1.0) -> FloatArray:
+    """Computes P(video_0 preferred) = sigmoid(margin / temperature). Source: Bradley & Terry 1952; Guo et al. 2017.
+
+    Args:
+        margin: (M,) score of video_0 minus that of video_1, higher is preferred, in log odds.
+        temperature: above 0.
+
+    Returns:
+        (M,) values in [0, 1].
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    return np.asarray(expit(finite_row("margin", margin) / temperature), dtype=np.float64)
+
+
+def reliability(probability: ArrayLike, outcome: ArrayLike, num_bins: int = 10) -> Reliability:
+    """Computes the reliability curve, expected calibration error and Brier score of predicted probabilities.
+
+        ECE = sum_b n_b / n |mean predicted in b - share of outcomes in b|,   b: bins of equal mass
+
+    Equal mass, because most margins of a good model lie far from 0 and bins of equal width would be all but empty in
+    the middle. Equal probabilities count with the mean of their outcomes, so that the order of the data never matters.
+    Source: Naeini et al. 2015 (AAAI) and Guo et al. 2017 (ICML) for the ECE, Brier 1950 for the score.
+
+    Args:
+        probability: (M,) predicted, in [0, 1].
+        outcome: (M,) 1 where it came true, else 0.
+        num_bins: of as equal counts as M allows.
+
+    Raises:
+        ValueError: a probability is out of range, an outcome is neither 0 nor 1, or the lengths differ.
+    """
+    predicted, observed = finite_row("probability", probability), finite_row("outcome", outcome)
+    check_same_length("probability", predicted, "outcome", observed)
+    if len(predicted) and not (predicted.min() >= 0 and predicted.max() <= 1):
+        raise ValueError("probability must lie in [0, 1]")
+    if not np.isin(observed, (0, 1)).all():
+        raise ValueError("outcome must hold only 0 and 1")
+    if reason := too_few(len(predicted)):
+        return Reliability(None, None, None, (), len(predicted), reason)
+    values, group = np.unique(predicted, return_inverse=True)
+    shares = np.bincount(group, weights=observed) / np.bincount(group)
+    order = np.argsort(predicted, kind="stable")
+    bins = tuple(
+        ReliabilityBin(float(values[group[rows]].mean()), float(shares[group[rows]].mean()), len(rows))
+        for rows in np.array_split(order, num_bins)
+        if len(rows)
+    )
+    ece = sum(one.num * abs(one.predicted - one.observed) for one in bins) / len(predicted)
+    # A margin of 37 has a finite loss, yet its probability rounds to 1.
+    of_outcome = np.where(observed == 1, predicted, 1.0 - predicted)
+    log_loss = -np.log(np.maximum(of_outcome, np.finfo(np.float64).tiny)).mean()
+    return Reliability(
+        ece=float(ece),
+        brier=float(np.mean((predicted - observed) ** 2)),
+        log_loss=float(log_loss),
+        bins=bins,
+        num=len(predicted),
+        reason=None,
+    )
+
+
+def fit_temperature(margin: ArrayLike) -> Temperature:
+    """Finds the temperature T that makes the labels most likely under P = sigmoid(margin / T).
+
+        minimise over b = 1 / T > 0:   sum_m log(1 + exp(-b margin_m))
+
+    The sum is convex in b; its derivative is 0 at the minimum. Only chosen minus rejected enters, so that
+    the sides of a comparison cannot matter. Source: Guo et al. 2017 (ICML), temperature scaling of one logit.
+
+    Args:
+        margin: (M,) chosen minus rejected, in log odds.
+
+    Returns:
+        No temperature, but the reason, with fewer than `MIN_COMPARISONS`, or where no T > 0 is best: all comparisons
+        predicted rightly (T would be 0), or the scores no better than none (T would be infinite).
+    """
+    margins = finite_row("margin", margin)
+    num = len(margins)
+
+    def log_loss(inverse: float) -> float:
+        return float(np.logaddexp(0.0, -inverse * margins).mean())
+
+    def derivative(inverse: float) -> float:
+        return float(np.mean(-margins * expit(-inverse * margins)))
+
+    before = log_loss(1.0) if num else None
+    reason = too_few(num)
+    if reason is None and not (margins < 0).any():
+        reason = "every comparison is predicted rightly, so that no temperature is the most likely; give more"
+    if reason is None and derivative(0.0) >= 0:
+        reason = "the scores do not agree with the labels at all, so that no temperature makes them likelier"
+    if reason is not None:
+        return Temperature(None, before, None, num, reason)
+    from scipy.optimize import brentq  # only calibrating needs it
+
+    high = 1.0 / float(np.abs(margins).mean())
+    while derivative(high) < 0:
+        high *= 2.0
+    inverse = brentq(derivative, 0.0, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps)
+    return Temperature(1.0 / inverse, before, log_loss(inverse), num, None)
+
+
+def fit_tie_threshold(margin: ArrayLike, is_tie: ArrayLike) -> float | None:
+    """Finds the threshold of `tie_aware_credit` with the most credit, the smallest of equals; None without both labels.
+
+    Source: tie calibration of Deutsch et al. 2023, on other comparisons than those that it is used on.
+    """
+    margins, tied = finite_row("margin", margin), np.asarray(is_tie, dtype=bool)
+    check_same_length("margin", margins, "is_tie", tied)
+    if tied.all() or not tied.any():
+        return None
+    # Raising the threshold past a margin gains a labelled tie, or loses a right order.
+    order = np.argsort(np.abs(margins), kind="stable")
+    sizes = np.abs(margins)[order]
+    gain = np.cumsum(np.where(tied, 1.0, -(margins > 0).astype(np.float64))[order])
+    is_last = np.append(sizes[1:] > sizes[:-1], True)  # equal margins are passed together
+    thresholds, gains = np.append(0.0, sizes[is_last]), np.append(0.0, gain[is_last])
+    if sizes[0] == 0:  # a threshold of 0 passes the margins of 0
+        thresholds, gains = thresholds[1:], gains[1:]
+    return float(thresholds[np.argmax(gains)])
