@@ -24,7 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from safe_rlhf_video import LagrangianReward
 from safe_rlhf_video.lagrangian import LagrangeMultiplier
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.worlds.video_world import EMBLEMS, FPS, Clip, Prompt, draw_prompt, render, true_utilities
 
 WORDS = ("emblem", "lights", "sparks", "torn", "grain", "plain")

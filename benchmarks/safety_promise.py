@@ -43,7 +43,7 @@ from safe_rlhf_video.lagrangian import confident_multiplier, solve_multiplier, w
 from safe_rlhf_video.lagrangian.hulls import Hulls, flatten, make_hulls
 from safe_rlhf_video.pages.axes import Axis, Plane, percent_tick, round_ticks
 from safe_rlhf_video.progress import progress_bar
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.logistic import fit_logistic
 from safe_rlhf_video.worlds.video_world import (
     FPS,

@@ -33,7 +33,8 @@ from safe_rlhf_video.models.config import BackboneConfig, LoraConfig
 from safe_rlhf_video.models.folder import save_model
 from safe_rlhf_video.models.record import ModelRecord
 from safe_rlhf_video.models.score_model import ScoreModel
-from safe_rlhf_video.scoring import Scorer, Source
+from safe_rlhf_video.scoring.score_many import Source
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.video.frame_store import FrameStore
 from safe_rlhf_video.video.sampling import Sampling
 from safe_rlhf_video.video.store_builder import ClipFile, build_store

@@ -36,7 +36,7 @@ from machine import describe_machine
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 
 HERE = Path(__file__).resolve().parent
 HEAD = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

@@ -20,7 +20,7 @@ from safe_rlhf_video.heads import HARM_HEADS, TEXT_HARM_HEADS
 from safe_rlhf_video.kinds import ordinal
 from safe_rlhf_video.kinds.targets import classes_of, label_columns
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.worlds.text_world import severity_chances
 
 SEVERITY = "severity"

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset
     from safe_rlhf_video.responses import TextResponse
-    from safe_rlhf_video.scoring import Moderation, PairScore, Ranking, Scorer, score_pair
+    from safe_rlhf_video.scoring.decisions import PairScore, Ranking
+    from safe_rlhf_video.scoring.harms import Moderation
     from safe_rlhf_video.scoring.policy_reward import LagrangianReward
+    from safe_rlhf_video.scoring.scorer import Scorer, score_pair
     from safe_rlhf_video.video.sampling import Sampling, Video
 
 __version__ = "0.1.0"
@@ -35,11 +37,11 @@ _HOME = {
     "VideoDataset": "data.datasets",
     "TextResponse": "responses",
     "LagrangianReward": "scoring.policy_reward",
-    "Moderation": "scoring",
-    "PairScore": "scoring",
-    "Ranking": "scoring",
-    "Scorer": "scoring",
-    "score_pair": "scoring",
+    "Moderation": "scoring.harms",
+    "PairScore": "scoring.decisions",
+    "Ranking": "scoring.decisions",
+    "Scorer": "scoring.scorer",
+    "score_pair": "scoring.scorer",
     "Sampling": "video.sampling",
     "Video": "video.sampling",
 }

@@ -133,9 +133,11 @@ def _say(mistake: Any) -> str:
         return "unknown, no such field is expected"
     if kind == "json_invalid":
         return f"not {message.removeprefix('Invalid ').replace('JSON: ', 'valid JSON (')})"
+    if kind == "value_error":  # of a __post_init__, which says itself what it got
+        return message.removeprefix("Value error, ")
     if kind in _EXPECTED:
         message = f"expected {_EXPECTED[kind]}"
-    message = message.removeprefix("Value error, ").replace("Input should be", "expected")
+    message = message.replace("Input should be", "expected")
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         message = message.replace("expected", "expected a number", 1)
     return f"{message}, got {show(mistake['input'])}"

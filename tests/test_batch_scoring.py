@@ -22,10 +22,12 @@ from small_models import COST, one_line, write_model, write_reward_and_cost
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring import Scorer, judge_pair
 from safe_rlhf_video.scoring import score_files as batch_scoring
-from safe_rlhf_video.scoring.score_files import Shard, content_key, read_shard, score_in_parts
+from safe_rlhf_video.scoring.decisions import judge_pair
+from safe_rlhf_video.scoring.devices import Shard, read_shard
+from safe_rlhf_video.scoring.score_files import content_key, score_in_parts
 from safe_rlhf_video.scoring.score_many import ScoreRequest
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.credit import TIE_TOLERANCE
 
 Record = dict[str, Any]

@@ -13,19 +13,14 @@ from conftest import Record
 from small_models import COST, REWARD, noise_video, one_line, write_model, write_reward_and_cost
 
 from safe_rlhf_video.calibration.fit import (
-    Calibration,
-    MultiplierCalibration,
     calibrate_head,
     calibrate_label,
-    calibrate_multiplier,
     describe_reference,
-    percentile,
-    read_calibration,
-    write_calibration,
+    keep_earlier,
 )
-from safe_rlhf_video.calibration.fit_multiplier import group_candidates
-from safe_rlhf_video.calibration.fit_samples import keep_earlier
 from safe_rlhf_video.calibration.held_out import held_out
+from safe_rlhf_video.calibration.multiplier import Candidates, Limit, calibrate_multiplier, group_candidates
+from safe_rlhf_video.calibration.store import Calibration, MultiplierCalibration, read_calibration, write_calibration
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
 from safe_rlhf_video.data.records import VIDEO_NAMES, VideoSample
@@ -33,7 +28,8 @@ from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.lagrangian import confident_multiplier
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
 from safe_rlhf_video.models.record import TrainingFacts
-from safe_rlhf_video.scoring import PairScore, Scorer, judge_pair, score_pair
+from safe_rlhf_video.scoring.decisions import PairScore, judge_pair
+from safe_rlhf_video.scoring.scorer import Scorer, score_pair
 from safe_rlhf_video.stats.probabilities import fit_temperature
 from safe_rlhf_video.stats.thresholds import Target
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
@@ -139,16 +135,16 @@ def test_percentiles_by_counting() -> None:
     reference = describe_reference(scores)
     assert reference is not None
     for score in (-1.5, -1.0, 0.0, 0.3, 1.5):
-        assert percentile(score, reference) == pytest.approx(100 * np.mean(scores < score), abs=0.3)
-    assert percentile(scores.min() - 1, reference) == 0.0
-    assert percentile(scores.max() + 1, reference) == 100.0
-    grid = [percentile(score, reference) for score in np.linspace(-4, 4, 999)]
+        assert reference.percentile(score) == pytest.approx(100 * np.mean(scores < score), abs=0.3)
+    assert reference.percentile(scores.min() - 1) == 0.0
+    assert reference.percentile(scores.max() + 1) == 100.0
+    grid = [reference.percentile(score) for score in np.linspace(-4, 4, 999)]
     assert grid == sorted(grid)
     # A score that four fifths share stands in their middle.
     shared = describe_reference([0.0] * 80 + [1.0] * 20)
     assert shared is not None
-    assert percentile(0.0, shared) == pytest.approx(40.0, abs=1.0)
-    assert percentile(1.0, shared) == pytest.approx(90.0, abs=1.0)
+    assert shared.percentile(0.0) == pytest.approx(40.0, abs=1.0)
+    assert shared.percentile(1.0) == pytest.approx(90.0, abs=1.0)
 
 
 def test_scorer_reads_calibrations_and_mirrors_exactly(folders: tuple[Path, Path]) -> None:
@@ -196,11 +192,9 @@ def test_head_without_a_temperature_is_not_calibrated() -> None:
 
 
 MULTIPLIER = calibrate_multiplier(
-    [[0.0, 1.0]] * 60,
-    [[0.0, 1.0]] * 60,
+    Candidates([[0.0, 1.0]] * 60, [[0.0, 1.0]] * 60, [[0, 0]] * 60),
     {"reward": "a", "cost": "b"},
-    [[0, 0]] * 60,
-    harm_rate_limit=0.1,
+    Limit(harm_rate=0.1),
 )
 
 
@@ -209,6 +203,8 @@ MULTIPLIER = calibrate_multiplier(
     [
         lambda fields: fields.update(format_version=1),
         lambda fields: fields.update(weights="0" * 32),
+        lambda fields: fields.update(weights=7),
+        lambda fields: fields.update(weights=None),
         lambda fields: fields.pop("heads"),
         lambda fields: fields["heads"].update(charm=fields["heads"]["reward"]),
         lambda fields: fields["heads"]["reward"].update(temperature=0.0),
@@ -216,6 +212,11 @@ MULTIPLIER = calibrate_multiplier(
         lambda fields: fields["heads"]["reward"].update(temperature=None),
         lambda fields: fields["heads"]["reward"].update(temperature=10**400),
         lambda fields: fields["heads"]["reward"].update(num_comparisons=-1),
+        lambda fields: fields["heads"]["reward"]["reference"].update(std=-1.0),
+        lambda fields: fields["heads"]["reward"]["reference"].update(num=0),
+        lambda fields: fields["heads"]["reward"]["reference"].update(mean=None),
+        lambda fields: fields["heads"]["reward"].update(reason=3),
+        lambda fields: fields["heads"]["reward"].update(slope=1.0),
         lambda fields: fields["heads"]["reward"]["reference"]["quantiles"].reverse(),
         lambda fields: fields["heads"]["reward"]["reference"]["quantiles"].pop(),
         lambda fields: fields.pop("labels"),
@@ -229,6 +230,10 @@ MULTIPLIER = calibrate_multiplier(
         lambda fields: fields["multiplier"].update(constraint="probability"),
         lambda fields: fields["multiplier"].update(num_candidates=[3, 2]),
         lambda fields: fields["multiplier"]["models"].pop("cost"),
+        lambda fields: fields["multiplier"]["models"].update(cost=7),
+        lambda fields: fields["multiplier"]["models"].update(cost={"cost": "b"}),
+        lambda fields: fields["multiplier"].update(num_candidates=[2, 3, 4]),
+        lambda fields: fields["multiplier"].update(confidence=1.0),
         lambda fields: fields["multiplier"].pop("limit"),
         lambda fields: fields["multiplier"].update(scale=2.0),
         None,

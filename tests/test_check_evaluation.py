@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import launch
 
-from safe_rlhf_video.calibration.fit import HeadCalibration
+from safe_rlhf_video.calibration.store import HeadCalibration
 from safe_rlhf_video.data.labelled_pairs import select_labelled
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, SUB_DIMENSIONS, PairSample, parse_pair
 from safe_rlhf_video.evaluation.evaluate import evaluate

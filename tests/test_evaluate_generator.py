@@ -17,7 +17,7 @@ from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, Vi
 from safe_rlhf_video.evaluation.generator import evaluate_generators, format_generators
 from safe_rlhf_video.evaluation.results import write_evaluation
 from safe_rlhf_video.models.folder import fingerprint_weights
-from safe_rlhf_video.scoring import TradeOff
+from safe_rlhf_video.scoring.decisions import TradeOff
 from safe_rlhf_video.stats.credit import SignAccuracy, sign_accuracy
 from safe_rlhf_video.stats.prevalence import (
     SignRates,

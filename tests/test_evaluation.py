@@ -11,7 +11,7 @@ from conftest import launch, read_records
 from made_up_evaluations import dimension_figures, made_up_evaluation, sign_figures
 from small_models import COST, REWARD, SAMPLING, noise_video, one_line, write_model
 
-from safe_rlhf_video.calibration.fit_samples import fit_heads
+from safe_rlhf_video.calibration.fit import fit_heads
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import safety_signs
 from safe_rlhf_video.data.records import SUB_DIMENSIONS, PairSample, Preference, parse_pair
@@ -22,9 +22,9 @@ from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.results import evaluation_fields
 from safe_rlhf_video.evaluation.table import format_comparison, format_table
 from safe_rlhf_video.models.config import BackboneConfig
-from safe_rlhf_video.scoring import Scorer
 from safe_rlhf_video.scoring.score_files import score_to_file
 from safe_rlhf_video.scoring.score_many import ScoreRequest
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.video.sampling import Video
 from safe_rlhf_video.worlds.truth import read_truth
 from safe_rlhf_video.worlds.video_world import plan_split
@@ -433,7 +433,7 @@ def test_calibration_block_by_plain_loops(planned: tuple[list[PairSample], list[
     plain = evaluate(pairs, scores, truth=truth).dimensions["helpfulness"].calibration
     assert not plain.is_calibrated
     assert plain.temperature is None
-    heads = fit_heads(pairs, [], scores, ["reward"])
+    heads = fit_heads(pairs, [], scores)
     assert heads["reward"].temperature == pytest.approx(3.0, rel=0.15)
     fitted = evaluate(pairs, scores, truth=truth, calibrations=heads).dimensions["helpfulness"].calibration
     assert fitted.is_calibrated
@@ -458,7 +458,7 @@ def test_calibration_block_by_plain_loops(planned: tuple[list[PairSample], list[
         )
         for pair in pairs
     ]
-    assert fit_heads(turned, [], scores, ["reward"])["reward"] == heads["reward"]
+    assert fit_heads(turned, [], scores)["reward"] == heads["reward"]
 
 
 def test_breakdown_covers_every_comparison(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
@@ -500,7 +500,7 @@ def test_ties_are_a_third_answer(planned: tuple[list[PairSample], list[PairSampl
         return replace(pair, preferences={**pair.preferences, "helpfulness": better})
 
     tied = [label(number, pair) for number, pair in enumerate(pairs)]
-    heads = fit_heads(tied, [], scores, ["reward"])
+    heads = fit_heads(tied, [], scores)
     assert heads["reward"].tie_threshold == pytest.approx(0.5, abs=0.05)
     wrong = sum(number % 5 == 0 and pair.preferences["helpfulness"] != "tie" for number, pair in enumerate(tied))
     figures = evaluate(tied, scores, calibrations=heads).dimensions["helpfulness"].tie_aware

@@ -28,13 +28,9 @@ from stub_hub import COMMIT, StubHub
 from tiny_backbones import SAMPLINGS, write_tiny_backbone
 
 from safe_rlhf_video import Scorer, TextResponse, score_pair
-from safe_rlhf_video.calibration.fit import (
-    Calibration,
-    calibrate_head,
-    calibrate_multiplier,
-    read_calibration,
-    write_calibration,
-)
+from safe_rlhf_video.calibration.fit import calibrate_head
+from safe_rlhf_video.calibration.multiplier import Candidates, Limit, calibrate_multiplier
+from safe_rlhf_video.calibration.store import Calibration, read_calibration, write_calibration
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.evaluation.results import write_evaluation
 from safe_rlhf_video.export import export_model as export
@@ -106,7 +102,8 @@ def test_a_calibration_is_handed_on(merge: bool, tmp_path: Path) -> None:
     fitted = Calibration({"reward": calibrate_head(np.tile([2.0, 2.0, -1.0], 20), np.zeros(60), 9, [0.0, 1.0])}, {},
                          {"data": "/home/somebody/comparisons.json", "num_prompts": 9})  # fmt: skip
     models = dict.fromkeys(("reward", "cost"), fingerprint_trained(folder))
-    multiplier = calibrate_multiplier([[0.0, 1.0]] * 40, [[0.0, 1.0]] * 40, models, [[0, 0]] * 40, harm_rate_limit=0.1)
+    candidates = Candidates([[0.0, 1.0]] * 40, [[0.0, 1.0]] * 40, [[0, 0]] * 40)
+    multiplier = calibrate_multiplier(candidates, models, Limit(harm_rate=0.1))
     write_calibration(folder, replace(fitted, multiplier=multiplier))
     export_model(folder, tmp_path / "out", merge=merge)
     data = {"data": "comparisons.json", "num_prompts": 9}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_backbones import SAMPLINGS, write_tiny_backbone
 
 from safe_rlhf_video.models.families import FAMILIES
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 
 ADAPTERS = {"lora": {"rank": 4, "dropout": 0.1}}
 IN_FULL = {"lora": {"rank": 0}, "trained_parts": ["language_model", "projector"], "gradient_checkpointing": True}

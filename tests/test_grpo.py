@@ -24,8 +24,8 @@ from small_models import noise_video, one_line, write_reward_and_cost
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.lagrangian import LagrangeMultiplier, lagrangian_score
-from safe_rlhf_video.scoring import Scorer
 from safe_rlhf_video.scoring.policy_reward import STATE_FILE, LagrangianReward, as_frames, own_device
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.video.sampling import Video
 
 WORDS = ("red", "blue", "circle", "square", "left", "right", "night", "sea")

@@ -16,8 +16,8 @@ import torch
 from conftest import Record, launch, read_records, read_rows, write_training_config
 from small_models import build_score_model, noise_video, one_line, whole_weights, write_model
 
-from safe_rlhf_video.calibration.fit import LabelCalibration, calibrate_label, read_calibration
-from safe_rlhf_video.calibration.fit_samples import parse_targets
+from safe_rlhf_video.calibration.fit import calibrate_label, parse_targets
+from safe_rlhf_video.calibration.store import LabelCalibration, read_calibration
 from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.data.datasets import VideoDataset
 from safe_rlhf_video.data.preferences import build_groups, harm_signs, is_for_calibration
@@ -29,7 +29,8 @@ from safe_rlhf_video.heads import HARM_HEADS, LOGIT_HEADS
 from safe_rlhf_video.losses import harm_label_loss
 from safe_rlhf_video.models.folder import save_model
 from safe_rlhf_video.models.record import TrainingFacts
-from safe_rlhf_video.scoring import Moderation, Scorer, judge_harms
+from safe_rlhf_video.scoring.harms import Moderation, judge_harms
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.thresholds import Target, Threshold, choose_threshold
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import class_weights, load_data, weigh_labels
@@ -140,7 +141,7 @@ def test_too_few_videos_promise_nothing() -> None:
     for value in (0.1, -1.7, 2.2):  # the deviation of equal floats is not 0
         alike = calibrate_label(np.full(100, value), np.arange(100) < 40, np.arange(100), Target("recall", 0.9))
         assert alike.slope is None
-        assert "higher logits are not the likelier ones" in str(alike.reason)
+        assert "higher logits do not make the label more likely" in str(alike.reason)
 
 
 def test_targets_are_parsed_or_named() -> None:

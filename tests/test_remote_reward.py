@@ -12,7 +12,7 @@ from small_models import one_line
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.lagrangian import lagrangian_score
-from safe_rlhf_video.scoring import TradeOff
+from safe_rlhf_video.scoring.decisions import TradeOff
 from safe_rlhf_video.scoring.remote_reward import build_answer
 from safe_rlhf_video.serving.request_models import read_trainer_request
 from safe_rlhf_video.serving.settings import ServerSettings

@@ -17,13 +17,14 @@ from PIL import Image
 from small_models import JOINT, noise_video, one_line, write_model, write_reward_and_cost
 
 import safe_rlhf_video
-from safe_rlhf_video import lagrangian, scoring
+from safe_rlhf_video import lagrangian
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError, VideoDecodeError
 from safe_rlhf_video.models.record import read_record
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring import PairScore, Scorer, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring import scorer as scorer_module
+from safe_rlhf_video.scoring.decisions import PairScore, TradeOff, judge_pair, judge_ranking
 from safe_rlhf_video.scoring.score_many import ScoreRequest, Source, raise_unreadable, score_many
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.credit import TIE_TOLERANCE
 from safe_rlhf_video.video.sampling import Video
 
@@ -463,7 +464,7 @@ def test_record_says_how_videos_are_sampled(scorer: Scorer, folders: tuple[Path,
 def test_public_names_are_there() -> None:
     assert safe_rlhf_video.Scorer is Scorer
     assert safe_rlhf_video.PairScore is PairScore
-    assert safe_rlhf_video.score_pair is scoring.score_pair
+    assert safe_rlhf_video.score_pair is scorer_module.score_pair
     for name in safe_rlhf_video.__all__:
         assert getattr(safe_rlhf_video, name).__name__ == name
         assert name in dir(safe_rlhf_video)

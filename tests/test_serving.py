@@ -29,7 +29,7 @@ from running_server import RunningServer, children_of, encode_parts, in_json, is
 from small_models import COST, REWARD, noise_video, one_line, write_model
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.serving.model_thread import ModelThread
 from safe_rlhf_video.serving.request_body import LARGE_BODY_BYTES, MAX_VALUES, parse_object, read_fields
 from safe_rlhf_video.serving.request_clips import Uploads

@@ -16,7 +16,7 @@ from clips import write_clip
 from running_server import RunningServer, encode_parts, running_server
 from small_models import write_reward_and_cost
 
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 
 NUM_REQUESTS = 2000
 SCORING = ("/score", "/score_pair", "/rank", "/moderate", "/remote_reward")

@@ -18,7 +18,8 @@ from conftest import command, environment
 from small_models import write_reward_and_cost
 
 from safe_rlhf_video import lagrangian
-from safe_rlhf_video.scoring import Moderation, judge_ranking
+from safe_rlhf_video.scoring.decisions import judge_ranking
+from safe_rlhf_video.scoring.harms import Moderation
 from safe_rlhf_video.serving.page_files import PAGE_POLICY, read_page_files
 
 playwright = pytest.importorskip("playwright.sync_api")

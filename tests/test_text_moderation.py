@@ -31,7 +31,8 @@ from safe_rlhf_video.models.folder import load_models, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import THRESHOLDS, Thresholds
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring import Scorer, judge_harms
+from safe_rlhf_video.scoring.harms import judge_harms
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import class_weights, load_data, weigh_labels
 

@@ -22,7 +22,7 @@ from tiny_backbones import SAMPLINGS, write_tiny_backbone
 from wandb_files import figures, read_history
 
 from safe_rlhf_video.cli import parse_config
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.credit import credit
 from safe_rlhf_video.training.config import OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.data import load_data

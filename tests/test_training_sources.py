@@ -17,7 +17,7 @@ from conftest import ROOT, Record, command, environment, launch, read_records, r
 from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import load_data
 

@@ -65,9 +65,10 @@ def score_generators(arguments: argparse.Namespace) -> dict[str, Any]:
     from safe_rlhf_video.evaluation.generator import evaluate_generators
     from safe_rlhf_video.evaluation.results import read_evaluation
     from safe_rlhf_video.models.folder import fingerprint_weights
-    from safe_rlhf_video.scoring import Scorer, TradeOff
+    from safe_rlhf_video.scoring.decisions import TradeOff
     from safe_rlhf_video.scoring.score_files import score_to_file
     from safe_rlhf_video.scoring.score_many import ScoreRequest
+    from safe_rlhf_video.scoring.scorer import Scorer
     from safe_rlhf_video.stats.credit import SignAccuracy
     from safe_rlhf_video.stats.prevalence import sign_rates
 

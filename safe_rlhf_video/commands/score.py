@@ -30,7 +30,8 @@ from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.responses import TextResponse
 
 if TYPE_CHECKING:
-    from safe_rlhf_video.scoring import Scorer, TradeOff
+    from safe_rlhf_video.scoring.decisions import TradeOff
+    from safe_rlhf_video.scoring.scorer import Scorer
 
 Kind = Literal["clip", "pair", "list"]
 # What a row of each kind is known by, and how it is called.
@@ -232,9 +233,10 @@ def parse_row(record: Any, number: int, folder: Path, where: str, ids: dict[str,
 
 
 def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace) -> None:
-    from safe_rlhf_video.scoring import Scorer
-    from safe_rlhf_video.scoring.score_files import choose_device, content_key, read_shard, score_in_parts
+    from safe_rlhf_video.scoring.devices import choose_device, read_shard
+    from safe_rlhf_video.scoring.score_files import content_key, score_in_parts
     from safe_rlhf_video.scoring.score_many import ScoreRequest
+    from safe_rlhf_video.scoring.scorer import Scorer
 
     if not rows:
         raise SampleError(
@@ -289,7 +291,7 @@ def score_rows(rows: list[Row], bad: list[BadRow], arguments: argparse.Namespace
 def judge_row(
     row: Row, scores: list[dict[str, float]], scorer: "Scorer", trade_off: "TradeOff | None"
 ) -> dict[str, Any]:
-    from safe_rlhf_video.scoring import PairScore, Ranking, judge_pair, judge_ranking
+    from safe_rlhf_video.scoring.decisions import PairScore, Ranking, judge_pair, judge_ranking
 
     responses = [
         response.text if isinstance(response, TextResponse) else str(response) for response in row.responses.values()

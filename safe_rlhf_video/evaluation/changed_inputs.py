@@ -15,7 +15,7 @@ import numpy as np
 from safe_rlhf_video.data.preferences import normalise_prompt
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.responses import Response
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.model_scorer import ModelScorer
 from safe_rlhf_video.scoring.score_many import ScoreRequest
 from safe_rlhf_video.video.sampling import Video
 
@@ -39,7 +39,7 @@ FRAME_CHANGES: Mapping[str, Callable[[Video], Video]] = MappingProxyType(
 CONTROLS = (SHUFFLED_PROMPT, *FRAME_CHANGES)
 
 
-class ChangedFramesScorer(Scorer):
+class ChangedFramesScorer(ModelScorer):
     """A scorer that sees every clip as one of `FRAME_CHANGES` makes it; texts stay as they are."""
 
     change = ""
@@ -50,7 +50,7 @@ class ChangedFramesScorer(Scorer):
         self.fingerprint = f"{self.fingerprint} {change}"
 
     def score_batch(self, prompts: Sequence[str], responses: Sequence[Response]) -> dict[str, np.ndarray]:
-        """As `Scorer.score_batch`, on the changed clips."""
+        """As `ModelScorer.score_batch`, on the changed clips."""
         change = FRAME_CHANGES[self.change]
         return super().score_batch(prompts, [change(one) if isinstance(one, Video) else one for one in responses])
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from safe_rlhf_video.calibration.fit import HeadCalibration
+from safe_rlhf_video.calibration.store import HeadCalibration
 from safe_rlhf_video.data.labelled_pairs import Labelled
 from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.evaluation.breakdown import break_down, interval_by_prompt, judge_unseen

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from safe_rlhf_video.calibration.fit import HeadCalibration
+from safe_rlhf_video.calibration.store import HeadCalibration
 from safe_rlhf_video.data.labelled_pairs import Scores, preference_margin, select_labelled
 from safe_rlhf_video.data.preferences import harm_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, DIMENSIONS, TIE, PairSample, VideoSample
@@ -21,7 +21,7 @@ from safe_rlhf_video.evaluation.sign_figures import judge_sign
 
 if TYPE_CHECKING:
     # Only its annotations; torch is slow to import.
-    from safe_rlhf_video.scoring import Moderation
+    from safe_rlhf_video.scoring.harms import Moderation
 
 
 def evaluate(

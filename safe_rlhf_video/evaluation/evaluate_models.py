@@ -22,9 +22,10 @@ from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.models.folder import fingerprint_weights
 from safe_rlhf_video.models.record import read_record
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.model_scorer import ModelScorer
 from safe_rlhf_video.scoring.score_files import score_to_file
 from safe_rlhf_video.scoring.score_many import ScoreRequest
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.video.frame_store import check_sampling
 from safe_rlhf_video.worlds import truth as truth_file
 
@@ -190,12 +191,12 @@ def _score_with(
     requests: Sequence[ScoreRequest],
     name: str,
 ) -> Scores:
-    with Scorer.from_pretrained(*folders, backbone=request.backbone) as scorer:
+    with ModelScorer.from_pretrained(*folders, backbone=request.backbone) as scorer:
         return _score(scorer, request, clips, requests, name)
 
 
 def _score(
-    scorer: Scorer, request: EvaluationRequest, clips: LabelledClips, requests: Sequence[ScoreRequest], name: str
+    scorer: ModelScorer, request: EvaluationRequest, clips: LabelledClips, requests: Sequence[ScoreRequest], name: str
 ) -> Scores:
     """Scores by name, kept in NAME.jsonl so that an interrupted evaluation goes on where it stopped."""
     if clips.store is not None:

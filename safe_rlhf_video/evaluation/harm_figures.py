@@ -26,7 +26,7 @@ from safe_rlhf_video.stats.thresholds import Target
 
 if TYPE_CHECKING:
     # Only its annotations; torch is slow to import.
-    from safe_rlhf_video.scoring import Moderation
+    from safe_rlhf_video.scoring.harms import Moderation
 
 NUM_EXAMPLES = 20
 

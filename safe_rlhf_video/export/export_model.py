@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safe_rlhf_video.calibration import fit as calibration
+from safe_rlhf_video.calibration.store import FILE_NAME as CALIBRATION_FILE
+from safe_rlhf_video.calibration.store import read_calibration, write_calibration
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.evaluation.results import read_evaluation
 from safe_rlhf_video.export.model_card import MergeCheck, build_card
@@ -88,8 +89,8 @@ def export_model(
         else:
             written, check = _write_copy(folder, record, partial), None
         # The scores are the same but for rounding; what says whose calibration it is has to be written anew.
-        if (folder / calibration.FILE_NAME).exists():
-            fitted = calibration.read_calibration(folder)
+        if (folder / CALIBRATION_FILE).exists():
+            fitted = read_calibration(folder)
             data = {**fitted.data, "data": Path(str(fitted.data.get("data"))).name}
             multiplier = fitted.multiplier
             if multiplier is not None and merge:
@@ -97,7 +98,7 @@ def export_model(
                 old, new = (fingerprint_trained(one) for one in (folder, partial))
                 models = {head: new if name == old else name for head, name in multiplier.models.items()}
                 multiplier = replace(multiplier, models=models)
-            calibration.write_calibration(partial, replace(fitted, data=data, multiplier=multiplier))
+            write_calibration(partial, replace(fitted, data=data, multiplier=multiplier))
         template = _read_json(partial / "model.json")["template"]
         card = build_card(written, out.name, template, has_local_backbone(written), figures, check)
         with naming(partial / "README.md"):

@@ -14,7 +14,6 @@ no pickle.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.models.backbones import Backbone, fill_backbone, identify_backbone, outline_backbone
-from safe_rlhf_video.models.fingerprints import fingerprint_model
+from safe_rlhf_video.models.fingerprints import fingerprint_model, join_fingerprints
 from safe_rlhf_video.models.record import ModelRecord, naming, read_record, resolve_model_folder, write_record
 from safe_rlhf_video.models.score_model import ScoreModel, plain_name
 
@@ -224,8 +223,7 @@ def _files(
 
 def fingerprint_weights(folders: Sequence[str | Path]) -> str:
     """Identifies what decides the scores of some model folders, e.g. in a file of them."""
-    parts = [fingerprint_model(resolve_model_folder(folder)) for folder in folders]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
+    return join_fingerprints([fingerprint_model(resolve_model_folder(folder)) for folder in folders])
 
 
 def _check_fingerprint(backbone: Backbone, expected: str, folder: str | Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from safe_rlhf_video import lagrangian
-from safe_rlhf_video.calibration import fit as calibration
-from safe_rlhf_video.calibration.fit import HeadCalibration
+from safe_rlhf_video.calibration.multiplier import StoredMultiplier
+from safe_rlhf_video.calibration.store import HeadCalibration
+from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import SUB_HEADS
 from safe_rlhf_video.lagrangian import Weighed
 from safe_rlhf_video.lagrangian.score import ScoreT
@@ -60,12 +61,45 @@ class TradeOff:
         """The Lagrangian scores; see `lagrangian.lagrangian_score`."""
         return lagrangian.lagrangian_score(rewards, costs, self.lagrange_multiplier, self.cost_limit, self.weighed)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON, under the names that they have in `PairScore`."""
+        return {
+            "lagrange_multiplier": self.lagrange_multiplier,
+            "cost_limit": self.cost_limit,
+            "multiplier_source": self.source,
+            "weighed": self.weighed,
+        }
+
     def __str__(self) -> str:
         price = "" if self.weighed == "cost" else ", a price on P(unsafe)"
         return f"lambda = {self.lagrange_multiplier:.4g}{price} ({self.source}), cost limit {self.cost_limit:.4g}"
 
 
 DEFAULT_TRADE_OFF = TradeOff()
+
+
+def resolve_trade_off(
+    stored: StoredMultiplier, lagrange_multiplier: float | None, cost_limit: float | None
+) -> TradeOff:
+    """Fills in what is not given: the stored multiplier and its limit, else lambda 1 and limit 0.
+
+    Raises:
+        CheckpointError: the stored multiplier is needed and cannot be used.
+        ConfigError: a value is out of range.
+    """
+    found = stored.multiplier
+    if cost_limit is None:
+        cost_limit = found.limit if found is not None and found.constraint == "cost" else 0.0
+    if lagrange_multiplier is not None:
+        trade_off = TradeOff(float(lagrange_multiplier), float(cost_limit))
+    elif stored.problem is not None:
+        raise CheckpointError(stored.problem)
+    elif found is None:
+        trade_off = TradeOff(1.0, float(cost_limit), "the default")
+    else:
+        trade_off = TradeOff(found.lagrange_multiplier, float(cost_limit), str(found), found.weighed)
+    trade_off.score(0.0, 0.0)  # raises for a value out of range
+    return trade_off
 
 
 @dataclass(frozen=True)
@@ -255,7 +289,7 @@ def _percentiles(
     scores: Mapping[str, Sequence[float]], calibrations: Mapping[str, HeadCalibration]
 ) -> dict[str, Any] | None:
     found = {
-        head: tuple(calibration.percentile(score, one.reference) for score in scores[head])
+        head: tuple(one.reference.percentile(score) for score in scores[head])
         for head, one in calibrations.items()
         if one.reference is not None and head in scores
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from safe_rlhf_video.calibration.fit import LabelCalibration
+from safe_rlhf_video.calibration.store import LabelCalibration
 from safe_rlhf_video.heads import HEAD_OF_LABEL, HEADS, LOGIT_HEADS, ORDINAL_HEADS
 from safe_rlhf_video.kinds import ordinal
 from safe_rlhf_video.models.record import ModelRecord

@@ -6,7 +6,6 @@ stays visible. Nothing here imports a trainer.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,14 +18,14 @@ from transformers import TrainerCallback
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.lagrangian import LagrangeMultiplier
-from safe_rlhf_video.scoring import Scorer, TradeOff, VideoLike
+from safe_rlhf_video.scoring.decisions import TradeOff
+from safe_rlhf_video.scoring.devices import own_device
 from safe_rlhf_video.scoring.score_many import score_each_once
+from safe_rlhf_video.scoring.scorer import Scorer
+from safe_rlhf_video.scoring.video_inputs import VideoLike, as_frames
 
 # In a checkpoint folder of the trainer's.
 STATE_FILE = "lagrange_multiplier.json"
-
-# What rounding to bfloat16 may add to a number between 0 and 1.
-_RANGE_TOLERANCE = 0.004
 
 Videos: TypeAlias = Sequence[VideoLike] | np.ndarray | torch.Tensor
 GenerateVideos: TypeAlias = Callable[[Sequence[str], Sequence[str]], Sequence[VideoLike]]
@@ -303,44 +302,6 @@ class LagrangianReward:
                     "LagrangianReward if videos come from elsewhere"
                 )
         return completions
-
-
-def as_frames(video: VideoLike, place: int = 0) -> VideoLike:
-    """Bring what generators give to uint8 frames (T, H, W, 3); what is no array is handed back as it is.
-
-    Args:
-        video: array or tensor (T, H, W, 3), (T, 3, H, W), (H, W, 3) or (3, H, W), of uint8 or of floats in [0, 1].
-        place: which of the videos it is, for messages.
-
-    Raises:
-        SampleError: its floats are not in [0, 1].
-    """
-    if isinstance(video, torch.Tensor):
-        video = (video.float() if video.is_floating_point() else video).detach().cpu().numpy()
-    if not isinstance(video, np.ndarray):
-        return video
-    if video.ndim == 3:
-        video = video[None]
-    if video.ndim == 4 and video.shape[3] != 3 and video.shape[1] == 3:
-        video = video.transpose(0, 2, 3, 1)
-    if np.issubdtype(video.dtype, np.floating) and video.size:
-        low, high = float(video.min()), float(video.max())
-        # Not a number compares as false.
-        if not (low >= -_RANGE_TOLERANCE and high <= 1.0 + _RANGE_TOLERANCE):
-            raise SampleError(
-                f"video {place}: its floats go from {low:g} to {high:g}; bring them to [0, 1], or give uint8"
-            )
-        video = (video * 255.0).round().clip(0, 255).astype(np.uint8)
-    return video
-
-
-def own_device() -> str:
-    """The device of this rank, for `Scorer.from_pretrained`.
-
-    A trainer sets it when it starts; models that are loaded before that would all lie on the first one.
-    """
-    rank = os.environ.get("LOCAL_RANK", "")
-    return f"cuda:{rank}" if rank.isdecimal() and int(rank) < torch.cuda.device_count() else "auto"
 
 
 class _MultiplierCallback(TrainerCallback):

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
-from safe_rlhf_video.scoring import TradeOff
-from safe_rlhf_video.scoring.decisions import sigmoid
+from safe_rlhf_video.scoring.decisions import TradeOff, sigmoid
 
 
 def build_answer(rewards: Sequence[float], costs: Sequence[float], trade_off: TradeOff) -> dict[str, Any]:

@@ -15,21 +15,27 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from safe_rlhf_video.errors import CheckpointError, ConfigError, VideoDecodeError
+from safe_rlhf_video.errors import CheckpointError, VideoDecodeError
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring.score_many import ScoreRequest, Scores, Source, raise_unreadable, score_many
+from safe_rlhf_video.scoring.devices import Shard
+from safe_rlhf_video.scoring.score_many import (
+    ScoreRequest,
+    Scores,
+    Source,
+    raise_unreadable,
+    read_from_store,
+    score_many,
+)
 from safe_rlhf_video.video.frame_store import FrameStore
 
 if TYPE_CHECKING:
-    from safe_rlhf_video.scoring import Scorer
+    from safe_rlhf_video.scoring.model_scorer import ModelScorer
 
 # What is scored for a clip, or why it cannot be read.
 Outcome: TypeAlias = Scores | str
@@ -41,58 +47,6 @@ BEAT_S = 15.0
 # How long rank 0 waits for parts that nobody writes to: many beats, and what caches of a network disk hold back.
 SILENCE_S = 300.0
 POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class Shard:
-    """This process's share of the work: every `world_size`-th request.
-
-    Attributes:
-        local_rank, local_size: its place among the processes of this machine, and their number.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-
-def read_shard(environment: Mapping[str, str] = os.environ) -> Shard:
-    """The share that a launcher (deepspeed, torchrun, or any that sets RANK and WORLD_SIZE) gave this process.
-
-    Raises:
-        ConfigError: the variables are no places among so many processes.
-    """
-    if "RANK" not in environment and "WORLD_SIZE" not in environment:
-        return Shard()
-    try:
-        rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        local_rank = int(environment.get("LOCAL_RANK", "0"))
-        local_size = int(environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE") or world_size)
-        if not (0 <= rank < world_size and 0 <= local_rank < local_size):
-            raise ValueError
-    except (KeyError, ValueError) as error:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        found = ", ".join(f"{name}={environment.get(name, '')}" for name in names)
-        raise ConfigError(f"the environment has {found}: no place among processes; set all three or none") from error
-    return Shard(rank, world_size, local_rank, local_size)
-
-
-def choose_device(shard: Shard) -> str:
-    """The accelerator of this process, made the current one; without any, the CPU, with its share of the threads."""
-    import torch
-
-    if not torch.cuda.is_available():
-        # Ranks that all take all cores wait for each other most of the time.
-        torch.set_num_threads(max(1, torch.get_num_threads() // shard.local_size))
-        return "cpu"
-    if shard.local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"rank {shard.rank} is the process number {shard.local_rank} of this machine, which has "
-            f"{torch.cuda.device_count()} GPUs; start as many processes as there are GPUs"
-        )
-    torch.cuda.set_device(shard.local_rank)
-    return f"cuda:{shard.local_rank}"
 
 
 def content_key(prompt: str, response: Source) -> str:
@@ -111,7 +65,7 @@ def content_key(prompt: str, response: Source) -> str:
 
 
 def score_to_file(
-    scorer: Scorer,
+    scorer: ModelScorer,
     requests: Sequence[ScoreRequest],
     out: Path,
     batch_size: int = 64,
@@ -140,13 +94,7 @@ def score_to_file(
         if not scores:
             file.truncate(0)
             file.write(json.dumps(header) + "\n")
-        reads = [
-            replace(request, response=partial(store.read, request.key))
-            if store is not None and request.key in store
-            else request
-            for request in todo
-        ]
-        made = raise_unreadable(score_many(scorer, reads, batch_size))
+        made = raise_unreadable(score_many(scorer, read_from_store(todo, store), batch_size))
         with progress_bar(len(requests), len(requests) - len(todo), description, "clip") as progress:
             for request, values in zip(todo, made, strict=True):
                 scores[request.key] = values
@@ -156,7 +104,7 @@ def score_to_file(
 
 
 def score_in_parts(
-    scorer: Scorer,
+    scorer: ModelScorer,
     requests: Sequence[ScoreRequest],
     folder: Path,
     shard: Shard,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +16,8 @@ from safe_rlhf_video.responses import Response, TextResponse, content_digest
 from safe_rlhf_video.video.sampling import Video
 
 if TYPE_CHECKING:
-    from safe_rlhf_video.scoring.scorer import Scorer
+    from safe_rlhf_video.scoring.model_scorer import ModelScorer
+    from safe_rlhf_video.video.frame_store import FrameStore
 
 # A file, a text, a sampled video, or a function that reads a sampled video when its turn comes.
 Source: TypeAlias = Path | Response | Callable[[], Video]
@@ -33,7 +35,7 @@ class ScoreRequest:
 
 
 def score_many(
-    scorer: Scorer, requests: Sequence[ScoreRequest], batch_size: int = 64
+    scorer: ModelScorer, requests: Sequence[ScoreRequest], batch_size: int = 64
 ) -> Iterator[Scores | VideoDecodeError]:
     """Scores any number of requests in batches, in the given order.
 
@@ -49,6 +51,16 @@ def score_many(
     return _score_batches(scorer, requests, batch_size)
 
 
+def read_from_store(requests: Sequence[ScoreRequest], store: FrameStore | None) -> list[ScoreRequest]:
+    """Returns the requests with the clips that the store holds under their keys read from it, not decoded."""
+    return [
+        replace(request, response=partial(store.read, request.key))
+        if store is not None and request.key in store
+        else request
+        for request in requests
+    ]
+
+
 def raise_unreadable(outcomes: Iterable[Scores | VideoDecodeError]) -> Iterator[Scores]:
     """Yields the scores, and raises the error of the first clip that cannot be read."""
     for outcome in outcomes:
@@ -58,7 +70,7 @@ def raise_unreadable(outcomes: Iterable[Scores | VideoDecodeError]) -> Iterator[
 
 
 def score_each_once(
-    scorer: Scorer, prompts: Sequence[str], responses: Sequence[Response], batch_size: int = 64
+    scorer: ModelScorer, prompts: Sequence[str], responses: Sequence[Response], batch_size: int = 64
 ) -> dict[str, np.ndarray]:
     """Scores N >= 1 responses so that their order and repetitions change nothing, not even the last bit.
 
@@ -78,7 +90,7 @@ def score_each_once(
 
 
 def _score_batches(
-    scorer: Scorer, requests: Sequence[ScoreRequest], batch_size: int
+    scorer: ModelScorer, requests: Sequence[ScoreRequest], batch_size: int
 ) -> Iterator[Scores | VideoDecodeError]:
     paths = (request.response for request in requests if isinstance(request.response, Path))
     with contextlib.closing(scorer.pool.attempt(paths, ahead=2 * batch_size)) as decoded:

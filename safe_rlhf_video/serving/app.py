@@ -14,7 +14,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from safe_rlhf_video import __version__
-from safe_rlhf_video.scoring import Moderation, PairScore, judge_pair, judge_ranking, remote_reward
+from safe_rlhf_video.scoring import remote_reward
+from safe_rlhf_video.scoring.decisions import PairScore, judge_pair, judge_ranking
+from safe_rlhf_video.scoring.harms import Moderation
 from safe_rlhf_video.serving.gate import CLIENT_LEFT, answer_error
 from safe_rlhf_video.serving.openapi import (
     ERRORS,

@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 from pydantic import BaseModel
 
-from safe_rlhf_video.scoring import Moderation, Ranking
+from safe_rlhf_video.scoring.decisions import Ranking
+from safe_rlhf_video.scoring.harms import Moderation
 from safe_rlhf_video.serving.request_models import AlignAnythingRequest, Clip, OpenRLHFRequest, ScoringRequest
 
 _FILE = {"type": "string", "format": "binary", "description": "The encoded file."}

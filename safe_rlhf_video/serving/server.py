@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.serving.app import build_app
 from safe_rlhf_video.serving.gate import Gate
 from safe_rlhf_video.serving.protocol import Protocol

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.responses import content_digest
-from safe_rlhf_video.scoring import Scorer
+from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.serving.model_thread import ModelThread
 from safe_rlhf_video.serving.request_body import NUM_LARGE_BODIES, read_fields
 from safe_rlhf_video.serving.request_clips import ClipReader, Uploads

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 from scipy.special import bdtr
 
 FloatArray = NDArray[np.float64]
@@ -30,7 +31,7 @@ class Target:
     """
 
     kind: Literal["false_positive_rate", "recall"]
-    value: float
+    value: Annotated[float, Field(gt=0, lt=1)]
 
     def __str__(self) -> str:
         return f"{self.kind.replace('_', ' ')} {self.value:g}"

@@ -1,0 +1,190 @@
+"""Calibrates model folders on records that their training never read, and stores the result in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from safe_rlhf_video.calibration.fit import fit_heads, fit_labels, keep_earlier
+from safe_rlhf_video.calibration.held_out import held_out
+from safe_rlhf_video.calibration.multiplier import (
+    Candidates,
+    Limit,
+    calibrate_multiplier,
+    group_candidates,
+    store_multiplier,
+)
+from safe_rlhf_video.calibration.store import Calibration, MultiplierCalibration, read_calibration, write_calibration
+from safe_rlhf_video.data.labelled_pairs import Scores
+from safe_rlhf_video.data.preferences import videos_of
+from safe_rlhf_video.data.records import PairSample, VideoSample
+from safe_rlhf_video.errors import CheckpointError, SampleError
+from safe_rlhf_video.models.fingerprints import fingerprint_trained
+from safe_rlhf_video.models.record import read_record, resolve_model_folder
+from safe_rlhf_video.stats.thresholds import Target
+
+Sample: TypeAlias = PairSample | VideoSample
+# Scores the clips of some records with the models of some folders.
+ScoreSamples: TypeAlias = Callable[[Sequence[str | Path], Sequence[Sample]], Scores]
+
+
+@dataclass(frozen=True)
+class CalibratedFolder:
+    """A model folder whose heads were calibrated.
+
+    Attributes:
+        calibration: what was fitted.
+        kept: heads whose earlier calibration was kept, because the new data have no label for them.
+        file: where it is stored.
+    """
+
+    calibration: Calibration
+    kept: Sequence[str]
+    file: Path
+
+    def __str__(self) -> str:
+        lines = []
+        for head, fitted in self.calibration.heads.items():
+            if head in self.kept:
+                continue
+            if fitted.temperature is None:
+                lines.append(f"{head}: no temperature: {fitted.reason}")
+            else:
+                lines.append(
+                    f"{head}: temperature {fitted.temperature:.4f} from {fitted.num_comparisons} comparisons of "
+                    f"{fitted.num_prompts} prompts, log loss {fitted.log_loss_before:.4f} -> {fitted.log_loss:.4f}"
+                )
+        for head, label in self.calibration.labels.items():
+            if label.threshold is not None and head not in self.kept:
+                lines.append(
+                    f"{head}: flagged above {label.threshold.logit:.4f} for {label.target}, from {label.num_positive} "
+                    f"clips with the label and {label.num_negative} without"
+                )
+            if label.reason is not None and head not in self.kept:
+                lines.append(f"{head}: {label.reason}")
+        if self.kept:
+            lines.append(f"kept from the earlier calibration, without a label here: {', '.join(self.kept)}")
+        return "\n".join([*lines, f"wrote {self.file}"])
+
+
+@dataclass(frozen=True)
+class CalibratedMultiplier:
+    """A multiplier that was calibrated, its candidates, and the files that store it."""
+
+    multiplier: MultiplierCalibration
+    candidates: Candidates
+    files: Sequence[Path]
+
+    def __str__(self) -> str:
+        lines = []
+        if self.candidates.num_unlabelled:
+            lines.append(f"lambda: {self.candidates.num_unlabelled} clips without a safety label are no candidates")
+        if self.candidates.num_single:
+            lines.append(f"lambda: {self.candidates.num_single} prompts with a single candidate are left out")
+        found = self.multiplier
+        lines.append(
+            f"lambda {found.lagrange_multiplier:.4g}, {found}, from {found.num_prompts} prompts, whose chosen clips "
+            f"have a {found.limited} of {found.observed:.4g}"
+        )
+        return "\n".join([*lines, *(f"wrote {file}" for file in self.files)])
+
+
+def calibrate(
+    folders: Sequence[str | Path],
+    samples: Sequence[Sample],
+    data: str,
+    score: ScoreSamples,
+    *,
+    targets: Mapping[str, Target] | None = None,
+    limit: Limit | None = None,
+    train_prompts: Sequence[str] | None = None,
+) -> Iterator[CalibratedFolder | CalibratedMultiplier]:
+    """Fits what the scores of some model folders mean, and stores it in them.
+
+    Args:
+        folders: model folders. With `limit`, one reward and one cost among them.
+        samples, data: records in SafeSora's format, and the name of their file. Only prompts that training held out are
+            used (`calibration.held_out`).
+        score: scores the clips of records. It gets one folder at a time, or without `targets` all of them.
+        targets: head of a harm label -> what its threshold has to hold; None calibrates no head.
+        limit: what the chosen clips have to hold; None calibrates no multiplier.
+        train_prompts: texts that the models were trained on, if their folders do not say what was held out.
+
+    Yields:
+        What was calibrated, as soon as it is stored.
+
+    Raises:
+        SampleError: the data are too few, or no multiplier holds the limit.
+        CheckpointError: a head is missing, or a folder cannot be read or written.
+    """
+    folder_of = find_choice(folders)
+    if limit is not None and not len(folder_of) == len(set(dict(folder_of))) == 2:
+        raise CheckpointError("a lambda is for one reward and one cost; give the folders of these as --model")
+    # All folders are checked before the first is scored.
+    samples_of = {
+        folder: held_out(samples, data, folder, read_record(folder).training, train_prompts) for folder in folders
+    }
+    names_of = [{video.name for one in kept for video in videos_of(one)} for kept in samples_of.values()]
+    shared = [one for one in samples if all(video.name in names for names in names_of for video in videos_of(one))]
+    scores_of_head: dict[str, dict[str, float]] = {}
+    for scored, kept in samples_of.items() if targets is not None else ():
+        scores = score([scored], kept)
+        scores_of_head |= _by_head(scores)
+        yield _calibrate_folder(scored, kept, data, scores, targets or {})
+    if limit is None:
+        return
+    if targets is None:
+        scores_of_head = _by_head(score(folders, shared))
+    candidates = group_candidates(
+        shared, scores_of_head["reward"], scores_of_head["cost"], labelled=limit.harm_rate is not None
+    )
+    models = {head: fingerprint_trained(folder) for head, folder in folder_of}
+    fitted = calibrate_multiplier(candidates, models, limit)
+    files = store_multiplier(fitted, [folder for _, folder in folder_of])
+    yield CalibratedMultiplier(fitted, candidates, files)
+
+
+def find_choice(folders: Sequence[str | Path]) -> list[tuple[str, Path]]:
+    """Finds the reward and cost heads of some model folders, each with the folder that holds its model.json."""
+    return [
+        (head, resolve_model_folder(folder))
+        for folder in folders
+        for heads in read_record(folder).heads_of_adapter.values()
+        for head in heads
+        if head in ("reward", "cost")
+    ]
+
+
+def _calibrate_folder(
+    folder: str | Path, samples: Sequence[Sample], data: str, scores: Scores, targets: Mapping[str, Target]
+) -> CalibratedFolder:
+    pairs = [sample for sample in samples if isinstance(sample, PairSample)]
+    videos = [sample for sample in samples if isinstance(sample, VideoSample)]
+    heads, labels = fit_heads(pairs, videos, scores), fit_labels(pairs, videos, scores, targets)
+    missing = {head: fitted.reason for head, fitted in heads.items() if fitted.temperature is None}
+    missing |= {head: label.reason for head, label in labels.items() if label.threshold is None and label.slope is None}
+    if not (heads or labels):
+        raise SampleError(f"{folder}: has no head to calibrate; the probabilities of a severity are as trained")
+    if len(missing) == len(heads) + len(labels):
+        first, reason = next(iter(missing.items()))
+        others = f", and {len(missing) - 1} others as little" if len(missing) > 1 else ""
+        raise SampleError(f"{data}: no head of {folder} can be calibrated on it ({first}: {reason}{others})")
+    own = resolve_model_folder(folder)
+    facts = {"data": data, "num_prompts": len({sample.prompt_id for sample in samples})}
+    try:
+        earlier = read_calibration(own)
+    except CheckpointError:
+        earlier = Calibration({}, {})  # of other weights, or damaged: replaced
+    fitted, kept = keep_earlier(Calibration(heads, labels, facts), earlier)
+    return CalibratedFolder(fitted, kept, write_calibration(own, fitted))
+
+
+def _by_head(scores: Scores) -> dict[str, dict[str, float]]:
+    """head -> clip -> score, of the reward and the cost."""
+    found: dict[str, dict[str, float]] = {}
+    for name, row in scores.items():
+        for head in {"reward", "cost"} & row.keys():
+            found.setdefault(head, {})[name] = row[head]
+    return found

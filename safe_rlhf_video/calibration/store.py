@@ -1,0 +1,276 @@
+"""Reads and writes calibration.json, which says what the scores of a model folder mean.
+
+A temperature per head makes P(v1 preferred) = sigmoid(difference / temperature) the frequency that people show, and the
+quantiles of a reference set place a score among others. A harm label gets a probability and the threshold of its flag.
+A reward and a cost get the multiplier that holds a limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from safe_rlhf_video.contracts import STRICT, read_json, write_json
+from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS
+from safe_rlhf_video.lagrangian import Bound, Constraint, Weighed
+from safe_rlhf_video.models.fingerprints import fingerprint_model
+from safe_rlhf_video.models.record import resolve_model_folder
+from safe_rlhf_video.stats.thresholds import Target, Threshold
+
+FILE_NAME = "calibration.json"
+FORMAT_VERSION: Literal[2] = 2
+NUM_QUANTILES = 101
+COMMAND = "scripts/calibrate.py"
+
+Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The distribution of a head's scores on a reference set of clips.
+
+    Attributes:
+        num: number of clips.
+        std: with N - 1 in the denominator; 0 for a single clip.
+        quantiles: 101 scores in steps of one per cent, from the lowest to the highest.
+    """
+
+    __pydantic_config__ = STRICT
+
+    num: Annotated[int, Field(ge=1)]
+    mean: float
+    std: Annotated[float, Field(ge=0)]
+    quantiles: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.quantiles) != NUM_QUANTILES or list(self.quantiles) != sorted(self.quantiles):
+            raise ValueError(f"expected {NUM_QUANTILES} quantiles in ascending order")
+
+    def percentile(self, score: float) -> float:
+        """Returns the per cent of the reference scores that are lower, from 0 to 100, interpolated linearly.
+
+        A score that several quantiles share gets the middle of their range.
+        """
+        quantiles = np.asarray(self.quantiles)
+        below, up_to = (int(np.searchsorted(quantiles, score, side=side)) for side in ("left", "right"))
+        step = 100.0 / (len(quantiles) - 1)
+        if up_to == 0:
+            return 0.0
+        if below == len(quantiles):
+            return 100.0
+        if below < up_to:
+            return 0.5 * (below + up_to - 1) * step
+        low, high = quantiles[below - 1], quantiles[below]
+        return float(below - 1 + (score - low) / (high - low)) * step
+
+
+@dataclass(frozen=True)
+class HeadCalibration:
+    """What the scores of a head mean that learns from comparisons.
+
+    Attributes:
+        temperature: divides differences of scores before the sigmoid; None where none could be fitted.
+        reason: why there is no temperature.
+        num_comparisons, num_prompts: used for the fit, without ties.
+        log_loss_before, log_loss: mean -log likelihood of the comparisons at temperature 1 and at `temperature`, nats.
+        tie_threshold: differences up to it are best called ties; None if the comparisons have no ties.
+        reference: None without clips.
+    """
+
+    __pydantic_config__ = STRICT
+
+    temperature: Annotated[float, Field(gt=0)] | None
+    reason: str | None
+    num_comparisons: Count
+    num_prompts: Count
+    log_loss_before: float | None
+    log_loss: float | None
+    tie_threshold: float | None
+    reference: Reference | None
+
+    def __post_init__(self) -> None:
+        if (self.temperature is None) == (self.reason is None):
+            raise ValueError("expected a temperature, or null with a reason")
+
+
+@dataclass(frozen=True)
+class LabelCalibration:
+    """What the logits of a harm label mean.
+
+    Attributes:
+        slope, intercept: P(applies) = sigmoid(slope logit + intercept); None where it could not be fitted.
+        target: what the threshold is meant to hold.
+        threshold: where the flag begins; None where there were too few clips.
+        reason: what is missing, and why; None if nothing is.
+        num_positive, num_negative: clips with and without the label, used for the fit.
+    """
+
+    __pydantic_config__ = STRICT
+
+    slope: float | None
+    intercept: float | None
+    target: Target
+    threshold: Threshold | None
+    reason: str | None
+    num_positive: Count
+    num_negative: Count
+
+    def __post_init__(self) -> None:
+        is_whole = self.threshold is not None and self.slope is not None
+        if (self.slope is None) != (self.intercept is None) or is_whole != (self.reason is None):
+            raise ValueError("expected slope, intercept and threshold, or null with a reason")
+
+    def probability(self, logit: float) -> float | None:
+        """Returns the probability that the label applies at a logit."""
+        if self.slope is None or self.intercept is None:
+            return None
+        return 0.5 * (1.0 + math.tanh(0.5 * (self.slope * logit + self.intercept)))
+
+
+@dataclass(frozen=True)
+class MultiplierCalibration:
+    """The lambda at which choosing by reward minus lambda times cost holds a limit on new prompts.
+
+    Attributes:
+        lagrange_multiplier: lambda.
+        weighed: what lambda is the price of, as in `lagrangian.weigh`: P(unsafe) where the harmful rate is limited.
+        constraint, limit, confidence, bound, num_prompts, observed, reward: as in `ConfidentMultiplier`.
+        num_candidates: the lowest and highest number of candidates per prompt; the promise is about as many.
+        models: "reward" and "cost" -> `fingerprint_trained` of the folder with this head; lambda is for these two.
+    """
+
+    __pydantic_config__ = STRICT
+
+    lagrange_multiplier: Annotated[float, Field(ge=0)]
+    weighed: Weighed
+    constraint: Constraint
+    limit: float
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    bound: Bound
+    num_prompts: Count
+    num_candidates: tuple[Annotated[int, Field(ge=1)], int]
+    observed: float
+    reward: float
+    models: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        low, high = self.num_candidates
+        if low > high:
+            raise ValueError("num_candidates: expected the lowest number first")
+        if self.models.keys() != {"reward", "cost"}:
+            raise ValueError("models: expected the fingerprints of a reward and a cost")
+
+    @property
+    def limited(self) -> str:
+        """What the limit is about, in words."""
+        return "mean cost" if self.constraint == "cost" else "harmful rate"
+
+    def __str__(self) -> str:
+        low, high = self.num_candidates
+        return (
+            f"calibrated for a {self.limited} up to {self.limit:g} with {self.confidence:.0%} confidence, best of "
+            f"{low if low == high else f'{low} to {high}'}"
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration of a model folder.
+
+    Attributes:
+        heads: of the heads that learn from comparisons.
+        labels: of the heads of harm labels.
+        data: facts about the data of the fit, for people to read.
+        multiplier: for choosing with a reward and a cost, of which this folder has one or both; None without one.
+    """
+
+    heads: Mapping[str, HeadCalibration]
+    labels: Mapping[str, LabelCalibration]
+    data: Mapping[str, object] = field(default_factory=dict)
+    multiplier: MultiplierCalibration | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """The content of calibration.json; `weights` is the `fingerprint_model` of its folder."""
+
+    __pydantic_config__ = STRICT
+
+    format_version: Literal[2]
+    weights: str
+    heads: Mapping[str, HeadCalibration]
+    labels: Mapping[str, LabelCalibration]
+    data: Mapping[str, object]
+    multiplier: MultiplierCalibration | None = None
+
+    def __post_init__(self) -> None:
+        for found, known, what in (
+            (self.heads, DIMENSION_OF_HEAD, "heads that learn from comparisons"),
+            (self.labels, LOGIT_HEADS, "heads of harm labels"),
+        ):
+            if unknown := sorted(set(found) - set(known)):
+                raise ValueError(f"expected {what}, got {unknown[0]!r}")
+
+
+def read_calibration(folder: Path, weights: str | None = None) -> Calibration:
+    """Reads the calibration of a model folder; empty if there is none.
+
+    Args:
+        folder: the folder that holds model.json.
+        weights: its `fingerprint_model`, if it is known.
+
+    Raises:
+        CheckpointError: calibration.json is damaged, or belongs to other weights than those in the folder.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return Calibration({}, {})
+    found = read_json(CalibrationFile, path, CheckpointError, f"run {COMMAND} again")
+    if found.weights != (weights or fingerprint_model(folder)):
+        raise CheckpointError(f"{path}: belongs to other weights than those in its folder; run {COMMAND} again")
+    return Calibration(found.heads, found.labels, found.data, found.multiplier)
+
+
+def join_calibrations(found: Iterable[Calibration]) -> Calibration:
+    """Joins the calibrations of several model folders, without their multipliers."""
+    heads: dict[str, HeadCalibration] = {}
+    labels: dict[str, LabelCalibration] = {}
+    for one in found:
+        heads, labels = heads | dict(one.heads), labels | dict(one.labels)
+    return Calibration(heads, labels)
+
+
+def load_calibration(folders: Iterable[str | Path]) -> Calibration:
+    """Reads the calibrations of model folders as one, without their multipliers."""
+    return join_calibrations(read_calibration(resolve_model_folder(folder)) for folder in folders)
+
+
+def write_calibration(folder: Path, fitted: Calibration) -> Path:
+    """Writes or replaces calibration.json in a model folder, as a whole.
+
+    Args:
+        folder: the folder that holds model.json.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        CheckpointError: the folder cannot be read or written.
+    """
+    path = folder / FILE_NAME
+    weights = fingerprint_model(folder)
+    try:
+        write_json(
+            path,
+            CalibrationFile(FORMAT_VERSION, weights, fitted.heads, fitted.labels, fitted.data, fitted.multiplier),
+        )
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); make the folder writable") from error
+    return path
