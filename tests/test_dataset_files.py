@@ -132,7 +132,7 @@ def test_the_fields_of_the_first_record_tell_the_kind(tmp_path: Path) -> None:
     for record, kind in kinds:
         assert type(load_any(write_config(tmp_path, [record]).parent)) is kind
     for records, message in (
-        ([], "config.json: holds no record that tells what it is"),
+        ([], "config.json: holds no record that shows what it is"),
         ([{"text": "a cat"}], "config.json row 0: expected the fields of a pair (pair_id, video_0, video_1), a vid"),
         ([["p"]], "config.json row 0: expected the fields of a pair"),
         ([{"pair_id": "1"}], "config.json row 0 field prompt_id: missing"),

@@ -9,8 +9,8 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safe_rlhf_video.data.datasets import SafeSoraDataset
 from safe_rlhf_video.data.records import PairSample
+from safe_rlhf_video.data.safesora_dataset import SafeSoraDataset
 from safe_rlhf_video.data.sources.archive import iterate_clips
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.video.codec import Codec
