@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -324,19 +324,27 @@ def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
     config = parse_config(TrainConfig, arguments, "")
     import torch
 
+    from safe_rlhf_video.models.backbones import load_reader
     from safe_rlhf_video.training import distributed
     from safe_rlhf_video.training import engine as engines
     from safe_rlhf_video.training.data import load_data
+    from safe_rlhf_video.training.learner import start_learner
     from safe_rlhf_video.training.loader import open_clips, prefetch, read_jobs, training_jobs
-    from safe_rlhf_video.training.loop import build_model, take_step
-    from safe_rlhf_video.training.needs import measure_groups
+    from safe_rlhf_video.training.run import Run
+    from safe_rlhf_video.training.sizes import measure_data
+    from safe_rlhf_video.training.steps import take_step
 
     heads = tuple(config.heads or (head,))
     data = load_data(config, heads)
     ranks = distributed.start()
-    backbone, model, _ = build_model(config, heads, ranks.device)
-    engine = engines.build_engine(model, config, ranks.device)
-    sizes = measure_groups(backbone, data.train, config.sampling)
+    sizes = measure_data(load_reader(config.model.backbone), data, config.sampling)
+    steps = math.ceil(len(data.train) / config.optimization.prompts_per_step)
+    total = 3 * steps  # the third epoch is read ahead of while the second ends
+    run = Run(config, heads, data, sizes, ranks, total)
+    learner, _ = start_learner(run)
+    # The steps that are timed follow some to warm up; the model is a fresh one.
+    first = max(0, steps - WARM_UP_STEPS)
+    run = replace(run, first_step=first)
     encodings, waiting = [0], [0.0]
 
     def count(_: Any, inputs: tuple[Any, ...]) -> None:
@@ -349,18 +357,14 @@ def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
             waiting[0] += time.perf_counter() - started
             yield batch
 
-    model.register_forward_pre_hook(count)
-    steps = math.ceil(len(data.train) / config.optimization.prompts_per_step)
+    learner.model.register_forward_pre_hook(count)
     counted = math.ceil(steps / divisor)
-    total = 3 * steps  # the third epoch is read ahead of while the second ends
     with open_clips(config, data) as clips:
         if ranks.is_first:
             print(json.dumps({"ready": True}), flush=True)
             sys.stdin.readline()
         distributed.barrier()
-        first = max(0, steps - WARM_UP_STEPS)
-        jobs = partial(training_jobs, config, data, sizes, ranks, first, total)
-        batches = timed(prefetch(read_jobs(jobs, clips)))
+        batches = timed(prefetch(read_jobs(partial(training_jobs, run), clips)))
         started = started_cpu = 0.0
         for step in range(first, steps + counted):
             if step == steps:
@@ -370,8 +374,8 @@ def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
             factor = engines.learning_rate_factor(
                 step, total, config.optimization.warmup_fraction, config.optimization.final_fraction
             )
-            engines.set_learning_rates(engine, config, factor)
-            take_step(config, engine, backbone, data.train, batches, step, ranks)
+            engines.set_learning_rates(learner.engine, config, factor)
+            take_step(run, learner, batches, step)
         distributed.barrier()
         seconds = time.perf_counter() - started
         own = {"encodings": encodings[0], "cpu_seconds": cpu_time() - started_cpu}

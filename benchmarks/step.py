@@ -43,6 +43,7 @@ from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.models.backbones import EMBEDDED_FOLDER, Backbone, _apply_liger, load_backbone, outline_backbone
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, ModelConfig
 from safe_rlhf_video.models.families import FAMILIES, Family
+from safe_rlhf_video.models.record import ModelRecord
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.training.estimate import (
     GB,
@@ -56,11 +57,13 @@ from safe_rlhf_video.video.sampling import Sampling
 from safe_rlhf_video.video.store_builder import ClipFile, build_store
 from safe_rlhf_video.worlds.video_world import encode_mp4, plan_split, write_config
 
-from safe_rlhf_video.training import distributed, engine as engines, loop  # isort: skip
+from safe_rlhf_video.training import distributed, engine as engines, steps as training_steps  # isort: skip
 from safe_rlhf_video.training.config import DataConfig, EngineConfig, OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.data import load_data
+from safe_rlhf_video.training.learner import Learner
 from safe_rlhf_video.training.loader import open_clips, prefetch, read_jobs, training_jobs
-from safe_rlhf_video.training.needs import measure_groups
+from safe_rlhf_video.training.run import Run
+from safe_rlhf_video.training.sizes import measure_data
 
 HEADS = ("reward", "cost")
 DISTINCT_CLIPS, CLIP_FRAMES, TINY_SIDE = 16, 96, 32
@@ -160,7 +163,8 @@ def measure(arguments: argparse.Namespace, ranks: distributed.Ranks, folder: Pat
         backbone, {"joint": HEADS}, lora, model_config.pooling, (), model_config.gradient_checkpointing
     ).to(device)
     engine = engines.build_engine(model, config, device)
-    run = Run(config, ranks, backbone, engine, num_steps)
+    record = ModelRecord(model_config.backbone, backbone.fingerprint, sampling, lora, {"joint": HEADS})
+    run = TimedRun(config, ranks, Learner(backbone, model, engine, record), num_steps)
     clips = [ClipFile(name, path) for name, path in load_data(config, HEADS).clip_files.items()]
     build_store(folder / "store", sampling, clips, len(clips), num_workers=arguments.workers)
     stores = {"files": None, "store": str(folder / "store")}
@@ -199,20 +203,20 @@ def measure(arguments: argparse.Namespace, ranks: distributed.Ranks, folder: Pat
     }
 
 
-class Run:
-    """The same steps again and again, through `loop.take_step`."""
+class TimedRun:
+    """The same steps again and again, through `steps.take_step`."""
 
-    def __init__(
-        self, config: TrainConfig, ranks: distributed.Ranks, backbone: Backbone, engine: Any, num_steps: int
-    ) -> None:
-        self.config, self.ranks, self.backbone, self.engine, self.num_steps = config, ranks, backbone, engine, num_steps
+    def __init__(self, config: TrainConfig, ranks: distributed.Ranks, learner: Learner, num_steps: int) -> None:
+        self.config, self.ranks, self.learner, self.num_steps = config, ranks, learner, num_steps
         self.clock = Clock(ranks.device)
-        self.build_inputs = loop.build_inputs
+        self.build_inputs = training_steps.build_inputs
         self.read_from(None)
 
     def read_from(self, store: str | None) -> None:
         self.config = replace(self.config, data=replace(self.config.data, frame_store=store))
-        self.data = load_data(self.config, HEADS)
+        data = load_data(self.config, HEADS)
+        sizes = measure_data(self.learner.backbone, data, self.config.sampling)
+        self.run = Run(self.config, HEADS, data, sizes, self.ranks, self.num_steps)
 
     def apart(self) -> list[dict[str, float]]:
         """Seconds of every stage, each waited for."""
@@ -224,9 +228,9 @@ class Run:
             inputs_made.append({name: tensor.cpu() for name, tensor in inputs.items()})
             return inputs
 
-        loop.build_inputs = build_inputs
+        training_steps.build_inputs = build_inputs
         steps, ends = [], []
-        with self.open_batches() as batches, stages_of(self.engine, clock):
+        with self.open_batches() as batches, stages_of(self.learner.engine, clock):
             timed = timed_items(batches, clock)
             for step in range(self.num_steps):
                 clock.seconds = {}
@@ -235,7 +239,7 @@ class Run:
                 whole = clock.now() - started
                 steps.append({**clock.seconds, "rest": whole - sum(clock.seconds.values()), "step": whole})
                 ends.append(len(inputs_made))
-        loop.build_inputs = self.build_inputs
+        training_steps.build_inputs = self.build_inputs
         self.inputs = inputs_made
         groups = [inputs_made[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         self.batches = [[self.count(inputs, padded=False) for inputs in group] for group in groups]
@@ -253,9 +257,9 @@ class Run:
             ready = list(batches)
         device = self.ranks.device
         made = iter([{name: tensor.to(device) for name, tensor in inputs.items()} for inputs in self.inputs])
-        loop.build_inputs = lambda *_: next(made)
+        training_steps.build_inputs = lambda *_: next(made)
         steps = self.whole_steps(iter(ready))
-        loop.build_inputs = self.build_inputs
+        training_steps.build_inputs = self.build_inputs
         return steps
 
     def whole_steps(self, batches: Iterator[Any]) -> list[float]:
@@ -267,18 +271,16 @@ class Run:
         return steps[2:]
 
     def take_step(self, batches: Iterator[Any], step: int) -> None:
-        loop.take_step(self.config, self.engine, self.backbone, self.data.train, batches, step, self.ranks)
+        training_steps.take_step(self.run, self.learner, batches, step)
 
     @contextmanager
     def open_batches(self) -> Iterator[Iterator[Any]]:
-        sizes = measure_groups(self.backbone, self.data.train, self.config.sampling)
-        jobs = partial(training_jobs, self.config, self.data, sizes, self.ranks, 0, self.num_steps)
-        with open_clips(self.config, self.data) as clips:
-            yield read_jobs(jobs, clips)
+        with open_clips(self.config, self.run.data) as clips:
+            yield read_jobs(partial(training_jobs, self.run), clips)
 
     def count(self, inputs: dict[str, Tensor], padded: bool) -> MicroBatch:
         """A batch in numbers, with its padding or without."""
-        mask, family, sampling = inputs["attention_mask"], self.backbone.family, self.config.sampling
+        mask, family, sampling = inputs["attention_mask"], self.learner.backbone.family, self.config.sampling
         side = int(sampling.max_pixels**0.5)
         return MicroBatch(
             tokens=mask.numel() if padded else int(mask.sum()),

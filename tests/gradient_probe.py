@@ -29,11 +29,14 @@ from safe_rlhf_video.responses import Response, TextResponse
 
 from safe_rlhf_video.training import distributed, engine as engines  # isort: skip
 from safe_rlhf_video.training.config import DataConfig, EngineConfig, LossConfig, OptimizationConfig, TrainConfig
+from safe_rlhf_video.training.data import TrainingData
+from safe_rlhf_video.training.learner import Learner, build_model
 from safe_rlhf_video.training.loader import contains_clip, read_jobs, share_out
-from safe_rlhf_video.training.loop import build_model, take_step
-from safe_rlhf_video.training.needs import measure_groups
 from safe_rlhf_video.training.objectives import compute_objective
 from safe_rlhf_video.training.plan import plan_step
+from safe_rlhf_video.training.run import Run
+from safe_rlhf_video.training.sizes import Sizes, measure_groups
+from safe_rlhf_video.training.steps import take_step
 from safe_rlhf_video.video.sampling import Sampling, Video
 
 SEVERITY = "severity"
@@ -121,11 +124,12 @@ def main() -> None:
 def engine_gradient(
     config: TrainConfig, ranks: distributed.Ranks, groups: list[PromptGroup]
 ) -> dict[str, torch.Tensor]:
-    backbone, model, _ = build_probed_model(config, ranks)
+    backbone, model, record = build_probed_model(config, ranks)
     engine = engines.build_engine(model, config, ranks.device)
-    sizes = measure_groups(backbone, groups, config.sampling)
+    sizes = Sizes(measure_groups(backbone, groups, config.sampling), [])
+    run = Run(config, HEADS, TrainingData(groups, [], {}, None, "", [], {}), sizes, ranks, total_steps=1)
     plan = plan_step(range(len(groups)), groups)
-    jobs = partial(share_out, config, plan, plan.groups, groups, sizes, ranks, contains_clip(groups))
+    jobs = partial(share_out, config, plan, plan.groups, groups, sizes.train, ranks, contains_clip(groups))
     batches = read_jobs(jobs, lambda samples: (read_fake_video(sample) for sample in samples))
     captured: dict[str, torch.Tensor] = {}
     step = engine.step
@@ -136,7 +140,7 @@ def engine_gradient(
         step()
 
     engine.step = probe
-    _, _, norms = take_step(config, engine, backbone, groups, batches, 0, ranks)
+    norms = take_step(run, Learner(backbone, model, engine, record), batches, 0).norms
     for part, parameters in engine.module.trained().items():
         norm = torch.stack([captured[name].norm() for name in parameters]).norm()
         assert abs(norms[part] - float(norm)) <= 1e-5 * float(norm), part

@@ -270,8 +270,8 @@ SPOILED = """
 import os, runpy
 import torch
 from safe_rlhf_video.models.score_model import ScoreModel
-from safe_rlhf_video.training import loop
-build_inputs, forward, spoiled = loop.build_inputs, ScoreModel.forward, []
+from safe_rlhf_video.training import loop, steps
+build_inputs, forward, spoiled = steps.build_inputs, ScoreModel.forward, []
 def look(backbone, prompts, videos, device):
     spoiled[:] = [prompt == os.environ["SPOILED_PROMPT"] for prompt in prompts]
     return build_inputs(backbone, prompts, videos, device)
@@ -284,7 +284,7 @@ def spoil(self, inputs, **options):
         for values in scores.values():
             values.register_hook(lambda gradient: gradient * float("inf"))
     return scores
-loop.build_inputs, ScoreModel.forward = look, spoil
+steps.build_inputs, ScoreModel.forward = look, spoil
 runpy.run_path(os.environ["SPOILED_SCRIPT"], run_name="__main__")
 """
 

@@ -15,16 +15,19 @@ import torch
 
 from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.data.batch import collate
+from safe_rlhf_video.models.backbones import load_reader
 from safe_rlhf_video.models.folder import save_model
 from safe_rlhf_video.models.inputs import build_inputs
 
 from safe_rlhf_video.training import distributed, engine as engines  # isort: skip
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import load_data
+from safe_rlhf_video.training.learner import start_learner
 from safe_rlhf_video.training.loader import open_clips, read_jobs, training_jobs
-from safe_rlhf_video.training.loop import build_model, take_step
-from safe_rlhf_video.training.needs import measure_groups
 from safe_rlhf_video.training.objectives import LOSS
+from safe_rlhf_video.training.run import Run
+from safe_rlhf_video.training.sizes import measure_data
+from safe_rlhf_video.training.steps import take_step
 
 HEADS = ("reward", "cost")
 STEPS = 20
@@ -41,31 +44,32 @@ def main() -> None:
     for trained, overrides in TRAINED.items():
         for stage in STAGES:
             config = parse_config(TrainConfig, ["--config", path, "--engine.zero_stage", str(stage), *overrides], "")
-            run(config, ranks, Path(out) / f"{trained}_{stage}")
+            train(config, ranks, Path(out) / f"{trained}_{stage}")
     distributed.barrier()
     distributed.stop()
 
 
-def run(config: TrainConfig, ranks: distributed.Ranks, folder: Path) -> None:
+def train(config: TrainConfig, ranks: distributed.Ranks, folder: Path) -> None:
     data = load_data(config, HEADS)
-    backbone, model, record = build_model(config, HEADS, ranks.device)
-    engine = engines.build_engine(model, config, ranks.device)
-    sizes = measure_groups(backbone, data.train, config.sampling)
+    sizes = measure_data(load_reader(config.model.backbone), data, config.sampling)
+    run = Run(config, HEADS, data, sizes, ranks, STEPS)
+    learner, _ = start_learner(run)
+    engine = learner.engine
     losses = []
     with open_clips(config, data) as clips:
-        batches = read_jobs(partial(training_jobs, config, data, sizes, ranks, 0, STEPS), clips)
+        batches = read_jobs(partial(training_jobs, run), clips)
         for step in range(STEPS):
             engines.set_learning_rates(engine, config, 1.0)
-            totals, _, _ = take_step(config, engine, backbone, data.train, batches, step, ranks)
+            totals = take_step(run, learner, batches, step).totals
             losses.append(sum(value for name, value in totals.items() if name.startswith(LOSS)))
         group = data.validation[0]
         batch = collate([group], list(clips(group.videos)))
     weights = engines.gather_weights(engine)
     engine.eval()
     with torch.no_grad():
-        scores = engine(build_inputs(backbone, batch.prompts, batch.responses, ranks.device))
+        scores = engine(build_inputs(learner.backbone, batch.prompts, batch.responses, ranks.device))
     if ranks.is_first:
-        save_model(model, record, folder / "model", weights)
+        save_model(learner.model, learner.record, folder / "model", weights)
         found = {"losses": losses, "scores": {head: values.tolist() for head, values in scores.items()}}
         (folder / "losses.json").write_text(json.dumps(found))
 

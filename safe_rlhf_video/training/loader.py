@@ -19,6 +19,7 @@ from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import TrainingData
 from safe_rlhf_video.training.distributed import Ranks
 from safe_rlhf_video.training.plan import GroupSize, StepPlan, divide, plan_epoch, plan_step
+from safe_rlhf_video.training.run import Run
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Sampling, Video, target_size
 
@@ -53,27 +54,28 @@ def open_clips(config: TrainConfig, data: TrainingData) -> Iterator[ReadClips]:
         yield lambda samples: pool.iterate(data.clip_files[sample.name] for sample in samples)
 
 
-def training_jobs(config: TrainConfig, data: TrainingData, sizes: Sequence[GroupSize], ranks: Ranks,
-                  first_step: int, total_steps: int) -> Iterator[Job]:  # fmt: skip
-    """This rank's micro-batches from `first_step` on."""
-    has_clips = contains_clip(data.train)
+def training_jobs(run: Run) -> Iterator[Job]:
+    """This rank's micro-batches of the training prompts, from the run's first step on."""
+    config, groups = run.config, run.data.train
+    has_clips = contains_clip(groups)
     step = epoch = 0
-    while step < total_steps:
-        for plan in plan_epoch(data.train, config.optimization.prompts_per_step, config.seed, epoch):
-            if first_step <= step < total_steps:
-                yield from share_out(config, plan, plan.groups, data.train, sizes, ranks, has_clips)
+    while step < run.total_steps:
+        for plan in plan_epoch(groups, config.optimization.prompts_per_step, config.seed, epoch):
+            if run.first_step <= step < run.total_steps:
+                yield from share_out(config, plan, plan.groups, groups, run.sizes.train, run.ranks, has_clips)
             step += 1
         epoch += 1
 
 
-def validation_jobs(config: TrainConfig, data: TrainingData, sizes: Sequence[GroupSize], ranks: Ranks) -> Iterator[Job]:
+def validation_jobs(run: Run) -> Iterator[Job]:
     """This rank's micro-batches of all validation prompts, no more at once than in training."""
-    everything = plan_step(range(len(data.validation)), data.validation)
-    has_clips = contains_clip(data.validation)
+    config, groups = run.config, run.data.validation
+    everything = plan_step(range(len(groups)), groups)
+    has_clips = contains_clip(groups)
     at_once = config.optimization.prompts_per_step
-    for start in range(0, len(data.validation), at_once):
+    for start in range(0, len(groups), at_once):
         members = everything.groups[start : start + at_once]
-        yield from share_out(config, everything, members, data.validation, sizes, ranks, has_clips)
+        yield from share_out(config, everything, members, groups, run.sizes.validation, run.ranks, has_clips)
 
 
 def share_out(config: TrainConfig, plan: StepPlan, members: Sequence[int], groups: Sequence[PromptGroup],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
+from safe_rlhf_video.errors import DeviceMemoryError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.models.score_model import ScoreModel
-from safe_rlhf_video.training.config import LossConfig
+from safe_rlhf_video.training.config import LossConfig, TrainConfig
 from safe_rlhf_video.training.objectives import LOSS
 from safe_rlhf_video.training.plan import StepPlan
 
@@ -25,7 +27,7 @@ def report_trainable(model: ScoreModel, say: Callable[[str], None]) -> None:
     say(f"trainable: {sum(counts.values()):,} of {total:,} parameters ({listed})")
 
 
-def report_gradients(norms: dict[str, float], say: Callable[[str], None]) -> None:
+def report_gradients(norms: Mapping[str, float], say: Callable[[str], None]) -> None:
     """Gradient norms of the first step: a part without a gradient does not learn."""
     say("gradient norm at step 1: " + ", ".join(f"{group} {norm:.3g}" for group, norm in norms.items()))
     for group, norm in norms.items():
@@ -83,3 +85,29 @@ def describe(metrics: Mapping[str, float], prefix: str) -> str:
     wanted = ("loss", "accuracy", "margin", "sign_accuracy")
     short = {name.removeprefix(prefix): value for name, value in metrics.items()}
     return ", ".join(f"{name} {value:.4f}" for name, value in short.items() if name.split("/")[0] in wanted)
+
+
+@contextmanager
+def memory_hint(config: TrainConfig, when: str, num_prompts: int = 0) -> Iterator[None]:
+    """Say what to do where a device's memory does not suffice.
+
+    Args:
+        when: begins the message: the step, and what is done there.
+        num_prompts: of the micro-batch; 0 before there is one.
+
+    Raises:
+        DeviceMemoryError: in the place of torch's own error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        advice = {
+            "a lower optimization.micro_batch_tokens": num_prompts > 1,
+            "model.gradient_checkpointing true": num_prompts > 0 and not config.model.gradient_checkpointing,
+            "on several devices a higher engine.zero_stage": num_prompts > 0 and config.engine.zero_stage < 3,
+            "a lower sampling.max_pixels": num_prompts > 0,
+            "a smaller model.backbone": num_prompts == 0,  # every process first has all of it on its device
+            "less in model.trained_parts": num_prompts == 0 and bool(config.model.trained_parts),
+        }
+        wanted = " or ".join(name for name, helps in advice.items() if helps)
+        raise DeviceMemoryError(f"{when} the device is out of memory; try {wanted}") from error

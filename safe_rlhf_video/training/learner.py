@@ -1,0 +1,87 @@
+"""Builds what a run trains: backbone, adapters and heads, in DeepSpeed's engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safe_rlhf_video.heads import LABEL_HEADS
+from safe_rlhf_video.models.backbones import Backbone, load_backbone
+from safe_rlhf_video.models.folder import load_weights
+from safe_rlhf_video.models.record import ModelRecord
+from safe_rlhf_video.models.score_model import ScoreModel
+from safe_rlhf_video.training import distributed
+from safe_rlhf_video.training import engine as engines
+from safe_rlhf_video.training.config import TrainConfig
+from safe_rlhf_video.training.messages import memory_hint
+from safe_rlhf_video.training.run import Run
+from safe_rlhf_video.training.state import TrainerState, checkpoint_folder, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model in training.
+
+    Attributes:
+        engine: DeepSpeed's, around `model`.
+        record: what a model folder says of the model.
+    """
+
+    backbone: Backbone
+    model: ScoreModel
+    engine: Any
+    record: ModelRecord
+
+
+def start_learner(run: Run) -> tuple[Learner, TrainerState]:
+    """Builds a fresh model, or one as the run's last checkpoint has it.
+
+    Raises:
+        CheckpointError: the backbone or the checkpoint cannot be read.
+        DeviceMemoryError: the model does not fit the device.
+    """
+    config, ranks = run.config, run.ranks
+    state = TrainerState(step=run.first_step, data_fingerprint=run.data.fingerprint)
+    moments: dict[str, Tensor] = {}
+    with distributed.together(ranks):
+        with memory_hint(config, "loading the backbone"):
+            backbone, model, record = build_model(config, run.heads, ranks.device)
+        if run.first_step:
+            state, moments = load_checkpoint(run.folder, run.first_step)
+            load_weights(model, record.heads_of_adapter, checkpoint_folder(run.folder, run.first_step) / "model")
+    with memory_hint(config, "dividing the model among ranks"):
+        engine = engines.build_engine(model, config, ranks.device)
+    if run.first_step:
+        engines.restore_moments(engine, moments, run.first_step)
+    return Learner(backbone, model, engine, record), state
+
+
+def build_model(
+    config: TrainConfig, heads: tuple[str, ...], device: torch.device
+) -> tuple[Backbone, ScoreModel, ModelRecord]:
+    """Builds backbone, model with fresh adapter and heads from `config.seed`, and what a model folder says of it."""
+    backbone = load_backbone(config.model.backbone, device)
+    torch.manual_seed(config.seed)
+    adapter = "joint" if {"reward", "cost"} <= set(heads) else heads[0]
+    adapter = "moderation" if adapter in LABEL_HEADS else adapter
+    model = ScoreModel(
+        backbone,
+        {adapter: heads},
+        config.model.lora,
+        config.model.pooling,
+        config.model.trained_parts,
+        config.model.gradient_checkpointing,
+    ).to(device)
+    record = ModelRecord(
+        backbone=config.model.backbone,
+        backbone_fingerprint=backbone.fingerprint,
+        sampling=config.sampling,
+        lora=config.model.lora,
+        heads_of_adapter={adapter: heads},
+        pooling=config.model.pooling,
+        trained_parts=tuple(config.model.trained_parts),
+    )
+    return backbone, model, record

@@ -1,0 +1,122 @@
+"""Plans a run: reads its data and checks all that can be wrong with it before the ranks start."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.heads import HEAD_GROUPS, LABEL_HEADS
+from safe_rlhf_video.models.backbones import check_sampling, load_reader
+from safe_rlhf_video.models.record import TrainingFacts
+from safe_rlhf_video.training import engine as engines
+from safe_rlhf_video.training.config import TrainConfig
+from safe_rlhf_video.training.data import TrainingData, load_data
+from safe_rlhf_video.training.distributed import Ranks
+from safe_rlhf_video.training.sizes import Sizes, measure_data
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, as one of its ranks sees it.
+
+    Attributes:
+        heads: names of the heads that it trains.
+        sizes: token counts of the groups in `data`.
+        first_step: 0, or the step of the checkpoint that it goes on from.
+        total_steps: optimiser steps of the whole run.
+    """
+
+    config: TrainConfig
+    heads: tuple[str, ...]
+    data: TrainingData
+    sizes: Sizes
+    ranks: Ranks
+    total_steps: int
+    first_step: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return Path(self.config.out)
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return math.ceil(len(self.data.train) / self.config.optimization.prompts_per_step)
+
+    def is_save(self, done: int) -> bool:
+        """Whether the run validates and saves after this step."""
+        every = self.config.checkpoint.every_steps or self.steps_an_epoch
+        return done % every == 0 or done == self.total_steps
+
+    def is_row(self, done: int) -> bool:
+        """Whether a row of metrics ends with this step.
+
+        A save ends one too, so that a resumed run writes the rows that an uninterrupted one does.
+        """
+        return self.is_save(done) or done == 1 or done % self.config.tracking.log_every == 0
+
+    def facts(self, step: int, metrics: Mapping[str, float]) -> TrainingFacts:
+        """What a model folder of this step says of its training."""
+        return TrainingFacts(
+            step=step,
+            data=self.data.fingerprint,
+            metrics=metrics,
+            seed=self.config.seed,
+            calibration_fraction=self.config.data.calibration_fraction,
+            leave_out_generators=tuple(sorted(self.config.data.leave_out_generators)),
+            class_weights=self.data.class_weights,
+        )
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar, on the first rank."""
+        if self.ranks.is_first:
+            tqdm.write(text)
+            sys.stdout.flush()
+
+
+def plan_run(config: TrainConfig, head: str) -> Run:
+    """Reads the data of a run and checks its configuration; loads no weights and starts no process group.
+
+    Args:
+        head: what the script trains: "reward", "cost" or "moderation".
+
+    Raises:
+        ConfigError, SampleError, VideoDecodeError: with one line that says what to do.
+    """
+    heads = choose_heads(config, head)
+    data = load_data(config, heads)
+    check_sampling(config.model.backbone, config.sampling)
+    engines.build_deepspeed_config(config)
+    sizes = measure_data(load_reader(config.model.backbone), data, config.sampling)
+    # As the launcher tells them; the process group follows.
+    ranks = Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), torch.device("cpu"))
+    return Run(config, heads, data, sizes, ranks, count_steps(config, len(data.train)))
+
+
+def choose_heads(config: TrainConfig, head: str) -> tuple[str, ...]:
+    """The heads that a configuration names, groups written out; the script's own where it names none.
+
+    Raises:
+        ConfigError: it leaves out the head that the script trains.
+    """
+    asked = tuple(config.heads or (head,))
+    if not set(asked) & set((*HEAD_GROUPS, *LABEL_HEADS) if head == "moderation" else (head,)):
+        other = next((name for name in ("reward", "cost") if name in asked), "moderation")
+        raise ConfigError(
+            f"heads: {', '.join(asked)} leaves out the {head} that this script trains; use scripts/train_{other}.py"
+        )
+    return tuple(dict.fromkeys(name for one in asked for name in HEAD_GROUPS.get(one, (one,))))
+
+
+def count_steps(config: TrainConfig, num_groups: int) -> int:
+    """Optimiser steps of the whole run."""
+    total = config.optimization.epochs * math.ceil(num_groups / config.optimization.prompts_per_step)
+    return min(total, config.optimization.max_steps) if config.optimization.max_steps else total
