@@ -374,6 +374,9 @@ def test_pairwise_batches_encode_a_video_for_each_of_its_comparisons(tmp_path: P
 def test_a_script_trains_the_head_it_is_named_for(tmp_path: Path, world: Path) -> None:
     path = write_training_config(tmp_path / "run.yaml", world, heads=["reward"])
     assert "heads: reward leaves out the cost" in fail("scripts/train_cost.py", "--config", path)
+    line = fail("scripts/train_reward.py", "--config", ROOT / "configs/cost.yaml")
+    assert "heads: cost leaves out the reward" in line
+    assert "use scripts/train_cost.py" in line
 
 
 @pytest.mark.slow
