@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import reduce
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -59,11 +62,8 @@ def test_shipped_config_sets_only_what_differs_from_the_defaults(path: Path) -> 
     values = yaml.safe_load(path.read_text())
     defaults = asdict(parse_config(TrainConfig, ["--out", "run", "--data.path", "data"], "test"))
     for *above, name in places(values):
-        value, default = values, defaults
-        for step in above:
-            value, default = value[step], default[step]
-        if not isinstance(value[name], dict):
-            assert value[name] != default[name], ".".join([*above, name])
+        value, default = (section_at(whole, (*above, name)) for whole in (values, defaults))
+        assert isinstance(value, dict) or value != default, ".".join([*above, name])
 
 
 @pytest.mark.parametrize(("script", "config"), [("cost", "reward"), ("reward", "cost"), ("moderation", "joint"),
@@ -84,6 +84,10 @@ def test_the_page_of_fields_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> No
     assert PAGE.read_text() == write_page(), "run python tools/write_configuration_docs.py"
 
 
+def section_at(values: dict[str, Any], place: tuple[str, ...]) -> Any:
+    return reduce(lambda section, name: section[name], place, values)
+
+
 def places(values: dict[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
     """Every key of a nested mapping, by its path."""
     for name, value in values.items():
@@ -92,24 +96,24 @@ def places(values: dict[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
             yield from places(value, *above, name)
 
 
-@shipped
-def test_misspelt_key_at_any_level_is_one_line(path: Path, tmp_path: Path) -> None:
-    for *above, name in places(yaml.safe_load(path.read_text())):
-        if above[:2] == ["engine", "deepspeed"] and len(above) > 2:
-            continue  # DeepSpeed's own keys: the next test
-        values = yaml.safe_load(path.read_text())
-        section = values
-        for step in above:
-            section = section[step]
-        if section[name] == {}:
-            continue  # an empty section says nothing, under any name
+def test_misspelt_key_at_any_level_is_one_line(tmp_path: Path) -> None:
+    """One key of the config and one of every section in it."""
+    values = asdict(parse_config(TrainConfig, ["--out", "run", "--data.path", "data"], "test"))
+    sections = [(), *(place for place in places(values) if isinstance(section_at(values, place), dict))]
+    for place in sections:
+        broken = deepcopy(values)
+        section = section_at(broken, place)
+        if not section:
+            continue  # engine.deepspeed: DeepSpeed's own keys have tests of their own
+        name = next(iter(section))
         section[f"{name}x"] = section.pop(name)
-        broken = tmp_path / "broken.yaml"
-        broken.write_text(yaml.safe_dump(values))
+        path = tmp_path / "broken.yaml"
+        path.write_text(yaml.safe_dump(json.loads(json.dumps(broken))))
         with pytest.raises(ConfigError) as raised:
-            parse(broken)
+            parse(path)
         assert name in str(raised.value)
         assert "\n" not in str(raised.value)
+    assert len(sections) == 12
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-"""Make the embedded backbone: a small Qwen3-VL that can see the synthetic world and read its prompts.
+"""Trains the embedded backbone: a small Qwen3-VL that sees the synthetic world and reads its prompts.
 
-It learns to match captions to clips (each named part: agrees or not) and to read off what a clip shows, by linear
-probes on the very state that score heads will read; the probes are thrown away. It never sees a preference, and never
-a held-out combination of colour, shape and motion, neither in a clip nor in a caption. docs/tiny_backbone.md has the
-time and the result.
+It learns to match captions to clips (does each named part agree?) and to recognise what a clip shows, by linear probes
+on the state that score heads will read. The probes are discarded. It never sees a preference, and no held-out
+combination of colour, shape and motion, in a clip or in a caption. docs/tiny_backbone.md has the time and the result.
 
     python tools/pretrain_tiny_backbone.py --out outputs/pretraining
     cp outputs/pretraining/tiny_backbone/* safe_rlhf_video/assets/tiny_backbone/
@@ -15,9 +14,11 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,10 +44,11 @@ SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_en
 NAMED = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS, "scene": tuple(SCENES)}
 LEVELS = ("torn", "lights", "grain", "sparks")
 SEED = 0
+NUM_UNSEEN = 2000  # clips that are only evaluated on
 
 
 def draw_clip(rng: np.random.Generator) -> Clip:
-    """A clip of any allowed combination, all else uniform: what generators prefer to show must not leak in here."""
+    """Draw a clip of any allowed combination, all else uniformly: what generators prefer must not leak in here."""
     while True:
         named = {name: str(rng.choice(values)) for name, values in NAMED.items()}
         if not synthetic.is_held_out(named["colour"], named["shape"], named["motion"]):
@@ -59,7 +61,7 @@ def draw_clip(rng: np.random.Generator) -> Clip:
 
 
 def draw_caption(rng: np.random.Generator, clip: Clip) -> Prompt:
-    """A prompt that agrees with each named part of the clip two times in three."""
+    """Draw a prompt that agrees with each named part of the clip two times in three."""
     while True:
         named = {
             name: getattr(clip, name) if rng.random() < 0.67 else str(rng.choice(values))
@@ -73,8 +75,8 @@ def draw_caption(rng: np.random.Generator, clip: Clip) -> Prompt:
     return Prompt(**named, emblem=emblem, template=int(rng.integers(len(synthetic.TEMPLATES))))
 
 
-def build_targets(captions: list[Prompt], clips: list[Clip]) -> dict[str, np.ndarray]:
-    """Class indices for the probes; -1 where a probe does not apply."""
+def build_targets(captions: Sequence[Prompt], clips: Sequence[Clip]) -> dict[str, np.ndarray]:
+    """Return the classes for the probes, (N,) each; -1 where a probe does not apply."""
     targets: dict[str, list[int]] = {}
 
     def add(name: str, value: int) -> None:
@@ -94,7 +96,7 @@ def build_targets(captions: list[Prompt], clips: list[Clip]) -> dict[str, np.nda
 
 
 def make_clips(folder: Path, count: int) -> tuple[list[Clip], list[Video]]:
-    """Write `count` clips as MP4 (kept between runs) and read them back by the package's own decoder."""
+    """Write `count` clips as MP4 (kept between runs) and read them back with the package's own decoder."""
     from tqdm import tqdm
 
     rng = np.random.default_rng(SEED)
@@ -110,7 +112,7 @@ def make_clips(folder: Path, count: int) -> tuple[list[Clip], list[Video]]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of 512 tokens, trained on the world's prompts: it can spell any text."""
+    """Write a byte-level BPE of 512 tokens, trained on the world's prompts: it can spell any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -137,7 +139,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def build_model(folder: Path):
-    """A Qwen3-VL of 1.6 M parameters: 4 frames of 32 x 32 are 2 x 16 video tokens."""
+    """Build a Qwen3-VL of 1.6 M parameters: 4 frames of 32 x 32 are 2 x 16 video tokens."""
     from transformers import AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -181,7 +183,7 @@ def build_model(folder: Path):
 
 
 def write_preprocessor(folder: Path) -> None:
-    """The two processor files that a downloaded Qwen3-VL folder has."""
+    """Write the two processor files that a downloaded Qwen3-VL folder has."""
     fields = {
         "do_rescale": True,
         "do_normalize": True,
@@ -199,48 +201,38 @@ def write_preprocessor(folder: Path) -> None:
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")
 
 
-def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learning_rate: float) -> None:
-    """Train, evaluate on unseen clips and write the checkpoint folder."""
+@dataclass
+class Probed:
+    """The model in training, and a linear probe for each target on the state that score heads will read."""
+
+    model: Any
+    backbone: Any
+    probes: Any
+
+    def __call__(self, captions: Sequence[Prompt], videos: Sequence[Video]) -> dict[str, Any]:
+        """Return the logits of every target, (N, classes)."""
+        from safe_rlhf_video.models.inputs import build_inputs
+        from safe_rlhf_video.models.pooling import last_attended
+
+        inputs = build_inputs(self.backbone, [caption.text for caption in captions], videos, "cpu")
+        states = self.model.model(**inputs, use_cache=False).last_hidden_state
+        pooled = last_attended(states, inputs["attention_mask"])
+        return {name.replace("__", "/"): probe(pooled) for name, probe in self.probes.items()}
+
+
+def build_probed(folder: Path, model: Any, clips: Sequence[Clip]) -> Probed:
+    """Read the tokenizer and processor files in `folder`; `clips` show how many classes each target has."""
     import torch
-    from torch.nn import functional
-    from tqdm import trange
+    from transformers import AutoTokenizer
 
     from safe_rlhf_video.models.backbones import Backbone
     from safe_rlhf_video.models.config import BackboneConfig
     from safe_rlhf_video.models.families.qwen3_vl import Qwen3VL
-    from safe_rlhf_video.models.inputs import build_inputs
-    from safe_rlhf_video.models.pooling import last_attended
 
-    settings = {
-        "world_version": WORLD_VERSION,
-        "num_clips": num_clips,
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-    }
-    resume_path = out / "pretraining_state.pt"
-    resumed = torch.load(resume_path, weights_only=True) if resume_path.exists() else None
-    if resumed is not None:
-        check_settings(resume_path, resumed.get("settings"), settings)
-    torch.manual_seed(SEED)
-    folder = out / "tiny_backbone"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(folder)
-    write_preprocessor(folder)
-    model = build_model(folder)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{num_parameters / 1e6:.2f} M parameters, {num_steps} steps of {batch_size} clips")
-
-    clips, videos = make_clips(out / f"clips_v{WORLD_VERSION}", num_clips + 2000)
-    train_clips, train_videos = clips[:-2000], videos[:-2000]
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     processor = json.loads((folder / "video_preprocessor_config.json").read_text())
-    family = Qwen3VL.build(processor, model.config)
     backbone = Backbone(
-        tokenizer=tokenizer,
-        family=family,
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        family=Qwen3VL.build(processor, model.config),
         model_config=model.config,
         max_tokens=4096,
         model=model.model,
@@ -251,40 +243,79 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
         liger=False,
     )
     rng = np.random.default_rng(SEED + 1)
-    sizes = {
-        name: int(values.max()) + 1
-        for name, values in build_targets([draw_caption(rng, clip) for clip in clips], clips).items()
+    targets = build_targets([draw_caption(rng, clip) for clip in clips], clips)
+    probes = {name.replace("/", "__"): torch.nn.Linear(128, int(one.max()) + 1) for name, one in targets.items()}
+    return Probed(model, backbone, torch.nn.ModuleDict(probes))
+
+
+def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learning_rate: float) -> None:
+    """Train, evaluate on unseen clips and write the checkpoint folder."""
+    import torch
+
+    settings = {
+        "world_version": WORLD_VERSION,
+        "num_clips": num_clips,
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
     }
-    probes = torch.nn.ModuleDict({name.replace("/", "_"): torch.nn.Linear(128, size) for name, size in sizes.items()})
-    parameters = [*model.parameters(), *probes.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    state_path = out / "pretraining_state.pt"
+    saved = torch.load(state_path, weights_only=True) if state_path.exists() else None
+    if saved is not None:
+        check_settings(state_path, saved.get("settings"), settings)
+    torch.manual_seed(SEED)
+    folder = out / "tiny_backbone"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder)
+    write_preprocessor(folder)
+    model = build_model(folder)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{num_parameters / 1e6:.2f} M parameters, {num_steps} steps of {batch_size} clips")
 
-    def forward(captions: list[Prompt], batch_videos: list[Video]) -> dict[str, torch.Tensor]:
-        inputs = build_inputs(backbone, [caption.text for caption in captions], batch_videos, "cpu")
-        states = last_attended(model.model(**inputs, use_cache=False).last_hidden_state, inputs["attention_mask"])
-        return {name: probes[name.replace("/", "_")](states) for name in sizes}
+    clips, videos = make_clips(out / f"clips_v{WORLD_VERSION}", num_clips + NUM_UNSEEN)
+    probed = build_probed(folder, model, clips)
+    started = time.time()
+    train(probed, clips[:-NUM_UNSEEN], videos[:-NUM_UNSEEN], settings, state_path, saved)
+    report = evaluate(probed, clips[-NUM_UNSEEN:], videos[-NUM_UNSEEN:])
+    report |= {"parameters": num_parameters, "steps": num_steps, "seconds": round(time.time() - started)}
+    (out / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    print(f"wrote {folder}")
 
+
+def train(
+    probed: Probed,
+    clips: Sequence[Clip],
+    videos: Sequence[Video],
+    settings: dict[str, Any],
+    state_path: Path,
+    saved: dict[str, Any] | None,
+) -> None:
+    """Minimize the sum of the probes' cross-entropies; continue from `saved`, and save to `state_path` as it goes."""
+    import torch
+    from tqdm import trange
+
+    parameters = [*probed.model.parameters(), *probed.probes.parameters()]
+    peak, num_steps = settings["learning_rate"], settings["num_steps"]
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.02)
+    parts = {"model": probed.model, "probes": probed.probes, "optimizer": optimizer}
     first_step = 0
-    if resumed is not None:
-        model.load_state_dict(resumed["model"])
-        probes.load_state_dict(resumed["probes"])
-        optimizer.load_state_dict(resumed["optimizer"])
-        first_step = resumed["step"]
+    if saved is not None:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        first_step = saved["step"]
         print(f"resuming at step {first_step}")
-    started, progress = time.time(), trange(first_step, num_steps, initial=first_step, total=num_steps, unit="step")
+    progress = trange(first_step, num_steps, initial=first_step, total=num_steps, unit="step")
     for step in progress:
         rng = np.random.default_rng([SEED + 2, step])
         warmup = min(1.0, (step + 1) / 200)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / num_steps))
-        chosen = rng.integers(len(train_clips), size=batch_size)
-        captions = [draw_caption(rng, train_clips[i]) for i in chosen]
-        logits = forward(captions, [train_videos[i] for i in chosen])
-        targets = build_targets(captions, [train_clips[i] for i in chosen])
-        losses = {
-            name: functional.cross_entropy(logits[name], torch.from_numpy(targets[name]), ignore_index=-1)
-            for name in sizes
-        }
+            group["lr"] = peak * warmup * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        chosen = rng.integers(len(clips), size=settings["batch_size"])
+        captions = [draw_caption(rng, clips[i]) for i in chosen]
+        targets = build_targets(captions, [clips[i] for i in chosen])
+        losses = compute_losses(probed(captions, [videos[i] for i in chosen]), targets)
         loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -294,48 +325,49 @@ def pretrain(out: Path, num_clips: int, num_steps: int, batch_size: int, learnin
             worst = max(losses, key=lambda name: losses[name].item())
             progress.set_postfix(loss=f"{loss.item():.3f}", worst=f"{worst} {losses[worst].item():.3f}")
         if (step + 1) % 500 == 0:
-            state = {"model": model.state_dict(), "probes": probes.state_dict(), "optimizer": optimizer.state_dict()}
-            partial = resume_path.with_name(f".{resume_path.name}.partial")
-            torch.save({**state, "step": step + 1, "settings": settings}, partial)
-            partial.replace(resume_path)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            partial = state_path.with_name(f".{state_path.name}.partial")
+            torch.save({**states, "step": step + 1, "settings": settings}, partial)
+            partial.replace(state_path)
 
-    report = evaluate(forward, clips[-2000:], videos[-2000:], model, probes)
-    report |= {"parameters": num_parameters, "steps": num_steps, "seconds": round(time.time() - started)}
-    (out / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
-    model.to(torch.bfloat16).save_pretrained(folder)
-    print(f"wrote {folder}")
+
+def compute_losses(logits: dict[str, Any], targets: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return the cross-entropy of every probe, a mean over the clips that its target applies to."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    return {name: cross_entropy(one, torch.from_numpy(targets[name]), ignore_index=-1) for name, one in logits.items()}
 
 
 def check_settings(path: Path, found: dict | None, settings: dict) -> None:
-    """Refuse to go on with other arguments: the result would be that of neither run."""
+    """Raise ConfigError if the state was made with other arguments: the result would be that of neither run."""
     if found != settings:
         changed = [name for name in settings if (found or {}).get(name) != settings[name]]
         raise ConfigError(
-            f"{path}: was made with another {', '.join(changed)}; give the same arguments, or delete it to begin anew"
+            f"{path}: was made with another {', '.join(changed)}; give the same arguments, or delete it to start over"
         )
 
 
-def evaluate(forward, clips, videos, model, probes) -> dict:
-    """Probe accuracy on unseen clips, and hard matching: is one wrong word noticed?"""
+def evaluate(probed: Probed, clips: Sequence[Clip], videos: Sequence[Video]) -> dict[str, Any]:
+    """Return each probe's accuracy, and how often a caption with one wrong word scores lower than the right one."""
     import torch
 
     rng = np.random.default_rng(SEED + 3)
-    model.eval()
+    probed.model.eval()
     right: dict[str, list[float]] = {}
     with torch.no_grad():
         for start in range(0, len(clips), 200):
             chunk = slice(start, start + 200)
             captions = [draw_caption(rng, clip) for clip in clips[chunk]]
             targets = build_targets(captions, clips[chunk])
-            for name, logits in forward(captions, videos[chunk]).items():
+            for name, logits in probed(captions, videos[chunk]).items():
                 valid = targets[name] >= 0
                 right.setdefault(name, []).extend((logits.argmax(1).numpy() == targets[name])[valid].tolist())
             true = [Prompt(clip.colour, clip.shape, clip.motion, clip.scene, None, 0) for clip in clips[chunk]]
             hard = [_change_one_word(rng, caption) for caption in true]
             scores = []
             for captions in (true, hard):
-                logits = forward(captions, videos[chunk])
+                logits = probed(captions, videos[chunk])
                 named = torch.stack([logits[f"match/{name}"].log_softmax(1)[:, 1] for name in NAMED])
                 scores.append(named.sum(0))
             right.setdefault("hard_matching", []).extend((scores[0] > scores[1]).tolist())

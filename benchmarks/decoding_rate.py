@@ -1,6 +1,6 @@
 """How fast are clips read: decoded with decord and with PyAV, or from a frame store; and what does building one cost?
 
-    python benchmarks/decoding.py --out outputs/decoding.json
+    python benchmarks/decoding_rate.py --out outputs/decoding.json
 
 Writes clips of 512 x 320 and 96 frames (drifting texture and grain, H.264), keeps 8 frames of each at 160 x 256, and
 takes all sides in turn over several rounds. "Cold" means that the pages of a side's files were dropped from the page
