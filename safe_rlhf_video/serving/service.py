@@ -210,7 +210,7 @@ async def _end_when_left(request: Request, timeout: asyncio.Timeout) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     if not timeout.expired():
-        timeout.reschedule(0.0)
+        timeout.reschedule(asyncio.get_running_loop().time())
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
