@@ -251,7 +251,7 @@ def test_videos_that_are_not_used_are_told(edited_world: Callable[[Callable[[lis
         records.append({**records[0], **videos, "pair_id": "new", "helpfulness": None, "harmlessness": None})
 
     data = DataConfig(path=str(edited_world(add_unlabelled)), config_filename="config-train.json.gz")
-    unused = "2 videos stand in no labelled comparison and are not used"
+    unused = "2 videos are in no labelled comparison and are not used"
     for head in ("reward", "cost"):
         loaded = load_data(TrainConfig(out="-", data=data), [head])
         assert unused in loaded.notes

@@ -208,7 +208,7 @@ def test_configs_that_contradict_each_other_are_refused(
         data = {"path": [str(path) for path in paths]}
         return load(write_training_config(tmp_path / "run.yaml", world, data=data), "reward")
 
-    with pytest.raises(SampleError, match=r"field pair_id: .* stands in an earlier config too"):
+    with pytest.raises(SampleError, match=r"field pair_id: .* is in an earlier config too"):
         read(texts, texts)
 
     def other_ids(records: list[Record]) -> None:

@@ -116,3 +116,18 @@ def weigh_targets(targets: NDArray[np.floating], weights: Mapping[str, NDArray[n
         weighed[:, columns] = kind_of(name).encode(kind_of(name).decode(targets[:, columns]), one)
     # Minus zero, as ever: the fingerprint of a run's data is one of bytes, and the run must be able to go on.
     return np.where(weighed == 0, np.float32(-0.0), weighed)
+
+
+def columns_of_videos() -> list[int]:
+    """Columns of the labels that videos have, of which texts may have some too."""
+    return _columns_that_judge("video", "both")
+
+
+def columns_of_texts() -> list[int]:
+    """Columns of the labels that only texts have."""
+    return _columns_that_judge("text")
+
+
+def _columns_that_judge(*judged: str) -> list[int]:
+    heads = [name for name in LABEL_HEADS if HEADS[name].judges in judged]
+    return [column for name in heads for column in range(NUM_LABEL_COLUMNS)[_COLUMNS[name]]]
