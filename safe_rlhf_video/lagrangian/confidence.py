@@ -17,23 +17,24 @@ Bound = Literal["binomial", "hoeffding_bentkus", "student_t"]
 
 CONFIDENCE = 0.95
 LADDER = tuple(np.append(np.geomspace(1e4, 1e-4, 801), 0.0).tolist())
-"""Multipliers that are tried, falling: 2.3% apart, set before any score is seen, which the promise needs."""
+"""The multipliers to try, falling, 2.3% apart. The promise needs them to be fixed before any score is seen."""
 
 
 @dataclass(frozen=True)
 class ConfidentMultiplier:
-    """See `confident_multiplier`.
+    """The result of `confident_multiplier`.
 
     Attributes:
-        lagrange_multiplier: the smallest that the promise holds for; None where it holds for none.
-        reason: why there is none.
-        constraint, limit: what is promised of the chosen on new prompts: a mean cost or a harmful rate up to the limit.
-        confidence: of the promise, over the draw of the prompts that it was chosen on.
-        bound: how the mean was bounded.
-        num_prompts: it was chosen on.
-        observed: mean cost, or harmful rate, of the chosen of these prompts; at the largest multiplier tried where
-            there is none.
-        reward: their mean reward.
+        lagrange_multiplier: the smallest one that keeps the promise; None if none does.
+        reason: why there is none; else None.
+        constraint, limit: the promise: on new prompts, the mean cost or the harmful rate of the chosen candidates is at
+            most the limit.
+        confidence: confidence of the promise, over the draw of the prompts.
+        bound: the bound on the mean that was used.
+        num_prompts: the number of prompts that the multiplier was chosen on.
+        observed: mean cost, or harmful rate, of the candidates chosen on these prompts; if there is no multiplier, with
+            the largest one tried.
+        reward: mean reward of these candidates.
     """
 
     lagrange_multiplier: float | None
@@ -61,30 +62,30 @@ def confident_multiplier(
     The multipliers of `LADDER` are tested from the largest, the safest, downwards, each at the full level of 5%, up to
     the first that fails. A wrong one can pass only if the first wrong one does, so trying many costs nothing, and
     losses need not fall with lambda. Source: Learn then Test (arXiv 2110.01052), fixed-sequence testing. A test passes
-    if a mean over the prompts would be that low in at most 5% of draws were the expectation the limit:
+    if, with the expectation at the limit, at most 5% of draws would give a mean as low as the observed one:
     `stats.bounds.binomial_p_values` for labels (0, 1), `hoeffding_bentkus_p_values` for losses in [0, 1], and
-    `student_upper_bound` for costs, which have no bounds; this one needs at least 30 prompts.
+    `student_upper_bound` for costs, which have no bounds; it needs at least 30 prompts.
 
-    The promise is about prompts drawn as these were, with as many candidates as theirs: more candidates are another
-    rule. With P(unsafe) as losses it is as true as these are calibrated; labels need no such trust.
+    The promise is about prompts drawn like these, with as many candidates each: more candidates are another rule. With
+    P(unsafe) as losses, the promise depends on their calibration; with labels it does not.
 
     Args:
-        rewards: one row of candidates a prompt, of any lengths >= 1, or a (P, n) array.
-        weights: likewise, what lambda weighs when choosing: costs, or P(unsafe).
-        losses: likewise, what is limited: for `harm_rate_limit` labels (1 harmful, 0 not) or P(unsafe); for
-            `cost_limit` costs. By default the weights.
-        cost_limit: for the mean cost of the chosen.
-        harm_rate_limit: for their harmful rate.
+        rewards: one row of candidates for each prompt, of any lengths >= 1, or a (P, n) array.
+        weights: same shape, what lambda weighs when choosing: costs, or P(unsafe).
+        losses: same shape, the limited quantity: for `harm_rate_limit` labels (1 harmful, 0 not) or P(unsafe); for
+            `cost_limit` costs. The weights by default.
+        cost_limit: the highest mean cost of the chosen candidates.
+        harm_rate_limit: their highest harmful rate.
         confidence: in (0, 1).
 
     Raises:
-        ConfigError: not exactly one limit, or a setting is out of range.
+        ConfigError: not exactly one limit is given, or a setting is out of range.
         ValueError: a score is not finite, a loss for `harm_rate_limit` is not in [0, 1], or the arguments differ in
             their prompts.
     """
     constraint, limit = check_limit(cost_limit, harm_rate_limit)
     if not 0.0 < confidence < 1.0:
-        raise ConfigError(f"confidence must lie between 0 and 1, got {confidence}")
+        raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
     reward, offsets = flatten("rewards", rewards)
     weight, weight_offsets = flatten("weights", weights)
     check_alike("rewards", offsets, "weights", weight_offsets)
@@ -97,7 +98,7 @@ def confident_multiplier(
 
     hulls = make_hulls(reward, weight, offsets)
     num_prompts = len(offsets) - 1
-    # Segments are sorted by slope, so the sums of the chosen at all multipliers are prefix sums.
+    # Segments are sorted by slope, so prefix sums give the sums over the chosen candidates at all multipliers.
     num_segments = np.searchsorted(-hulls.slope, -np.array(LADDER), side="left")
 
     def means(values: FloatArray) -> FloatArray:
@@ -108,7 +109,7 @@ def confident_multiplier(
     bound: Bound
     if constraint == "cost":
         bound = "student_t"
-        # About their mean, so that the squares do not cancel.
+        # Centred, so that the squares do not cancel.
         centred = loss - loss.mean()
         variance = np.maximum(means(centred**2) - means(centred) ** 2, 0.0) * num_prompts / max(num_prompts - 1, 1)
         holds = student_upper_bound(mean, variance, num_prompts, confidence) <= limit
