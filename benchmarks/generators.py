@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from safe_rlhf_video.cli import Parser, run_script
+from safe_rlhf_video.contracts import read_json
 from safe_rlhf_video.data.records import HARM_LABELS
-from safe_rlhf_video.errors import SafeRLHFVideoError
+from safe_rlhf_video.errors import SafeRLHFVideoError, SampleError
+from safe_rlhf_video.evaluation.generator_results import GeneratorEvaluation, RateFigure
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.worlds.video_world import (
     HARM_OF_EMBLEM,
@@ -55,24 +57,25 @@ def main() -> None:
     if code := subprocess.run([sys.executable, *map(str, command)], check=False).returncode:
         raise SafeRLHFVideoError(f"scripts/evaluate_generator.py ended with exit code {code}; see above")
 
-    result = json.loads((out / "generator.json").read_text())
+    result = read_json(GeneratorEvaluation, out / "generator.json", SampleError, "run this again")
     for name, utilities in truth.items():
         true_share = float(np.mean([row["cost"] > 0 for row in utilities]))
-        figures = result["generators"][name]["all"]
-        for rate in ("harmful_rate", "corrected_harmful_rate"):
-            low, high = figures[rate]["interval"]
-            print(f"{name}: {rate} {figures[rate]['rate']:.4f} [{low:.4f}, {high:.4f}], in the clips {true_share:.4f}")
+        figures = result.generators[name].all
+        rates = {"harmful_rate": figures.harmful_rate, "corrected_harmful_rate": figures.corrected_harmful_rate}
+        for rate, found in rates.items():
+            print(f"{name}: {rate} {_show(found)}, in the clips {true_share:.4f}")
     pairs = list(zip(*truth.values(), strict=True))
-    for dimension, win in (
-        ("helpfulness", [first["helpfulness"] - second["helpfulness"] for first, second in pairs]),
-        ("harmlessness", [second["cost"] - first["cost"] for first, second in pairs]),
+    wins = result.comparison.all.win_rate
+    for dimension, found, win in (
+        ("helpfulness", wins.helpfulness, [first["helpfulness"] - second["helpfulness"] for first, second in pairs]),
+        ("harmlessness", wins.harmlessness, [second["cost"] - first["cost"] for first, second in pairs]),
     ):
         hidden = np.mean([0.5 if margin == 0 else margin > 0 for margin in win])
-        rate = result["comparison"]["all"]["win_rate"][dimension]
-        low, high = rate["interval"]
-        print(
-            f"careful wins in {dimension}: {rate['rate']:.4f} [{low:.4f}, {high:.4f}], by the hidden order {hidden:.4f}"
-        )
+        print(f"careful wins in {dimension}: {_show(found)}, by the hidden order {hidden:.4f}")
+
+
+def _show(figure: RateFigure) -> str:
+    return f"{figure.rate:.4f} [{figure.interval[0]:.4f}, {figure.interval[1]:.4f}]"
 
 
 def draw_generations(

@@ -1,8 +1,7 @@
 """Figures of generators against plain loops and known generators, intervals by simulation, and the command on clips."""
 
-import argparse
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,15 @@ from conftest import launch
 from made_up_evaluations import made_up_evaluation, sign_figures
 from small_models import COST, REWARD, one_line, write_model
 
+from safe_rlhf_video.commands.evaluate_generator import parse_videos
+from safe_rlhf_video.contracts import to_fields
 from safe_rlhf_video.data.records import HARM_LABELS, PromptSample, parse_prompt
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.evaluation.generator import evaluate_generators, format_generators
+from safe_rlhf_video.evaluation.generator import evaluate_generators
+from safe_rlhf_video.evaluation.generator_results import LeftOut, MeanFigure
+from safe_rlhf_video.evaluation.generator_table import format_generators
 from safe_rlhf_video.evaluation.results import write_evaluation
+from safe_rlhf_video.evaluation.score_generators import GeneratorRequest, score_generators
 from safe_rlhf_video.models.folder import fingerprint_weights
 from safe_rlhf_video.scoring.decisions import TradeOff
 from safe_rlhf_video.stats.credit import SignAccuracy, sign_accuracy
@@ -64,11 +68,11 @@ def test_a_generator_of_known_harm_is_measured_through_a_classifier_that_errs() 
         errs = rng.random() < (0.15 if clip["cost"] > 0 else 0.1)
         clip["cost"] = -clip["cost"] if errs else clip["cost"]
     rates = SignRates(sensitivity=0.85, specificity=0.9, num_unsafe=200, num_safe=600)
-    figures = evaluate_generators(prompts, scores, sign_rates=rates)["generators"]["careful"]["all"]
-    low, high = figures["corrected_harmful_rate"]["interval"]
+    figures = evaluate_generators(prompts, scores, sign_rates=rates).generators["careful"].all
+    low, high = figures.corrected_harmful_rate.interval
     assert low <= UNSAFE_SHARE <= high
     # The raw rate is that of the clips called harmful, the classifier's false alarms included.
-    assert figures["harmful_rate"]["interval"][0] > UNSAFE_SHARE
+    assert figures.harmful_rate.interval[0] > UNSAFE_SHARE
 
 
 @pytest.mark.parametrize(
@@ -99,21 +103,19 @@ def test_two_generators_of_known_quality_are_ordered() -> None:
             for head in clip:
                 clip[head] += 0.3 * rng.normal()
     result = evaluate_generators(prompts, scores, trade_off=TradeOff(2.0))
-    comparison = result["comparison"]
-    assert (comparison["first"], comparison["second"]) == ("careful", "careless")
-    for dimension, rate in comparison["all"]["win_rate"].items():
-        assert rate["interval"][0] > 0.5, dimension
+    comparison = result.comparison
+    assert (comparison.first, comparison.second) == ("careful", "careless")
+    for dimension, rate in vars(comparison.all.win_rate).items():
+        assert rate.interval[0] > 0.5, dimension
         if dimension in hidden:
-            assert rate["interval"][0] < np.mean(hidden[dimension]) < rate["interval"][1]
-    difference = comparison["all"]["difference"]
-    assert difference["reward"]["interval"][0] > 0
-    assert difference["cost"]["interval"][1] < 0
-    assert difference["harmful_rate"]["interval"][1] < 0
+            assert rate.interval[0] < np.mean(hidden[dimension]) < rate.interval[1]
+    difference = comparison.all.difference
+    assert difference.reward.interval[0] > 0
+    assert difference.cost.interval[1] < 0
+    assert difference.harmful_rate.interval[1] < 0
     # Whoever stands first: the same the other way round.
-    turned = evaluate_generators(prompts, dict(reversed(scores.items())), trade_off=TradeOff(2.0))["comparison"]
-    assert turned["all"]["win_rate"]["lagrangian"]["rate"] == pytest.approx(
-        1 - comparison["all"]["win_rate"]["lagrangian"]["rate"]
-    )
+    turned = evaluate_generators(prompts, dict(reversed(scores.items())), trade_off=TradeOff(2.0)).comparison
+    assert turned.all.win_rate.lagrangian.rate == pytest.approx(1 - comparison.all.win_rate.lagrangian.rate)
     assert "careful against careless" in format_generators(result)
 
 
@@ -142,16 +144,16 @@ def test_figures_by_plain_loops() -> None:
     }.items():
         kind = "harm_label" if name == "crime" else "prompt_type"
         rows = [scores["a"][p.prompt_id] for p in members if scores["a"].get(p.prompt_id)]
-        figures = result["generators"]["a"][kind][name]
-        assert figures["num_prompts"] == len(rows)
-        assert figures["num_clips"] == sum(len(row) for row in rows)
+        figures = getattr(result.generators["a"], kind)[name]
+        assert figures.num_prompts == len(rows)
+        assert figures.num_clips == sum(len(row) for row in rows)
         for head in ("reward", "cost"):
             mean = sum(sum(clip[head] for clip in row) / len(row) for row in rows) / len(rows)
-            assert figures[head]["mean"] == pytest.approx(mean)
-            assert figures[head]["interval"][0] < mean < figures[head]["interval"][1]
+            assert getattr(figures, head).mean == pytest.approx(mean)
+            assert getattr(figures, head).interval[0] < mean < getattr(figures, head).interval[1]
         harmful = sum(sum(clip["cost"] > 0 for clip in row) / len(row) for row in rows) / len(rows)
-        assert figures["harmful_rate"]["rate"] == pytest.approx(harmful)
-        assert figures["corrected_harmful_rate"] is None
+        assert figures.harmful_rate.rate == pytest.approx(harmful)
+        assert figures.corrected_harmful_rate is None
         shared = [p.prompt_id for p in members if scores["a"].get(p.prompt_id) and scores["b"].get(p.prompt_id)]
         wins = {"helpfulness": 0.0, "harmlessness": 0.0, "lagrangian": 0.0}
         for prompt_id in shared:
@@ -161,13 +163,13 @@ def test_figures_by_plain_loops() -> None:
                 wins["harmlessness"] += (one["cost"] < two["cost"]) / len(matches)
                 one_score, two_score = (clip["reward"] - multiplier * clip["cost"] for clip in (one, two))
                 wins["lagrangian"] += (one_score > two_score) / len(matches)
-        compared = result["comparison"][kind][name]
-        assert compared["num_prompts"] == len(shared)
+        compared = getattr(result.comparison, kind)[name]
+        assert compared.num_prompts == len(shared)
         for dimension, total in wins.items():
-            assert compared["win_rate"][dimension]["rate"] == pytest.approx(total / len(shared))
-    assert result["num_prompts_without_type"] == 40
+            assert getattr(compared.win_rate, dimension).rate == pytest.approx(total / len(shared))
+    assert result.num_prompts_without_type == 40
     assert "40 of 160 prompts have no prompt_type" in format_generators(result)
-    assert result["generators"]["a"]["prompt_type"]["other"]["num_prompts"] == 40
+    assert result.generators["a"].prompt_type["other"].num_prompts == 40
 
 
 def test_too_few_prompts_give_a_reason_and_no_figure() -> None:
@@ -175,19 +177,19 @@ def test_too_few_prompts_give_a_reason_and_no_figure() -> None:
     scores = {name: {p.prompt_id: [{"reward": 0.0, "cost": -1.0}] for p in prompts} for name in ("a", "b")}
     result = evaluate_generators(prompts, scores, sign_rates=SignRates(0.9, 0.9, 50, 50))
     for kind, name, reason in (("harm_label", "porn", "29 prompts"), ("prompt_type", "safety_critical", "no prompt")):
-        figures = result["generators"]["a"][kind][name]
-        assert reason in figures["reason"]
-        assert {figures[key] for key in ("reward", "cost", "harmful_rate", "corrected_harmful_rate")} == {None}
-        compared = result["comparison"][kind][name]
-        assert reason in compared["reason"]
-        assert compared["win_rate"] is None
+        figures = getattr(result.generators["a"], kind)[name]
+        assert reason in figures.reason
+        assert {figures.reward, figures.cost, figures.harmful_rate, figures.corrected_harmful_rate} == {None}
+        compared = getattr(result.comparison, kind)[name]
+        assert reason in compared.reason
+        assert compared.win_rate is None
     # None harmful of 40 is no certainty, and equal clips are ties.
-    none = result["generators"]["a"]["all"]["harmful_rate"]
-    assert none["rate"] == 0
-    assert 0.05 < none["interval"][1] < 0.15
-    assert result["comparison"]["all"]["win_rate"]["lagrangian"]["rate"] == 0.5
-    assert result["comparison"]["all"]["difference"]["harmful_rate"] == {"mean": 0.0, "interval": None}
-    json.dumps(result, allow_nan=False)
+    none = result.generators["a"].all.harmful_rate
+    assert none.rate == 0
+    assert 0.05 < none.interval[1] < 0.15
+    assert result.comparison.all.win_rate.lagrangian.rate == 0.5
+    assert result.comparison.all.difference.harmful_rate == MeanFigure(0.0, None)
+    json.dumps(to_fields(result), allow_nan=False)
     assert "29 prompts" in format_generators(result)
 
 
@@ -272,8 +274,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 @pytest.fixture
-def job(models: list[str], clip: list[bytes], tmp_path: Path) -> argparse.Namespace:
-    """Arguments of the command on two folders of clips: the one has files, the other folders with one or two each."""
+def job(models: list[str], clip: list[bytes], tmp_path: Path) -> GeneratorRequest:
+    """Two folders of clips: the one has files, the other folders with one or two each."""
     prompts = [
         {
             "prompt_id": f"p{i}",
@@ -291,18 +293,11 @@ def job(models: list[str], clip: list[bytes], tmp_path: Path) -> argparse.Namesp
         for number in range(1 + i % 2):
             (tmp_path / "two" / f"p{i}" / f"{number}.mp4").write_bytes(clip[3 + number])
     (tmp_path / "one" / ".hidden").touch()
-    return argparse.Namespace(
-        model=models, prompts=tmp_path / "prompts.json", out=tmp_path / "out", missing="refuse", evaluation=None,
-        videos=[f"one={tmp_path / 'one'}", f"two={tmp_path / 'two'}"],
-        lagrange_multiplier=1.0, cost_limit=0.0, backbone=None, batch_size=16, seed=0,
+    return GeneratorRequest(
+        model=models, prompts=tmp_path / "prompts.json", out=tmp_path / "out",
+        videos={"one": tmp_path / "one", "two": tmp_path / "two"}, lagrange_multiplier=1.0, cost_limit=0.0,
+        batch_size=16,
     )  # fmt: skip
-
-
-@pytest.fixture
-def score_generators(monkeypatch: pytest.MonkeyPatch) -> Callable[[argparse.Namespace], dict]:
-    from safe_rlhf_video.commands.evaluate_generator import score_generators
-
-    return score_generators
 
 
 def write_evaluation_of(path: Path, models: list[str]) -> Path:
@@ -311,25 +306,23 @@ def write_evaluation_of(path: Path, models: list[str]) -> Path:
     return path
 
 
-def test_command_scores_both_layouts_and_goes_on(
-    job: argparse.Namespace, score_generators: Callable, clip: list[bytes], tmp_path: Path
-) -> None:
-    job.evaluation = write_evaluation_of(tmp_path / "evaluation.json", job.model)
+def test_command_scores_both_layouts_and_goes_on(job: GeneratorRequest, clip: list[bytes], tmp_path: Path) -> None:
+    job = replace(job, evaluation=write_evaluation_of(tmp_path / "evaluation.json", job.model))
     first = score_generators(job)
-    assert first["generators"]["one"]["all"]["num_clips"] == NUM_PROMPTS
-    assert first["generators"]["two"]["all"]["num_clips"] == NUM_PROMPTS * 3 // 2
-    assert first["generators"]["two"]["harm_label"]["crime"]["corrected_harmful_rate"] is not None
-    assert first["comparison"]["all"]["num_prompts"] == NUM_PROMPTS
-    assert first["sign_rates"]["sensitivity"] == pytest.approx(0.9)
-    assert json.loads((job.out / "generator.json").read_text()) == first
+    assert first.generators["one"].all.num_clips == NUM_PROMPTS
+    assert first.generators["two"].all.num_clips == NUM_PROMPTS * 3 // 2
+    assert first.generators["two"].harm_label["crime"].corrected_harmful_rate is not None
+    assert first.comparison.all.num_prompts == NUM_PROMPTS
+    assert first.sign_rates.sensitivity == pytest.approx(0.9)
+    assert json.loads((job.out / "generator.json").read_text()) == to_fields(first)
 
     lines = (job.out / "scores-two.jsonl").read_bytes().splitlines(keepends=True)
     (job.out / "scores-two.jsonl").write_bytes(b"".join(lines[:20]) + lines[20][:7])
     again = score_generators(job)
     for name in ("one", "two"):
-        assert again["generators"][name]["all"]["reward"] == {
-            key: pytest.approx(value, abs=1e-5) for key, value in first["generators"][name]["all"]["reward"].items()
-        }
+        one, other = (evaluation.generators[name].all.reward for evaluation in (again, first))
+        assert one.mean == pytest.approx(other.mean, abs=1e-5)
+        assert one.interval == pytest.approx(other.interval, abs=1e-5)
 
     # Another clip in a clip's place does not get its scores, and what was written stays.
     (tmp_path / "one" / "p3.mp4").write_bytes(clip[4])
@@ -344,7 +337,7 @@ def test_command_scores_both_layouts_and_goes_on(
 
 
 def test_what_is_missing_is_refused_or_counted(
-    job: argparse.Namespace, score_generators: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    job: GeneratorRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "two" / "p2" / "0.mp4").write_bytes(b"no clip")
     with one_line(VideoDecodeError, "1 of 51 clips of two", "p2/0.mp4", "--missing drop"):
@@ -357,35 +350,39 @@ def test_what_is_missing_is_refused_or_counted(
     with one_line(SampleError, "one: 1 files", "p99.mp4", "--missing drop"):
         score_generators(job)
     assert not list(job.out.glob("generator.json"))
-    job.missing = "drop"
+    job = replace(job, missing="drop")
     result = score_generators(job)
-    assert result["generators"]["one"]["all"]["num_prompts"] == NUM_PROMPTS - 1
-    assert result["generators"]["two"]["all"]["num_prompts"] == NUM_PROMPTS - 1
-    assert result["comparison"]["all"]["num_prompts"] == NUM_PROMPTS - 2
-    assert result["generators"]["one"]["left_out"] == {
-        "strays": [str(tmp_path / "one" / "p99.mp4")], "without_clip": ["p7"], "unreadable": []
-    }  # fmt: skip
-    (broken,) = result["generators"]["two"]["left_out"]["unreadable"]
+    assert result.generators["one"].all.num_prompts == NUM_PROMPTS - 1
+    assert result.generators["two"].all.num_prompts == NUM_PROMPTS - 1
+    assert result.comparison.all.num_prompts == NUM_PROMPTS - 2
+    assert result.generators["one"].left_out == LeftOut(
+        strays=(str(tmp_path / "one" / "p99.mp4"),), without_clip=("p7",)
+    )
+    (broken,) = result.generators["two"].left_out.unreadable
     assert "p2/0.mp4" in broken
     told = capsys.readouterr().out
     for part in ("p99.mp4", "notes.txt", "p7", "p2/0.mp4"):
         assert part in told
-    job.videos = [f"none={tmp_path / 'out'}"]
     with one_line(SampleError, "nothing is left to score"):
-        score_generators(job)
+        score_generators(replace(job, videos={"none": tmp_path / "out"}))
 
 
-def test_wrong_arguments(job: argparse.Namespace, score_generators: Callable, tmp_path: Path) -> None:
+def test_wrong_arguments(job: GeneratorRequest, tmp_path: Path) -> None:
     def refuse(error_type: type, *parts: str, **changes: object) -> None:
         with one_line(error_type, *parts):
-            score_generators(argparse.Namespace(**{**vars(job), **changes}))
+            score_generators(replace(job, **changes))
 
-    refuse(ConfigError, "expected NAME=FOLDER", videos=["folder"])
-    refuse(ConfigError, "expected NAME=FOLDER", videos=["a/b=folder"])
-    refuse(ConfigError, "two generators are called 'a'", videos=["a=x", "a=y"])
-    refuse(ConfigError, "got 3", videos=["a=x", "b=y", "c=z"])
+    for words, message in (
+        (["folder"], "expected NAME=FOLDER"),
+        (["a/b=folder"], "expected NAME=FOLDER"),
+        (["a=x", "a=y"], "two generators are called 'a'"),
+        (["a=x", "b=y", "c=z"], "got 3"),
+    ):
+        with one_line(ConfigError, message):
+            parse_videos(words)
+    assert parse_videos(["a=x", "b=y"]) == {"a": Path("x"), "b": Path("y")}
     refuse(ConfigError, "lagrange_multiplier", lagrange_multiplier=-1.0)
-    refuse(SampleError, "nowhere", "cannot be read as a folder", videos=[f"a={tmp_path / 'nowhere'}"])
+    refuse(SampleError, "nowhere", "cannot be read as a folder", videos={"a": tmp_path / "nowhere"})
     refuse(ConfigError, "--out", "cannot be made", out=tmp_path / "prompts.json")
     refuse(CheckpointError, "cost is missing", model=job.model[:1])
     empty = tmp_path / "empty.json"
@@ -397,12 +394,12 @@ def test_wrong_arguments(job: argparse.Namespace, score_generators: Callable, tm
 
 
 def test_command_prints_a_table(
-    job: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: GeneratorRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from safe_rlhf_video.commands import evaluate_generator
 
     words = ["evaluate_generator.py", "--model", *job.model, "--prompts", job.prompts, "--out", job.out]
-    monkeypatch.setattr("sys.argv", list(map(str, [*words, "--videos", job.videos[0]])))
+    monkeypatch.setattr("sys.argv", list(map(str, [*words, "--videos", f"one={job.videos['one']}"])))
     evaluate_generator.main()
     told = capsys.readouterr().out
     for part in ("one: 34 of 34 prompts, 34 clips", "safety_critical (red-team)", "S4 crime", "no prompt"):
@@ -410,7 +407,7 @@ def test_command_prints_a_table(
     assert f"wrote {job.out / 'generator.json'}" in told
 
 
-def test_a_mistake_is_one_line(job: argparse.Namespace, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(job: GeneratorRequest, tmp_path: Path) -> None:
     done = launch("scripts/evaluate_generator.py", "--model", *job.model, "--prompts", job.prompts, "--out", job.out,
                   "--videos", f"a={tmp_path / 'nowhere'}", check=False)  # fmt: skip
     assert done.returncode == 1

@@ -15,11 +15,12 @@ from safe_rlhf_video.calibration.fit import fit_heads
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import safety_signs
 from safe_rlhf_video.data.records import SUB_DIMENSIONS, PairSample, Preference, parse_pair
-from safe_rlhf_video.errors import CheckpointError, SafeRLHFVideoError
+from safe_rlhf_video.errors import CheckpointError, SafeRLHFVideoError, SampleError
 from safe_rlhf_video.evaluation.changed_inputs import ChangedFramesScorer, shuffle_prompts
 from safe_rlhf_video.evaluation.compare import compare
 from safe_rlhf_video.evaluation.evaluate import evaluate
-from safe_rlhf_video.evaluation.results import evaluation_fields
+from safe_rlhf_video.evaluation.judgements import read_judgements
+from safe_rlhf_video.evaluation.results import evaluation_fields, read_evaluation
 from safe_rlhf_video.evaluation.table import format_comparison, format_table
 from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.scoring.score_files import score_to_file
@@ -203,6 +204,37 @@ def test_interrupted_scoring_goes_on(world: Path, folders: tuple[Path, Path], tm
     scorer.close()
 
 
+def check_judgements(folder: Path, dataset: PairDataset) -> None:
+    """What judgements.json says against the records and scores.jsonl; it belongs to one evaluation.json."""
+    judgements = read_judgements(folder, read_evaluation(folder / "evaluation.json"))
+    rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()[1:]]
+    scores = {row.pop("key"): row for row in rows}
+    assert {clip.name: clip.scores for clip in judgements.clips} == scores
+    for clip in judgements.clips:
+        (video,) = (video for video in dataset.videos if video.name == clip.name)
+        assert (clip.prompt_text, clip.generated_from) == (video.prompt_text, video.generated_from)
+        assert clip.is_safe == video.is_safe
+        assert clip.video_file == str(dataset.video_file(video))
+        assert clip.labels["harm_crime"] == video.harm_labels["crime"]
+    assert [one.pair_id for one in judgements.comparisons] == [pair.pair_id for pair in dataset.pairs]
+    for one, pair in zip(judgements.comparisons, dataset.pairs, strict=True):
+        first, second = (scores[name] for name in (one.video_0, one.video_1))
+        assert one.preferences == {name: label for name, label in pair.preferences.items() if label is not None}
+        assert one.margins["reward"] == first["reward"] - second["reward"]
+        assert one.margins["cost"] == second["cost"] - first["cost"]
+    whole = (folder / "judgements.json").read_bytes()
+    evaluation = read_evaluation(folder / "evaluation.json")
+    (folder / "judgements.json").write_bytes(whole.replace(b"true", b"null", 1))
+    with one_line(SampleError, "judgements.json: was not written with the evaluation.json beside it"):
+        read_judgements(folder, evaluation)
+    (folder / "judgements.json").unlink()
+    with one_line(SampleError, "judgements.json: cannot be read", "run scripts/evaluate.py again"):
+        read_judgements(folder, evaluation)
+    with one_line(SampleError, "judgements.json: cannot be read", "run scripts/evaluate.py again"):
+        read_judgements(folder, replace(evaluation, judgements=None))  # of a release that had none
+    (folder / "judgements.json").write_bytes(whole)
+
+
 def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
     reward, cost = folders
     untrained = BackboneConfig(initialization="random", random_seed=7)
@@ -242,6 +274,7 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
         assert row["key"] == other["key"]
         assert abs(row["reward"] - other["reward"]) > 1e-6
         assert abs(row["cost"] - other["cost"]) > 1e-6
+    check_judgements(tmp_path / "out", PairDataset.load(world / "config-train.json.gz"))
     refused = launch(*arguments, reward, cost, check=False)
     assert refused.returncode == 1
     assert "pretrained backbone and is no control" in refused.stderr

@@ -1,0 +1,90 @@
+"""Formats an evaluation of text-to-video models as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from safe_rlhf_video.data.records import HARM_LABELS
+from safe_rlhf_video.evaluation.generator import PROMPT_TYPES
+from safe_rlhf_video.evaluation.generator_results import (
+    Duel,
+    DuelFigures,
+    GeneratorEvaluation,
+    GeneratorFigures,
+    GeneratorResult,
+    MeanFigure,
+    RateFigure,
+)
+
+T = TypeVar("T", GeneratorFigures, DuelFigures)
+
+
+def format_generators(evaluation: GeneratorEvaluation) -> str:
+    """Formats the figures: a table for each generator, then one of both against each other."""
+    blocks = [_format_generator(name, result, evaluation.num_prompts) for name, result in evaluation.generators.items()]
+    if evaluation.comparison:
+        blocks.append(_format_duel(evaluation.comparison, evaluation.lagrange_multiplier))
+    for field, count in (
+        ("prompt_type", evaluation.num_prompts_without_type),
+        ("prompt_labels", evaluation.num_prompts_without_labels),
+    ):
+        if count:
+            blocks.append(f"{count} of {evaluation.num_prompts} prompts have no {field} and are in no row by it")
+    return "\n\n".join(blocks)
+
+
+def _format_generator(name: str, result: GeneratorResult, num_prompts: int) -> str:
+    titles = ["prompts", "clips", "mean reward", "mean cost", "harmful rate"]
+    if result.all.corrected_harmful_rate is not None:
+        titles.append("corrected")
+    lines = [
+        f"{name}: {result.all.num_prompts} of {num_prompts} prompts, {result.all.num_clips} clips",
+        _row("", titles),
+    ]
+    for title, one in _titled(result.all, result.prompt_type, result.harm_label):
+        figures = [_mean(one.reward, "+.2f"), _mean(one.cost, "+.2f"), _rate(one.harmful_rate),
+                   _rate(one.corrected_harmful_rate)]  # fmt: skip
+        lines.append(
+            _row(title, [str(one.num_prompts), str(one.num_clips), *([one.reason] if one.reason else figures)])
+        )
+    return "\n".join(lines)
+
+
+def _format_duel(duel: Duel, multiplier: float) -> str:
+    titles = ["prompts", "", "more helpful", "safer", f"at lambda {multiplier:g}", "harmful rate, difference"]
+    lines = [f"{duel.first} against {duel.second}: how often it wins, ties count one half", _row("", titles)]
+    for title, one in _titled(duel.all, duel.prompt_type, duel.harm_label):
+        figures = [one.reason or ""]
+        if one.win_rate and one.difference:
+            wins = one.win_rate
+            figures = [_rate(rate) for rate in (wins.helpfulness, wins.harmlessness, wins.lagrangian)]
+            figures.append(_mean(one.difference.harmful_rate, "+.3f"))
+        lines.append(_row(title, [str(one.num_prompts), "", *figures]))
+    return "\n".join(lines)
+
+
+def _titled(every: T, types: Mapping[str, T], labels: Mapping[str, T]) -> Iterator[tuple[str, T]]:
+    yield "all", every
+    for kind, one in types.items():
+        yield f"{kind} ({PROMPT_TYPES[kind]})" if kind in PROMPT_TYPES else kind, one
+    for key, one in labels.items():
+        yield f"{HARM_LABELS[key].code} {key}", one
+
+
+def _mean(figure: MeanFigure | None, form: str) -> str:
+    if figure is None:
+        return ""
+    if figure.interval is None:
+        return f"{figure.mean:{form}}"
+    return f"{figure.mean:{form}} [{figure.interval[0]:{form}}, {figure.interval[1]:{form}}]"
+
+
+def _rate(figure: RateFigure | None) -> str:
+    return "" if figure is None else f"{figure.rate:.3f} [{figure.interval[0]:.3f}, {figure.interval[1]:.3f}]"
+
+
+def _row(title: str, cells: Sequence[str]) -> str:
+    counts, figures = cells[:2], cells[2:]
+    line = f"{title:<28}" + "".join(f"{cell:>8}" for cell in counts) + "".join(f"  {cell:<23}" for cell in figures)
+    return line.rstrip()
