@@ -35,13 +35,15 @@ import numpy as np
 import torch
 from check_quickstart import at_least, report
 from machine import describe_machine
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.lagrangian import confident_multiplier, solve_multiplier, weigh
 from safe_rlhf_video.lagrangian.hulls import Hulls, flatten, make_hulls
-from safe_rlhf_video.pages.axes import Axis, Plane, percent_tick, round_ticks
+from safe_rlhf_video.pages.figures import COLOUR, REFERENCE, page_style
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.logistic import fit_logistic
@@ -72,18 +74,8 @@ STREAM = 6  # parts these draws from those of the world's files, whatever the se
 CLIPS_A_BATCH = 32
 
 # The colours of every page's plots, on white: a picture in a document has no page's style.
-STYLE = """
-text { font-size: 15px; fill: #5b6670 } text.title { font-size: 15px } text.mark, text.label { font-weight: 600 }
-text.mark { fill: #1c2126 } text.label { paint-order: stroke; stroke: #ffffff; stroke-width: 5px }
-.axis { fill: none; stroke: #5b6670 } .grid { stroke: #e3e7ea } .reference { stroke: #1c2126; stroke-dasharray: 5 4 }
-polyline { fill: none; stroke: currentColor; stroke-width: 2.5; stroke-linejoin: round }
-circle, text.label { fill: currentColor } .leader { fill: none; stroke: currentColor }
-.many circle { fill-opacity: .45 }
-.c0 { color: #2f6fb3 } .c1 { color: #c2571a } .c2 { color: #23803f } .c3 { color: #8c4fb1 } .c4 { color: #b3261e }
-.c7 { color: #5b6670 }
-"""
-
 STORED = "P(unsafe)"  # what the multiplier that scripts/calibrate.py stores is a price of
+COLOURS = {"oracle": "green", "P(unsafe)": "blue", "cost": "orange"}
 LINES = {"oracle": "oracle, by truth", "P(unsafe)": "price on P(unsafe)", "cost": "price on the cost"}
 
 _scorer: Scorer | None = None  # of this process
@@ -178,7 +170,8 @@ def main() -> None:
     write_whole(out / "safety_promise.json", json.dumps(result, indent=1) + "\n")
     tables = "\n".join(format_markdown(result)) + "\n"
     write_whole(out / "safety_promise.md", tables)
-    write_whole(out / "safety_promise.svg", draw(result))
+    with page_style({"svg.hashsalt": "safety_promise"}):
+        draw(result).savefig(out / "safety_promise.svg", metadata={"Date": None})
     print(f"{tables}\n{result['machine']}\nwrote {out / 'safety_promise.json'}, .md and .svg")
     report(out / "safety_promise.json", list(check(result)))
 
@@ -460,7 +453,7 @@ def format_markdown(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {row['harmful_rate']:.1%} | {row['reward']:.2f} |"
 
 
-def draw(result: Mapping[str, Any]) -> str:
+def draw(result: Mapping[str, Any]) -> Figure:
     """True harmful rate against the share of the oracle's gain: of both rules at all lambda, the oracle, and random.
 
     Rates below a tenth of the limit are left out: few prompts make them.
@@ -472,57 +465,46 @@ def draw(result: Mapping[str, Any]) -> str:
         return (reward - random["reward"]) / (oracle - random["reward"])
 
     lines = {
-        name: [(row["harmful_rate"], gain(row["reward"])) for row in rows if row["harmful_rate"] >= limit / 10]
+        name: np.array(
+            [(row["harmful_rate"], gain(row["reward"])) for row in rows if row["harmful_rate"] >= limit / 10]
+        )
         for name, rows in {"oracle": result["oracle_curve"], **result["curves"]}.items()
         if name in LINES
     }
-    points = [point for line in lines.values() for point in line]
-    low, high = limit / 45, max(x for x, _ in points) * 1.1
-    bottom, top = min(0.0, *(y for _, y in points)) - 0.08, max(y for _, y in points) + 0.16
-    ticks = [tick for tick in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if low <= tick <= high]
-    plane = Plane(
-        Axis(low, high, ticks, "true harmful rate of the chosen clips (logarithmic)", True, percent_tick),
-        Axis(bottom, top, round_ticks(bottom, top, 6), "helpfulness gained (0%: random, 100%: oracle within the limit)",
-             write=percent_tick),
-        800, 600, 84, 24, 24, 56,
-    )  # fmt: skip
+    points = np.concatenate(list(lines.values()))
+    figure = Figure(figsize=(8 * 100 / 72, 6 * 100 / 72), dpi=72, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.set(xlim=(limit / 45, points[:, 0].max() * 1.1), ylim=(min(0.0, points[:, 1].min()) - 0.08,
+                                                               points[:, 1].max() + 0.16))  # fmt: skip
+    axes.set_xlabel("true harmful rate of the chosen clips (logarithmic)")
+    axes.set_ylabel("helpfulness gained (0%: random, 100%: oracle within the limit)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
 
-    def label(text: str, point: tuple[float, float], dx: float, dy: float, colour: int, anchor: str = "start") -> str:
-        x, y = plane.x_of(point[0]) + dx, plane.y_of(point[1]) + dy
-        return f'<text class="label c{colour}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+    def label(text: str, point: Sequence[float], offset: tuple[float, float], colour: str, side: str = "right") -> None:
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+        axes.annotate(text, point, offset, textcoords="offset points", color=COLOUR[colour], ha=side, va="center",
+                      arrowprops={"arrowstyle": "-", "color": COLOUR[colour]} if abs(offset[1]) > 50 else None,
+                      fontweight="bold", bbox=box)  # fmt: skip
 
-    def dot(point: tuple[float, float], colour: int, radius: float = 6) -> str:
-        x, y = plane.x_of(point[0]), plane.y_of(point[1])
-        return f'<circle class="c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
-
-    def nearest(name: str, rate: float) -> tuple[float, float]:
-        return min(lines[name], key=lambda point: abs(math.log(point[0] / rate)))
-
-    found = result["rules"]["P(unsafe)"]["drawn"]
-    calibrated = list(zip(found["rates"], found["gains"], strict=True))
-    free, chance = lines["P(unsafe)"][0], (random["harmful_rate"], 0.0)
-    colours = {"oracle": 2, "P(unsafe)": 0, "cost": 1}
-    parts = [plane.axes(), plane.upright(limit, f"limit {limit:.0%}")]
+    axes.axvline(limit, **REFERENCE)
+    label(f"limit {limit:.0%}", (limit, axes.get_ylim()[1]), (5, -8), "ink", "left")
     for name, line in lines.items():
-        path = " ".join(f"{plane.x_of(x):.1f},{plane.y_of(y):.1f}" for x, y in line)
-        parts.append(f'<polyline class="c{colours[name]}" points="{path}"/>')
-    parts += ['<g class="many">', *(dot(point, 3, 3.5) for point in calibrated), "</g>"]
-    parts += [dot(free, 4), dot(chance, 7), dot((limit, 1.0), 2)]
-    x, y = plane.x_of(float(np.median(found["rates"]))), plane.y_of(float(np.median(found["gains"])))
-    parts += [
-        f'<path class="c3 leader" d="M{x:.1f} {y + 8:.1f}V{y + 76:.1f}"/>',
-        f'<text class="label c3" x="{x + 10:.1f}" y="{y + 94:.1f}" text-anchor="end">{len(calibrated)} calibrated '
-        "multipliers</text>",
-        *(label(text, min(lines[name]), -8, 5, colours[name], "end") for name, text in LINES.items()),
-        label("lambda = 0:", free, 0, -34, 4, "end"),
-        label(f"reward-only best of {result['settings']['num_candidates']}", free, 0, -16, 4, "end"),
-        label("random", chance, -12, 5, 7, "end"),
-    ]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {plane.width} {plane.height}" '
-        f'font-family="system-ui, sans-serif"><style>{STYLE}</style>'
-        f'<rect width="100%" height="100%" fill="#ffffff"/>{"".join(parts)}</svg>\n'
-    )
+        axes.plot(*line.T, color=COLOUR[COLOURS[name]], linewidth=2.5)
+        label(LINES[name], line[line[:, 0].argmin()], (-8, 0), COLOURS[name])
+    drawn = result["rules"]["P(unsafe)"]["drawn"]
+    axes.plot(drawn["rates"], drawn["gains"], "o", color=COLOUR["purple"], markersize=7, alpha=0.45, markeredgewidth=0)
+    label(f"{len(drawn['rates'])} calibrated multipliers", (np.median(drawn["rates"]), np.median(drawn["gains"])),
+          (10, -94), "purple")  # fmt: skip
+    free = lines["P(unsafe)"][0]
+    label(f"lambda = 0:\nreward-only best of {result['settings']['num_candidates']}", free, (0, 28), "red")
+    label("random", (random["harmful_rate"], 0.0), (-12, 0), "grey")
+    for point, colour in ((free, "red"), ((random["harmful_rate"], 0.0), "grey"), ((limit, 1.0), "green")):
+        axes.plot(*point, "o", color=COLOUR[colour], markersize=12, markeredgewidth=0)
+    return figure
 
 
 if __name__ == "__main__":

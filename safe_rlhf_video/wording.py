@@ -15,6 +15,16 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def thousands(value: int) -> str:
+    """A count with its thousands set apart."""
+    return f"{value:,}"
+
+
+def decimals(value: float | None) -> str | None:
+    """Three decimals; None without a figure."""
+    return None if value is None else f"{value:.3f}"
+
+
 def verb(number: int, one: str, several: str) -> str:
     """The form of a verb that goes with a number."""
     return one if number == 1 else several
@@ -37,6 +47,16 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.1f} TB"
+
+
+def share(value: float | None, ends: Sequence[float] | None = None) -> str | None:
+    """A share in per cent with its interval; None without a figure."""
+    return None if value is None else percent(value) + interval(ends)
+
+
+def sentence(text: str) -> str:
+    """A text with a capital at its beginning and a full stop at its end, unless it is a question."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith("?") else ".")
 
 
 def words(name: str) -> str:

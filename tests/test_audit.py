@@ -28,7 +28,7 @@ from safe_rlhf_video.audit.triangles import (
     flip_rate_of_repeats,
 )
 from safe_rlhf_video.data.records import HARM_LABELS, parse_pair
-from safe_rlhf_video.pages.audit_page import audit_sections, make_audit_page
+from safe_rlhf_video.pages.audit_page import audit_plots, make_audit_page
 from safe_rlhf_video.stats.intervals import ratio_interval
 from safe_rlhf_video.worlds.video_world import plan_split
 
@@ -491,7 +491,7 @@ def test_generators_with_a_name_for_each_video_end(tmp_path):
     assert len(balance["generators"]) == MAX_GENERATORS + 1
     assert balance["generators_taken_as_one"] == 6000 - MAX_GENERATORS
     assert balance["generators"]["other generators"]["videos"] == 6000 - MAX_GENERATORS
-    assert "less frequent generators are taken as one" in make_audit_page(result, audit_sections(result))
+    assert "less frequent generators are taken as one" in make_audit_page(result, audit_plots(result))
 
 
 def test_the_first_known_generator_counts(tmp_path):
@@ -558,7 +558,7 @@ def test_fields_that_are_not_read_are_shown(tmp_path):
 def test_nothing_that_was_not_examined_is_ok(tmp_path):
     result = audit_files(write(tmp_path / "config.json", [pair("0", "a", "b", None)]))
     assert not [finding for finding in result["findings"] if finding["mark"] == "ok"]
-    page = make_audit_page(result, audit_sections(result))
+    page = make_audit_page(result, audit_plots(result))
     assert "no three videos" in page.lower()
     assert "no comparison has a label" in page.lower()
 
@@ -634,7 +634,7 @@ def test_lists_of_videos_and_prompts_are_audited_as_far_as_they_go(tmp_path):
     assert [each["generator_only"] for each in result["baselines"].values()] == [None, None]
     assert all("no comparison" in each["reason"] for each in result["baselines"].values())
     json.dumps(result, allow_nan=False)
-    assert "Kinds of prompts" in make_audit_page(result, audit_sections(result))
+    assert "Kinds of prompts" in make_audit_page(result, audit_plots(result))
 
 
 def test_prompts_of_single_videos_predict_their_safety(tmp_path):

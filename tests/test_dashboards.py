@@ -26,11 +26,12 @@ from safe_rlhf_video.data.config_files import write_records
 from safe_rlhf_video.data.sources.pku_saferlhf import convert_rows
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
-from safe_rlhf_video.pages.dashboard.page import make_body
-from safe_rlhf_video.pages.dashboard.runs import RunMetrics, open_runs
-from safe_rlhf_video.pages.dashboard.server import build_server
-from safe_rlhf_video.pages.dashboard.spec import SECTIONS, select
-from safe_rlhf_video.pages.dashboard.workspace import build_workspace
+from safe_rlhf_video.pages import live_page
+from safe_rlhf_video.pages.dashboard_page import dashboard_plots, make_dashboard_body
+from safe_rlhf_video.pages.dashboard_spec import SECTIONS, select
+from safe_rlhf_video.pages.live_page import build_server
+from safe_rlhf_video.pages.run_metrics import RunMetrics, open_runs
+from safe_rlhf_video.pages.wandb_workspace import build_workspace
 from safe_rlhf_video.training.config import TrackingConfig
 from safe_rlhf_video.training.media import ShownPair, ValidationMedia
 from safe_rlhf_video.training.tracking import NUM_BINS, Tracker
@@ -220,6 +221,11 @@ def texts(figure: ElementTree.Element) -> str:
     return " ".join("".join(figure.itertext()).split())
 
 
+def draw(*folders: Path) -> str:
+    runs = read(*folders)
+    return make_dashboard_body(runs, dashboard_plots(runs), is_live=False)
+
+
 def read(*folders: Path) -> list[RunMetrics]:
     runs = open_runs(folders)
     for run in runs:
@@ -228,12 +234,13 @@ def read(*folders: Path) -> list[RunMetrics]:
 
 
 def test_a_page_draws_what_a_run_wrote(joint_run: Path) -> None:
-    done = launch("scripts/dashboard.py", joint_run, "--out", joint_run.parent / "page.html")
+    figures = joint_run.parent / "figures"
+    done = launch("scripts/dashboard.py", joint_run, "--out", joint_run.parent / "page.html", "--figures", figures)
     assert done.stderr == ""
     page = (joint_run.parent / "page.html").read_text()
     assert "<script" not in page
-    assert not re.search(r"(src|href)=\"(?!data:,)", page)  # nothing from elsewhere
-    drawn = panels(make_body(read(joint_run), is_live=False))
+    assert not re.search(r"(src|href)=\"(?!data:,|#)", page)  # nothing from elsewhere
+    drawn = panels(draw(joint_run))
     lines = [panel.title for section in SECTIONS for panel in section.panels if panel.kind == "line"]
     assert list(drawn) == lines
     rows = read_rows(joint_run)
@@ -247,34 +254,41 @@ def test_a_page_draws_what_a_run_wrote(joint_run: Path) -> None:
     assert "ln 2" in texts(losses)
     assert len(losses.findall(".//ul/li")) == len(DIMENSION_OF_HEAD)
     count = sum("eval/loss" in row for row in rows)
-    assert len(losses.findall(".//circle")) == count * len(DIMENSION_OF_HEAD)
+    assert len(losses.findall(".//use")) == count * len(DIMENSION_OF_HEAD)
+    assert len(list(figures.iterdir())) == 2 * len(lines)
 
 
 def test_places_on_the_page_are_those_of_the_figures(tmp_path: Path) -> None:
     """A line's heights are an affine function of its figures, the same one that the ln 2 line stands by."""
     losses = [0.9, 0.7, 0.5, 0.3]
     rows = [{"step": 10 * number, "train/comparison_loss": loss} for number, loss in enumerate(losses, 1)]
-    figure = panels(make_body(read(write_run(tmp_path / "run", rows)), is_live=False))["Comparison loss, training"]
-    circles = figure.findall(".//circle")
-    places = np.array([[float(circle.get("cx", "")), float(circle.get("cy", ""))] for circle in circles])
+    figure = panels(draw(write_run(tmp_path / "run", rows)))["Comparison loss, training"]
+    dots = figure.findall(".//use")
+    places = np.array([[float(dot.get("x", "")), float(dot.get("y", ""))] for dot in dots])
+    assert [dot.findtext("title") for dot in dots] == [
+        f"run: {loss} at step {10 * n}" for n, loss in enumerate(losses, 1)
+    ]
     slope, offset = np.polyfit(losses, places[:, 1], 1)
     assert slope < 0
     assert places[:, 1] == pytest.approx(slope * np.array(losses) + offset, abs=0.1)
     assert np.ptp(np.diff(places[:, 0])) < 0.2
-    reference = figure.find(".//line[@class='reference']")
-    assert float(reference.get("y1", "")) == pytest.approx(slope * math.log(2.0) + offset, abs=0.1)  # type: ignore[union-attr]
+    (path,) = figure.findall(".//*[@class='level']/path")
+    (height,) = set(re.findall(r"[ML] [\d.]+ ([\d.]+)", path.get("d", "")))
+    assert float(height) == pytest.approx(slope * math.log(2.0) + offset, abs=0.1)
 
 
 def test_nulls_are_gaps_and_many_rows_are_thinned(tmp_path: Path) -> None:
     rows = [{"step": step, "train/loss": None if step == 3 else 1.0} for step in range(1, 6)]
-    figure = panels(make_body(read(write_run(tmp_path / "few", rows)), is_live=False))["Loss"]
-    pieces = [line.get("points", "").split() for line in figure.findall("svg/g/polyline")]
-    assert [len(points) for points in pieces] == [2, 2]
+    figure = panels(draw(write_run(tmp_path / "few", rows)))["Loss"]
+    (path,) = figure.findall(".//*[@class='line']/path")
+    pieces = re.findall(r"M[^M]+", path.get("d", ""))
+    assert [piece.count("L") for piece in pieces] == [1, 1]
     assert "n = 5 rows, steps 1 to 5; 1 not finite: gaps" in texts(figure)
 
     rows = [{"step": step, "train/loss": float(step)} for step in range(1, 3001)]
-    figure = panels(make_body(read(write_run(tmp_path / "many", rows)), is_live=False))["Loss"]
-    assert len(figure.find("svg/g/polyline").get("points", "").split()) == 300  # type: ignore[union-attr]
+    figure = panels(draw(write_run(tmp_path / "many", rows)))["Loss"]
+    (path,) = figure.findall(".//*[@class='line']/path")
+    assert len(re.findall("[ML]", path.get("d", ""))) == 300
     assert "n = 3,000 rows, steps 1 to 3,000; each point the mean of 10" in texts(figure)
 
 
@@ -284,7 +298,7 @@ def test_nulls_are_gaps_and_many_rows_are_thinned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", ["train/loss", "train/grad_norm/adapter", "train/comparison_loss/<b>"])
 def test_any_figures_make_a_page(tmp_path: Path, values: list[float | None], metric: str) -> None:
     rows = [{"step": 10 ** (3 * number), metric: value} for number, value in enumerate(values)]
-    (figure,) = panels(make_body(read(write_run(tmp_path / "<i>run", rows)), is_live=False)).values()
+    (figure,) = panels(draw(write_run(tmp_path / "<i>run", rows))).values()
     for element in figure.iter():
         assert "nan" not in " ".join(element.attrib.values())
         assert "inf" not in " ".join(element.attrib.values())
@@ -302,7 +316,7 @@ def test_a_run_is_read_while_it_is_written(tmp_path: Path) -> None:
     run.refresh()
     assert (run.series["a"].steps, run.series["a"].values) == ([1, 2, 4], [1.0, 2.0, None])
     assert (run.num_rows, run.num_unreadable) == (3, 3)
-    assert "3 lines of metrics.jsonl are no" in make_body([run], is_live=True)
+    assert "3 lines of metrics.jsonl are no" in make_dashboard_body([run], {}, is_live=True)
     other = path.with_suffix(".new")  # as a resumed run does, which repeats the last steps
     other.write_text('{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.5}\n')
     other.replace(path)
@@ -317,12 +331,15 @@ def test_runs_are_compared_in_the_same_plots(tmp_path: Path) -> None:
     rows = [{"step": step, "eval/accuracy": 0.5 + step / 10, "train/loss": 1.0} for step in (1, 2)]
     joint = [{"step": 1, "eval/accuracy/reward": 0.7, "eval/accuracy/cost": 0.8}]
     folders = [write_run(tmp_path / name, rows) for name in ("a/run", "b/run")] + [write_run(tmp_path / "joint", joint)]
-    drawn = panels(make_body(read(*folders), is_live=False))
+    drawn = panels(draw(*folders))
     assert len(drawn["Loss"].findall(".//ul/li")) == 2
     for folder in folders[:2]:
         assert f"{folder} 1" in texts(drawn["Loss"])
     assert f"{folders[2]}: cost 0.8" in texts(drawn["Accuracy, validation"])
-    for given, told in (([tmp_path / "none"], "no such folder"), ([folders[0], folders[0]], "stands there twice")):
+    for given, told in (
+        ([tmp_path / "none"], "no such folder"),
+        ([folders[0], folders[0]], "the same run is given twice"),
+    ):
         with pytest.raises(ConfigError, match=told):
             open_runs(given)
 
@@ -347,7 +364,7 @@ def ask(port: int, path: str, host: str | None = None) -> tuple[int, str]:
     return answer.status, answer.read().decode()
 
 
-def test_the_live_page_follows_a_run_and_serves_nothing_else(tmp_path: Path) -> None:
+def test_the_live_page_follows_a_run_and_serves_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(tmp_path / "run", [])
     (folder / "config.yaml").write_text("secret")
     with serving(folder) as port:
@@ -358,6 +375,8 @@ def test_the_live_page_follows_a_run_and_serves_nothing_else(tmp_path: Path) -> 
         assert status == 200
         assert "0.25" in body
         assert "77.5" not in body
+        monkeypatch.setattr(live_page, "dashboard_plots", None)  # nothing new, nothing drawn again
+        assert "0.25" in ask(port, "/")[1]
         for path in ("/config.yaml", "/../config.yaml", "/metrics.jsonl", "/body/..%2fconfig.yaml"):
             assert ask(port, path) == (404, "there is only /")
         assert ask(port, "/", "evil.example")[0] == 403
@@ -371,6 +390,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         ((tmp_path / "none",), "no such folder"),
         ((run, "--out", tmp_path / "page.html"), "no row in metrics.jsonl"),
         ((run, "--port", 70000), "port 70000 cannot be had"),
+        ((run, "--figures", tmp_path), "--figures needs --out"),
     ):
         done = launch("scripts/dashboard.py", *arguments, check=False)
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr

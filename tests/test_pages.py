@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.pages.blocks import Missing, Panels, Section, Table, Text, render, write_figures
-from safe_rlhf_video.pages.figures import PALETTE, Key, Plot
+from safe_rlhf_video.pages.dashboard_page import RunState
+from safe_rlhf_video.pages.document import render, write_figures
+from safe_rlhf_video.pages.figures import PALETTE, Key, Missing, Plot
 from safe_rlhf_video.pages.plots import (
     Line,
-    Reference,
     Sample,
     Share,
     draw_counts,
@@ -36,10 +37,10 @@ SIGNS = np.array([1, -1, 0] * 20)
 # A plot of each kind.
 PLOTS: dict[str, Callable[[], Plot]] = {
     "lines": lambda: draw_lines(
-        "Loss <1>", [Line(Key("a <run>", "line", "blue"), [1, 2, 3], [0.5, float("nan"), 0.25], ["<1>", "2", "3"])],
-        ("step", "nats"), "n = 3", [Reference(0.69, "ln 2")]),
+        "Loss <1>", [Line(Key("a <run>", "line", "blue"), [1, 2, 3], [0.5, None, 0.25])],
+        ("step", "nats"), "n = 3", {0.69: "ln 2"}),
     "log lines": lambda: draw_lines(
-        "Rate", [Line(Key("a", "line", "red", dash=(7, 4)), [1, 2], [1e-6, 0.0], [])], ("step", "rate"), "n", (), True),
+        "Rate", [Line(Key("a", "line", "red", dash=(7, 4)), [1, 2], [1e-6, 0.0])], ("step", "rate"), "n", {}, True),
     "counts": lambda: draw_counts(
         "Kinds", {NASTY: 3, **{f"kind {row}": row for row in range(30)}}, ("prompts", "kind"), "n"),
     "stacked": lambda: draw_stacked("Sides", {"a": (1, 2, 0)}, ("first", "second", "none"), ("share", "row"), "n"),
@@ -47,7 +48,7 @@ PLOTS: dict[str, Callable[[], Plot]] = {
         "Accuracy", [Share(NASTY, 0.8, "80%", (0.7, 0.9), 0.75), Share("b", None, "–")], ("share", "who"), "n"),
     "distributions": lambda: draw_distributions(
         "Scores", [Sample("safe", RNG.normal(size=50), "teal"), Sample("unsafe", np.zeros(0), "red")], "cost", "clip",
-        Reference(0.0, "0")),
+        "0: the boundary"),
     "margins": lambda: draw_margins("Margin", RNG.normal(size=50), "reward", "n"),
     "reliability": lambda: draw_reliability("ECE", [0.2, 0.8], [0.1, 0.9], [5, 6], "n"),
     "scatter": lambda: draw_scatter("Both", RNG.normal(size=60), RNG.normal(size=60), SIGNS, "clip"),
@@ -98,27 +99,26 @@ def test_names_of_data_are_shortened_and_told_in_full() -> None:
     assert draw_counts("Prices", {"$1 and $2": 1}, ("prompts", "kind"), "n").svg.count("$1 and $2") >= 2
 
 
-def test_blocks_escape_what_they_show() -> None:
-    blocks = [Text(NASTY), Table(["a", NASTY], [[NASTY, None]]), Panels([Missing(NASTY, NASTY), PLOTS["lines"]()])]
-    page = render("audit.html", title=NASTY, about=NASTY, findings=[], sections=[Section("s", NASTY, blocks)])
+def test_templates_escape_what_they_show() -> None:
+    plots = {NASTY: [Missing(NASTY, NASTY), PLOTS["lines"]()]}
+    states = [RunState(NASTY, NASTY, 1)]
+    page = render("dashboard.html", title=NASTY, nonce="", refresh_s=5, states=states, how=NASTY, plots=plots)
     assert "<script" not in page
-    assert page.count("&lt;/style&gt;&lt;script&gt;") == 10
-    assert "<td data-name" in page
-    assert ">–</td>" in page
+    assert page.count("&lt;/style&gt;&lt;script&gt;") == 8
+    with pytest.raises(UndefinedError):
+        render("dashboard_body.html")
 
 
 def test_figures_for_papers(tmp_path: Path) -> None:
     plots = [draw() for draw in PLOTS.values()]
-    section = Section("one", "One", [Panels([*plots, Missing("none", "none"), PLOTS["lines"]()])])
-    assert (
-        write_figures([section], tmp_path / "a") == f"wrote {len(plots) + 1} plots as PDF and PNG to {tmp_path / 'a'}"
-    )
+    panels = {"one": [*plots, Missing("none", "none"), PLOTS["lines"]()]}
+    assert write_figures(panels, tmp_path / "a") == f"wrote {len(plots) + 1} plots as PDF and PNG to {tmp_path / 'a'}"
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert {"one-loss-1.pdf", "one-loss-1--2.png", "one-both.png"} <= names
     assert len(names) == 2 * (len(plots) + 1)
-    write_figures([Section("one", "One", [Panels([PLOTS["lines"]()])])], tmp_path / "b")
+    write_figures({"one": [PLOTS["lines"]()]}, tmp_path / "b")
     for name in ("one-loss-1.pdf", "one-loss-1.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file: cannot be written"):
-        write_figures([section], tmp_path / "file")
+        write_figures(panels, tmp_path / "file")

@@ -9,8 +9,8 @@ import runpy
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,20 @@ import pytest
 from conftest import ROOT, Record, launch, read_records
 from small_models import one_line, write_model
 
-from safe_rlhf_video.contracts import to_fields
-from safe_rlhf_video.data.records import HARM_LABELS, PairSample
+from safe_rlhf_video.data.records import HARM_LABELS
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.evaluation.compare import compare
 from safe_rlhf_video.evaluation.evaluate import evaluate
+from safe_rlhf_video.evaluation.judgements import JudgedComparison, collect_judgements, write_judgements
 from safe_rlhf_video.evaluation.labelled_clips import load_labelled_clips
-from safe_rlhf_video.evaluation.results import evaluation_fields
+from safe_rlhf_video.evaluation.results import write_evaluation as write_result
 from safe_rlhf_video.heads import HARM_HEADS
-from safe_rlhf_video.pages.dashboard.runs import RunMetrics, open_runs
-from safe_rlhf_video.pages.report.gallery import choose, clip_names
-from safe_rlhf_video.pages.report.page import make_report
-from safe_rlhf_video.pages.report.sources import Evaluated, join, read_result
-from safe_rlhf_video.pages.report.thumbnails import draw_thumbnails
+from safe_rlhf_video.pages.gallery import choose_pairs, clips_to_show, make_cards
+from safe_rlhf_video.pages.report_data import ReportData, read_report_data
+from safe_rlhf_video.pages.report_page import make_report_page
+from safe_rlhf_video.pages.report_plots import report_plots
+from safe_rlhf_video.pages.run_metrics import RunMetrics, open_runs
+from safe_rlhf_video.pages.thumbnails import draw_thumbnails, find_files
 from safe_rlhf_video.video.sampling import Sampling
 from safe_rlhf_video.video.store_builder import ClipFile, build_store
 
@@ -88,14 +89,16 @@ def said(element: ElementTree.Element) -> str:
     return " ".join(" ".join(element.itertext()).split())
 
 
-def draw(folder: Path, runs: list[RunMetrics] | None = None, **where: Any) -> tuple[Page, Evaluated]:
+def draw(
+    folder: Path, runs: Sequence[RunMetrics] = (), frame_store: str | None = None, video_dir: Path | None = None
+) -> tuple[Page, ReportData]:
     """What scripts/report.py draws, in process."""
-    result = read_result(folder)
-    clips = load_labelled_clips(**{"data": result["data"], **where})
-    evaluated = join(folder, result, clips)
-    choices = choose(evaluated)
-    pictures = draw_thumbnails(clips, clip_names(choices), 1)
-    return take_apart(make_report(evaluated, runs or [], choices, pictures)), evaluated
+    data = read_report_data(folder)
+    rows = choose_pairs(data)
+    clips = clips_to_show(rows, data)
+    files = {} if frame_store else find_files(clips, video_dir)
+    pictures = draw_thumbnails(clips, files, frame_store or data.frame_store, 1)
+    return take_apart(make_report_page(data, report_plots(data, runs), runs, rows, pictures)), data
 
 
 def write_evaluation(
@@ -103,22 +106,26 @@ def write_evaluation(
     data: Path,
     heads: tuple[str, ...] = ("reward", "cost"),
     unseen: tuple[str, ...] = (),
-    **where: Any,
+    video_dir: str | None = None,
 ) -> Path:
     """What scripts/evaluate.py would write, with made-up scores."""
-    clips = load_labelled_clips(str(data), **where)
+    clips = load_labelled_clips(str(data), video_dir=video_dir)
     rng = np.random.default_rng(0)
     names = [request.key for request in clips.requests([*clips.pairs, *clips.videos])]
     scores = {name: {head: float(rng.normal(0, 2)) for head in heads} for name in names}
     other = {name: {head: float(rng.normal()) for head in heads} for name in names}
     unseen_generators = dict.fromkeys(heads, unseen) if unseen else None
-    result = evaluation_fields(evaluate(clips.pairs, scores, videos=clips.videos, unseen_generators=unseen_generators))
-    result["comparison"] = {name: to_fields(one) for name, one in compare(clips.pairs, scores, other).items()}
-    result |= {"models": {"<i>model": "0123456789abcdef"}, "compared_models": {"other": "fe"}, "data": str(data)}
+    result = evaluate(clips.pairs, scores, videos=clips.videos, unseen_generators=unseen_generators)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps(result))
-    rows = [{"model": "made up"}, *({"key": name, **row} for name, row in scores.items())]
-    (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = replace(
+        result,
+        comparison=compare(clips.pairs, scores, other),
+        compared_models={"other": "fe"},
+        models={"<i>model": "0123456789abcdef"},
+        data=str(data),
+        judgements=write_judgements(folder, collect_judgements(clips, scores)),
+    )
+    write_result(folder / "evaluation.json", result)
     return folder
 
 
@@ -157,11 +164,11 @@ def test_every_plot_has_axes_units_and_n(report: Page) -> None:
     plots = [figure for figures in report.figures.values() for figure in figures if figure.find("svg") is not None]
     assert len(plots) > 15
     for figure in plots:
-        titles = [said(text) for text in figure.iter("text") if text.get("class") == "title"]
+        titles = [said(group) for group in figure.iter("g") if group.get("class") == "title"]
         assert len(titles) == 2, figure.findtext("h3")
         assert all(titles)
         assert re.search(r"\bn = \d", said(figure)), figure.findtext("h3")
-        assert len([text for text in figure.iter("text") if text.get("class") is None]) >= 4  # ticks
+        assert len(figure.findall("svg/text")) >= 4  # ticks
         for element in figure.iter():
             assert not re.search(r"\b(nan|inf)\b", " ".join(element.attrib.values()))
     assert "ln 2" in said(report.plot("Comparison loss, training"))
@@ -182,11 +189,14 @@ def test_the_page_needs_nothing_else(report: Page) -> None:
     assert [one["http-equiv"] for one in policies] == ["Content-Security-Policy"]
     assert (policies[0]["content"] or "").startswith("default-src 'none'")
     assert not {"script", "iframe", "object", "form"} & {tag for tag, _ in report.tags}
-    for _, attributes in report.tags:
+    for tag, attributes in report.tags:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,")) or tag == "link"
+    assert [attributes["href"] for tag, attributes in report.tags if tag == "link"] == ["data:,"]
     assert "url(" not in report.text
+    ids = [attributes["id"] for _, attributes in report.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
 
 
 def test_bars_and_dots_are_the_figures_of_the_evaluation(report: Page, evaluation: Path) -> None:
@@ -194,27 +204,26 @@ def test_bars_and_dots_are_the_figures_of_the_evaluation(report: Page, evaluatio
     for dimension in ("helpfulness", "harmlessness"):
         figures = result[dimension]
         bars = report.plot(dimension.capitalize())
-        names = [said(text) for text in bars.findall(".//g[@class='rows']/text[@text-anchor='end']")]
-        assert names[:2] == ["this model", "ceiling"]
+        names = [said(group) for group in bars.findall(".//g[@class='name']")]
+        assert [name.split()[0] for name in names[:2]] == ["this", "ceiling"]
         controls = [one[dimension] for one in result["controls"].values() if dimension in one]
         expected = [figures["accuracy"], figures["ceiling"], *controls]
-        drawn = [rect for rect in bars.iter("rect") if (rect.get("class") or "").startswith("bar")]
-        widths = np.array([float(rect.get("width", "")) for rect in drawn])
-        assert len(names) == len(widths) == len(expected)
-        scale = widths[0] / expected[0]
-        assert widths == pytest.approx(scale * np.array(expected), abs=0.02)
-        assert [said(text) for text in bars.findall(".//text[@class='value']")] == [f"{100 * x:.1f}%" for x in expected]
-        zero = float(drawn[0].get("x", ""))
-        whisker = re.fullmatch(r"M([\d.]+) .*H([\d.]+)m.*", bars.findall("svg/path[@class='whisker']")[0].get("d", ""))
-        assert whisker is not None
-        assert [(float(x) - zero) / scale for x in whisker.groups()] == pytest.approx(figures["interval"], abs=1e-3)
+        ends = np.array([corners(path) for path in bars.findall(".//g[@class='bar']/path")])
+        assert len(names) == len(ends) == len(expected)
+        zero = ends[0].min()
+        scale = (ends[0].max() - zero) / expected[0]
+        assert ends.max(axis=1) - zero == pytest.approx(scale * np.array(expected), abs=0.02)
+        values = [said(group) for group in bars.findall(".//g[@class='value']")]
+        assert values == [f"{100 * x:.1f}%" for x in expected]
+        whisker = corners(bars.findall(".//g[@class='whisker']/path")[0])
+        assert (whisker - zero) / scale == pytest.approx(figures["interval"], abs=1e-3)
         assert f"n = {figures['num_comparisons']} comparisons of {figures['num_prompts']} prompts" in said(bars)
 
         calibration = figures["calibration"]
         plot = report.plot(f"{dimension.capitalize()}: ECE {calibration['ece']:.3f}")
-        circles = plot.findall(".//circle")
-        for axis, key, sign in (("cx", "predicted", 1), ("cy", "observed", -1)):
-            places = [float(circle.get(axis, "")) for circle in circles]
+        dots = plot.findall("svg/g/use")
+        for axis, key, sign in (("x", "predicted", 1), ("y", "observed", -1)):
+            places = [float(dot.get(axis, "")) for dot in dots]
             slope, offset = np.polyfit([one[key] for one in calibration["bins"]], places, 1)
             assert slope * sign > 0
             assert places == pytest.approx([slope * one[key] + offset for one in calibration["bins"]], abs=0.02)
@@ -226,7 +235,7 @@ def test_bars_and_dots_are_the_figures_of_the_evaluation(report: Page, evaluatio
 def test_histograms_hold_every_comparison(report: Page, evaluation: Path) -> None:
     result = json.loads((evaluation / "evaluation.json").read_text())
     margins = report.plot("Margin, helpfulness")
-    titles = [said(title) for title in margins.iter("title")]
+    titles = [said(title) for title in margins.findall(".//g[@class='bar']/path/title")]
     counts = [(title.split(": ")[0], int(title.split(": ")[1])) for title in titles]
     assert sum(count for _, count in counts) == result["helpfulness"]["num_comparisons"]
     right = sum(count for bounds, count in counts if float(bounds.split(" to ")[0]) >= -1e-9)
@@ -248,8 +257,8 @@ def test_the_area_under_a_curve_is_the_average_precision(report: Page, evaluatio
             assert plot.find("svg") is None
             continue
         num_drawn += 1
-        points = plot.findall("svg/g[@class='line c0']/polyline")[0].get("points", "").split()
-        x, y = np.array([[float(value) for value in point.split(",")] for point in points]).T
+        (line,) = plot.findall("svg/g[@class='line']/path")
+        x, y = np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", line.get("d", "")), float).T
         left, bottom = 78, 250
         recall, precision = (x - left) / (440 - 24 - left), (bottom - y) / (bottom - 12)
         assert np.sum(np.diff(recall, prepend=0) * precision) == pytest.approx(figures["average_precision"], abs=3e-3)
@@ -262,6 +271,12 @@ def test_the_same_input_gives_the_same_bytes(report: Page, evaluation: Path) -> 
     for run in runs:
         run.refresh()
     assert draw(evaluation, runs)[0].text == report.text
+
+
+def corners(path: ElementTree.Element) -> np.ndarray:
+    """How far left and right a path goes."""
+    places = np.array(re.findall(r"[ML] ([\d.]+) [\d.]+", path.get("d", "")), float)
+    return np.array([places.min(), places.max()])
 
 
 NASTY = "</style><script>alert(1)</script><img src=http://x onerror=alert(1)>\"'&amp;"
@@ -278,7 +293,7 @@ def test_texts_of_data_are_escaped(
 
     folder = edited_world(spoil)
     data, videos = folder / "config-train.json.gz", str(world / "videos")
-    page, _ = draw(write_evaluation(tmp_path / "eval", data, video_dir=videos), video_dir=videos)
+    page, _ = draw(write_evaluation(tmp_path / "eval", data, video_dir=videos))
     assert "script" not in {tag for tag, _ in page.tags}
     assert all((attributes.get("src") or "data:").startswith("data:") for _, attributes in page.tags)
     assert "onerror" not in {name for _, attributes in page.tags for name in attributes}
@@ -307,7 +322,8 @@ def test_what_is_null_shows_its_reason(world: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
-    page, _ = draw(write_evaluation(tmp_path / "none", bare / "config.json.gz"), video_dir=str(world / "videos"))
+    videos = str(world / "videos")
+    page, _ = draw(write_evaluation(tmp_path / "none", bare / "config.json.gz", video_dir=videos))
     for title in ("Sign of the cost: safe or unsafe clips", "Cost, by safety"):
         assert "No figure: no clip is labelled safe or unsafe." in said(page.plot(title))
     assert "Harmlessness has no figure: no comparison has a label that is no tie." in page.text
@@ -327,11 +343,11 @@ def test_a_clip_that_cannot_be_read_shows_why(world: Path, tmp_path: Path) -> No
     folder = write_evaluation(tmp_path / "eval", world / "config-test.json.gz")
     videos = tmp_path / "videos"
     shutil.copytree(world / "videos", videos)
-    whole, evaluated = draw(folder, video_dir=str(videos))
-    names = clip_names(choose(evaluated))
+    whole, data = draw(folder, video_dir=videos)
+    names = [clip.name for clip in clips_to_show(choose_pairs(data), data)]
     (videos / f"{names[0]}.mp4").unlink()
     (videos / f"{names[1]}.mp4").write_bytes(b"no <b>video</b>")
-    page, _ = draw(folder, video_dir=str(videos))
+    page, _ = draw(folder, video_dir=videos)
     pictures = [len(re.findall("<img ", one.text)) for one in (whole, page)]
     assert pictures[1] < pictures[0]
     reasons = re.findall(r'<p class="unread">(.*?)</p>', page.text)
@@ -347,7 +363,7 @@ def test_pictures_come_from_a_frame_store(world: Path, tmp_path: Path) -> None:
     sampling = Sampling(num_frames=6, min_pixels=1024, max_pixels=1024, size_multiple=8)
     clips = [ClipFile(name, path) for name, path in files.items()]
     build_store(tmp_path / "store", sampling, clips, len(clips), num_workers=1)
-    page, _ = draw(folder, frame_store=str(tmp_path / "store"), video_dir=str(tmp_path / "gone"))
+    page, _ = draw(folder, frame_store=str(tmp_path / "store"), video_dir=tmp_path / "gone")
     assert "<img " in page.text
     assert '<p class="unread">' not in page.text
 
@@ -367,22 +383,19 @@ def test_an_earlier_report_outlives_one_that_cannot_be_written(
 
 def test_bad_input_is_one_line(world: Path, tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path / "eval", world / "config-test.json.gz")
-    with one_line(SampleError, "evaluation.json: cannot be read", "--evaluation"):
+    with one_line(SampleError, "evaluation.json: cannot be read", "scripts/evaluate.py"):
         draw(tmp_path)
-    with one_line(SampleError, "scores.jsonl: has no score of", "--data"):
-        draw(folder, data=str(world / "config-train.json.gz"))
-    fewer = tmp_path / "fewer.json"
-    fewer.write_text(json.dumps(read_records(world, "test")[:-1]))
-    with one_line(SampleError, "has 19 comparisons with a label of helpfulness", "judged 20"):
-        draw(folder, data=str(fewer))
-    scores = (folder / "scores.jsonl").read_text()
-    for content in ("", "{}\n", "{}\n[1]\n", scores[:-20], scores.replace('"reward": ', '"reward": NaN, "x": ', 1)):
-        (folder / "scores.jsonl").write_text(content)
-        with one_line(SampleError, "scores.jsonl", "again"):
+    judgements = (folder / "judgements.json").read_text()
+    for content in ("", "{}", judgements[:-20], judgements.replace('"scores"', '"scorez"', 1)):
+        (folder / "judgements.json").write_text(content)
+        with one_line(SampleError, "judgements.json", "again"):
             draw(folder)
+    (folder / "judgements.json").unlink()
+    with one_line(SampleError, "judgements.json: cannot be read", "again"):
+        draw(folder)
     result = json.loads((folder / "evaluation.json").read_text())
     del result["helpfulness"]["calibration"]
-    for text, told in ((json.dumps(result), "'calibration'"), ("[]", "another release"), ("{", "is damaged")):
+    for text, told in ((json.dumps(result), "calibration"), ("[]", "is damaged"), ("{", "is damaged")):
         (folder / "evaluation.json").write_text(text)
         with one_line(SampleError, "evaluation.json", told, "again"):
             draw(folder)
@@ -394,7 +407,7 @@ def test_clips_with_labels_of_their_own_have_a_report(world: Path, tmp_path: Pat
               for record in read_records(world) for side in ("video_0", "video_1")}  # fmt: skip
     data = tmp_path / "clips.json"
     data.write_text(json.dumps(list(videos.values())))
-    page, _ = draw(write_evaluation(tmp_path / "eval", data, ("cost",)), video_dir=str(world / "videos"))
+    page, _ = draw(write_evaluation(tmp_path / "eval", data, ("cost",), video_dir=str(world / "videos")))
     assert f"{len(videos)} clips" in page.text
     assert set(page.figures) == {"Sign of the cost: safe or unsafe clips", "Cost, by safety"}
 
@@ -403,34 +416,34 @@ def test_the_gallery_by_a_plain_search(world: Path, tmp_path: Path) -> None:
     """The extremes of each kind, one a prompt; pairs whose labels disagree come first among the disputed."""
     records = read_records(world)
     again = {**records[7], "pair_id": "again", "video_0": records[7]["video_1"], "video_1": records[7]["video_0"]}
-    data = tmp_path / "config.json"
-    data.write_text(json.dumps([*records, again]))  # the same label on the other side: it disagrees
-    folder = write_evaluation(tmp_path / "eval", data)
-    evaluated = join(folder, read_result(folder), load_labelled_clips(str(data), video_dir=str(world / "videos")))
-    choices = {choice.title: choice.pairs for choice in choose(evaluated)}
+    data_file = tmp_path / "config.json"
+    data_file.write_text(json.dumps([*records, again]))  # the same label on the other side: it disagrees
+    data = read_report_data(write_evaluation(tmp_path / "eval", data_file, video_dir=str(world / "videos")))
+    rows = {row.title: row.pairs for row in choose_pairs(data)}
 
-    def gain(pair: PairSample) -> float:
-        first, second = (evaluated.scores[video.name]["reward"] for video in (pair.video_0, pair.video_1))
-        return first - second if pair.preferences["helpfulness"] == 0 else second - first
+    def gain(one: JudgedComparison) -> float:
+        first, second = (data.clips[name].scores["reward"] for name in (one.video_0, one.video_1))
+        return first - second if one.preferences["helpfulness"] == 0 else second - first
 
-    undisputed = [pair for pair in evaluated.clips.pairs if pair.pair_id not in ("again", records[7]["pair_id"])]
+    undisputed = [one for one in data.comparisons if one.pair_id not in ("again", records[7]["pair_id"])]
     for title, sign in (
         ("helpfulness: right, and most sure of it", 1),
         ("helpfulness: wrong, and most sure of it", -1),
     ):
         best: dict[str, float] = {}
-        for pair in undisputed:
-            best[pair.prompt_id] = max(best.get(pair.prompt_id, -1.0), sign * gain(pair))
-        found = [sign * gain(shown.pair) for shown in choices[title]]
+        for one in undisputed:
+            best[one.prompt_id] = max(best.get(one.prompt_id, -1.0), sign * gain(one))
+        found = [sign * gain(shown.comparison) for shown in rows[title]]
         assert found == sorted(best.values(), reverse=True)[: len(found)]
         assert len(found) == 3
-    disputed = choices["helpfulness: most disputed"]
+    disputed = rows["helpfulness: most disputed"]
     assert disputed[0].votes == (1, 1, 0)
-    assert disputed[0].pair.prompt_id == records[7]["prompt_id"]
-    rest = sorted(abs(gain(pair)) for pair in undisputed if pair.prompt_id != records[7]["prompt_id"])
-    assert abs(gain(disputed[1].pair)) == pytest.approx(rest[0])
-    pictures = dict.fromkeys(clip_names(choose(evaluated)), VideoDecodeError("not looked at"))
-    assert "; 2 labels<" in make_report(evaluated, [], choose(evaluated), pictures)
+    assert disputed[0].comparison.prompt_id == records[7]["prompt_id"]
+    rest = sorted(abs(gain(one)) for one in undisputed if one.prompt_id != records[7]["prompt_id"])
+    assert abs(gain(disputed[1].comparison)) == pytest.approx(rest[0])
+    unread = {clip.name: VideoDecodeError("not looked at") for clip in clips_to_show(choose_pairs(data), data)}
+    cards = [card for row in choose_pairs(data) for card in make_cards(row, data, unread)]
+    assert any(card.about.endswith("; 2 labels") for card in cards)
 
 
 def test_text_responses_stand_in_place_of_pictures(world: Path, tmp_path: Path) -> None:
@@ -442,7 +455,7 @@ def test_text_responses_stand_in_place_of_pictures(world: Path, tmp_path: Path) 
     data = tmp_path / "texts.json"
     data.write_text(json.dumps(records))
     page, _ = draw(write_evaluation(tmp_path / "eval", data))
-    assert '<p class="text">&lt;b&gt;' in page.text
+    assert '<p class="response">&lt;b&gt;' in page.text
     assert "<img" not in page.text
     assert "responses" in page.text
 
@@ -451,7 +464,7 @@ def test_text_responses_stand_in_place_of_pictures(world: Path, tmp_path: Path) 
 MEASURE = """<script>
 const wide = document.documentElement.scrollWidth - window.innerWidth, found = [];
 for (const figure of document.querySelectorAll("figure")) {
-  const texts = [...figure.querySelectorAll(":scope > svg text:not(.mark)")];
+  const texts = [...figure.querySelectorAll(":scope > svg text:not(.mark *)")];
   const boxes = texts.map(text => text.getBoundingClientRect());
   const frame = figure.getBoundingClientRect();
   boxes.forEach((one, i) => {

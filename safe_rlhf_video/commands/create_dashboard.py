@@ -1,4 +1,4 @@
-"""Puts this project's dashboard into a W&B project, as a workspace made of `pages/dashboard/spec.py`.
+"""Puts this project's dashboard into a W&B project, as a workspace made from `pages/dashboard_spec.py`.
 
     pip install wandb-workspaces
     WANDB_API_KEY=... python scripts/create_dashboard.py --project safe-rlhf-video [--entity TEAM]
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--name", default="Safe RLHF Video", help="what the workspace is called")
     arguments = parser.parse_args()
 
-    from safe_rlhf_video.pages.dashboard.workspace import build_workspace
+    from safe_rlhf_video.pages.wandb_workspace import build_workspace
 
     # Built before anything is asked of the server: what is wrong here is said without it.
     workspace = build_workspace(arguments.project, arguments.entity or "", arguments.name)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import matplotlib
 from markupsafe import Markup
@@ -68,6 +68,8 @@ STYLE = {
     "ytick.color": COLOUR["grey"],
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "xtick.major.pad": 8,
+    "ytick.major.pad": 6,
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
     "text.color": COLOUR["ink"],
@@ -118,7 +120,6 @@ class Plot:
         svg: of the plot, without title, legend and note.
     """
 
-    kind: ClassVar[str] = "plot"
     title: str
     note: str
     legend: tuple[Key, ...]
@@ -142,6 +143,14 @@ class Plot:
                                     facecolor="white")  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Missing:
+    """A figure that cannot be had, in place of its plot."""
+
+    title: str
+    reason: str
+
+
 @dataclass
 class Drawing:
     """A plot while it is drawn: axes with titles at fixed places, and what the SVG says of its parts.
@@ -162,7 +171,7 @@ class Drawing:
     def level(self, value: float, label: str, label_first: bool = False) -> None:
         """Draws a line across at a value of y; its label is above it, or below where there is no room above."""
         place = self.axes.transAxes.inverted().transform(self.axes.transData.transform((0, value)))[1]
-        self.axes.axhline(value, **REFERENCE)
+        self.tag(self.axes.axhline(value, **REFERENCE), "level")
         self._mark(label, (0.01 if label_first else 0.99, value), self.axes.get_yaxis_transform(),
                    "left" if label_first else "right", "bottom" if place < 0.92 else "top")  # fmt: skip
 

@@ -5,6 +5,7 @@ Texts may come from data files: they are shortened to the room they have, and wh
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from safe_rlhf_video.wording import number
 NUM_BINS = 40
 MAX_DOTS = 2000
 MAX_STEPS = 300
+MAX_DOTTED = 40
 MAX_ROWS = 24
 ROW_HEIGHT = 40.0
 ROW_TEXT = 54  # characters beside each other in a row
@@ -41,20 +43,11 @@ EXPECTED = Key("as the hidden truth predicts it", "tick")
 
 @dataclass(frozen=True)
 class Line:
-    """A series over steps; NaN is a gap. `titles` are shown over its dots, of which a long line has none."""
+    """A series over steps, at least one; None is a gap."""
 
     key: Key
-    steps: Sequence[float]
-    values: Sequence[float]
-    titles: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A line across at a value that means something."""
-
-    value: float
-    label: str
+    steps: Sequence[int]
+    values: Sequence[float | None]
 
 
 @dataclass(frozen=True)
@@ -91,47 +84,53 @@ def draw_lines(
     lines: Sequence[Line],
     titles: tuple[str, str],
     note: str,
-    references: Sequence[Reference] = (),
+    marks: Mapping[float, str] | None = None,
     log_scale: bool = False,
 ) -> Plot:
-    """Lines over steps.
+    """Lines over steps; of many steps each point is the mean of several, and of few each is a dot.
 
     Args:
-        lines: at least one, each with a step.
         titles: of the axes.
+        marks: values that mean something -> what they mean.
         log_scale: figures that are not above 0 are gaps.
     """
     drawing = new_drawing(*titles)
     axes = drawing.axes
-    steps = np.concatenate([np.asarray(line.steps, float) for line in lines])
-    low, high = float(steps.min()), float(steps.max())
+    low, high = min(min(line.steps) for line in lines), max(max(line.steps) for line in lines)
     axes.set_xlim((low, high) if low < high else (low - 1, high + 1))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.0f}"))
-    shown = [_to_drawable(line.values, log_scale) for line in lines]
-    _fit_y(axes, np.concatenate([*shown, [mark.value for mark in references]]), log_scale)
-    for reference in references:
-        drawing.level(reference.value, reference.label)
-    for line, values in zip(lines, shown, strict=True):
+    thinned = [_thin(line, log_scale) for line in lines]
+    _fit_y(axes, np.concatenate([*(values for _, values in thinned), list(marks or ())]), log_scale)
+    for value, label in (marks or {}).items():
+        drawing.level(value, label)
+    for line, (steps, values) in zip(lines, thinned, strict=True):
         colour, dash = COLOUR[line.key.colour], line.key.dash
-        (drawn,) = axes.plot(line.steps, values, color=colour, linestyle=(0, dash) if dash else "-",
-                             solid_joinstyle="round")  # fmt: skip
+        (drawn,) = axes.plot(steps, values, color=colour, linestyle=(0, dash) if dash else "-")
         drawing.tag(drawn, "line")
-        # A figure between two gaps makes no line, so it is a dot; few figures are dots, all of them.
         known = np.isfinite(values)
+        # A figure between two gaps makes no line.
         alone = known & ~np.append(False, known[:-1]) & ~np.append(known[1:], False)
-        dotted = np.flatnonzero(known if line.titles else alone)
+        dotted = np.flatnonzero(known if len(values) <= MAX_DOTTED else alone)
         if len(dotted):
-            (dots,) = axes.plot(np.asarray(line.steps)[dotted], values[dotted], "o", color=colour, markersize=6,
-                                markeredgewidth=0)  # fmt: skip
-            drawing.tag(dots, "dots", [line.titles[row] for row in dotted.tolist()] if line.titles else ())
+            steps, values = steps[dotted], values[dotted]
+            (dots,) = axes.plot(steps, values, "o", color=colour, markersize=6, markeredgewidth=0)
+            drawing.tag(dots, "dots", [f"{line.key.label}: {number(value)} at step {step:g}"
+                                       for step, value in zip(steps, values, strict=True)])  # fmt: skip
     return drawing.finish(title, note, [line.key for line in lines])
 
 
-def _to_drawable(values: Sequence[float], log_scale: bool) -> np.ndarray:
-    """Values without infinities and extremes; NaN where a logarithmic scale has no place for them."""
-    known = np.clip(np.asarray(values, float), -_LARGEST, _LARGEST)
-    return np.where(known > 0, np.maximum(known, _SMALLEST), np.nan) if log_scale else known
+def _thin(line: Line, log_scale: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of at most MAX_STEPS points, each the mean of its neighbours; a piece with a gap is NaN."""
+    values = np.array([np.nan if value is None else value for value in line.values], float)
+    values = np.clip(values, -_LARGEST, _LARGEST)
+    if log_scale:
+        values = np.where(values > 0, np.maximum(values, _SMALLEST), np.nan)
+    size = math.ceil(len(values) / MAX_STEPS)
+    starts = np.arange(0, len(values), size)
+    lengths = np.diff(np.append(starts, len(values)))
+    steps = np.asarray(line.steps, float)
+    return np.add.reduceat(steps, starts) / lengths, np.add.reduceat(values, starts) / lengths
 
 
 def _fit_y(axes: Any, values: np.ndarray, log_scale: bool) -> None:
@@ -196,7 +195,7 @@ def draw_counts(
     written = [(texts or {}).get(name, f"{value:,}") for name, value in shown.items()]
     drawing = _new_rows(list(shown), written, *titles)
     drawing.axes.set_xlim(0, max([*shown.values(), 1]))
-    drawing.axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    drawing.axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
     drawing.axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.0f}"))
     hovers = [f"{name}: {text}" for name, text in zip(shown, written, strict=True)]
     _draw_bars(drawing, list(shown.values()), hovers, ["blue"] * len(shown))
@@ -272,12 +271,16 @@ def _shorten(text: str, room: int) -> str:
 
 @page_style()
 def draw_distributions(
-    title: str, samples: Sequence[Sample], x_title: str, unit: str, boundary: Reference | None = None, note: str = ""
+    title: str, samples: Sequence[Sample], x_title: str, unit: str, boundary: str = "", note: str = ""
 ) -> Plot:
-    """Histograms over each other, each in shares of its own label; the legend names labels without a figure."""
+    """Histograms over each other, each in shares of its own label; the legend names labels without a figure.
+
+    Args:
+        boundary: what a score of 0 means; empty where it means nothing.
+    """
     known = [sample for sample in samples if len(sample.values)]
     values = np.concatenate([sample.values for sample in known])
-    edges = _edges(np.append(values, boundary.value) if boundary else values)
+    edges = _edges(np.append(values, 0.0) if boundary else values)
     drawing = new_drawing(x_title, f"share of {unit}s in a bin")
     _show_bins(drawing.axes, edges)
     highest = 0.0
@@ -291,7 +294,7 @@ def draw_distributions(
     drawing.axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     drawing.axes.yaxis.set_major_formatter(FuncFormatter(_percent_tick))
     if boundary:
-        drawing.upright(boundary.value, boundary.label)
+        drawing.upright(0.0, boundary)
     legend = [
         Key(sample.name, "area", sample.colour, f"n = {len(sample.values):,}"
             + ("" if len(sample.values) else f": no {unit} has this label"))

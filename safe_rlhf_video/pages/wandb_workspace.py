@@ -1,4 +1,4 @@
-"""The spec as a W&B workspace, through the package wandb-workspaces; only its `save` needs the server."""
+"""Builds the dashboard as a W&B workspace with the package wandb-workspaces; only `save` needs the server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
-from safe_rlhf_video.pages.dashboard.spec import SECTIONS, X_NAME, X_TITLE, Panel, pattern
+from safe_rlhf_video.pages.dashboard_spec import SECTIONS, X_NAME, X_TITLE, Panel, pattern
 
 
 def build_workspace(project: str, entity: str, name: str) -> Any:

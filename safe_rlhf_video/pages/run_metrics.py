@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl, read while it is written."""
+"""Reads a run's metrics.jsonl while the run writes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunMetrics:
         name: what the run is called.
         series: metric -> its values.
         num_rows: whole rows read.
-        num_unreadable: lines that are no row, the one that is being written not counted.
+        num_unreadable: lines that are no row; the last one, which may be half written, is not counted.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -40,6 +40,11 @@ class RunMetrics:
         self.name = name
         self._path = folder / "metrics.jsonl"
         self._forget()
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """File and position up to which it was read: equal states have equal series."""
+        return self._file, self._position
 
     def _forget(self) -> None:
         self.series: dict[str, Series] = {}
@@ -103,8 +108,20 @@ def open_runs(folders: Sequence[Path]) -> list[RunMetrics]:
     """
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) < len(resolved):
-        raise ConfigError(f"{', '.join(map(str, folders))}: a run stands there twice; give each once")
+        raise ConfigError(f"{', '.join(map(str, folders))}: the same run is given twice; give each run once")
     names = [folder.name for folder in resolved]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
     return [RunMetrics(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def read_rows(runs: Sequence[RunMetrics]) -> None:
+    """Reads all runs.
+
+    Raises:
+        ConfigError: one has no row yet.
+    """
+    for run in runs:
+        run.refresh()
+        if not run.num_rows:
+            raise ConfigError(f"{run.name}: no row in metrics.jsonl to draw; wait for the run's first step")

@@ -1,4 +1,4 @@
-"""The live page: one address on this machine alone, which serves the page, what changes in it, and nothing else."""
+"""Serves the dashboard as a live page on this machine alone: the page, what changes in it, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,22 +9,40 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
-from safe_rlhf_video.pages.dashboard.page import make_body, make_page, make_title
-from safe_rlhf_video.pages.dashboard.runs import RunMetrics
+from safe_rlhf_video.pages.dashboard_page import dashboard_plots, make_dashboard_body, make_dashboard_page
+from safe_rlhf_video.pages.document import Panels
+from safe_rlhf_video.pages.run_metrics import RunMetrics
 
 HOST = "127.0.0.1"
+
+
+class _LatestPlots:
+    """The plots of some runs, drawn anew when a run has written."""
+
+    def __init__(self, runs: Sequence[RunMetrics]):
+        self._runs, self._lock = runs, threading.Lock()
+        self._drawn: tuple[Any, Panels] | None = None
+
+    def get(self) -> Panels:
+        with self._lock:
+            for run in self._runs:
+                run.refresh()
+            states = [run.state for run in self._runs]
+            if self._drawn is None or self._drawn[0] != states:
+                self._drawn = states, dashboard_plots(self._runs)
+            return self._drawn[1]
 
 
 def build_server(runs: Sequence[RunMetrics], port: int) -> ThreadingHTTPServer:
     """A server that listens already; `serve_forever` answers.
 
     Args:
-        port: 0 takes any that is free; `server_port` tells which.
+        port: 0 takes any that is free; `server_port` is the one taken.
 
     Raises:
-        ConfigError: the port cannot be had.
+        ConfigError: the port is not free.
     """
-    lock = threading.Lock()
+    latest = _LatestPlots(runs)
     nonce = secrets.token_urlsafe(16)
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; script-src 'nonce-{nonce}'"
@@ -36,19 +54,17 @@ def build_server(runs: Sequence[RunMetrics], port: int) -> ThreadingHTTPServer:
             host = self.headers.get("Host", "").rsplit(":", 1)[0]
             if host not in (HOST, "localhost"):
                 self._answer(403, "this page is for 127.0.0.1 alone")
-            elif self.path in ("/", "/body"):
+            elif self.path not in ("/", "/body"):
+                self._answer(404, "there is only /")
+            else:
                 try:
-                    with lock:
-                        for run in runs:
-                            run.refresh()
-                        body = make_body(runs, is_live=True)
+                    plots = latest.get()
                 except SafeRLHFVideoError as error:
                     self._answer(500, str(error))
                     return
-                page = make_page(body, make_title(runs), nonce) if self.path == "/" else body
+                page = (make_dashboard_page(runs, plots, nonce) if self.path == "/"
+                        else make_dashboard_body(runs, plots, is_live=True))  # fmt: skip
                 self._answer(200, page, "text/html")
-            else:
-                self._answer(404, "there is only /")
 
         def _answer(self, status: int, text: str, kind: str = "text/plain") -> None:
             content = text.encode(errors="replace")

@@ -1,4 +1,4 @@
-"""The dashboard as data: sections, panels, the metrics in each, units and reference lines. Whoever draws reads this.
+"""Lists what a dashboard shows: sections, panels, their metrics, units and reference lines. All dashboards draw this.
 
 In a metric's name `<head>` stands for any head that learns from comparisons, `<label>` for one of a harm label and
 `<part>` for any part of the model that is trained. A run of one head leaves the head out of a metric's name, so most
@@ -46,7 +46,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Section:
+class PanelSection:
     """Panels that answer one question."""
 
     title: str
@@ -78,8 +78,8 @@ def _learning(prefix: str, when: str) -> tuple[Panel, ...]:
 
 
 SECTIONS = (
-    Section("Does it learn what holds for other prompts?", _learning("eval", "validation")),
-    Section(
+    PanelSection("Does it learn what holds for other prompts?", _learning("eval", "validation")),
+    PanelSection(
         "Does it learn at all?",
         (
             Panel("Loss", ("train/loss", "eval/loss"), "nats, all terms together"),
@@ -88,14 +88,14 @@ SECTIONS = (
                   "mean squared score, weighted"),
         ),
     ),
-    Section(
+    PanelSection(
         "Do the steps make sense?",
         (
             Panel("Gradient norm, before clipping", ("train/grad_norm/<part>",), "norm", log_scale=True),
             Panel("Learning rate", ("train/learning_rate/<part>",), "rate"),
         ),
     ),
-    Section(
+    PanelSection(
         "How fast is it?",
         (
             Panel("Videos", ("train/videos_per_second",), "videos/s"),
@@ -103,7 +103,7 @@ SECTIONS = (
             Panel("Progress", ("train/epoch",), "epochs"),
         ),
     ),
-    Section(
+    PanelSection(
         "How are scores spread?",
         (
             Panel("Scores of chosen videos", ("eval/scores/<head>/chosen",), "score", kind="histogram"),
@@ -115,7 +115,7 @@ SECTIONS = (
             Panel("Costs by safety", ("eval/scores/cost/safe", "eval/scores/cost/unsafe"), "cost", kind="histogram"),
         ),
     ),
-    Section("What does it see?", (Panel("Validation pairs", ("eval/pairs",), "scores", kind="table"),)),
+    PanelSection("What does it see?", (Panel("Validation pairs", ("eval/pairs",), "scores", kind="table"),)),
 )  # fmt: skip
 
 

@@ -1,0 +1,176 @@
+"""Makes the tables of a report: all figures at a glance, harm labels, parts of the data, and two models compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from safe_rlhf_video.evaluation.results import Evaluation, LabelFigures, PartFigures, SignPart
+from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.kinds.targets import classes_of
+from safe_rlhf_video.pages.document import Table
+from safe_rlhf_video.pages.report_data import JudgedDimension, ReportData
+from safe_rlhf_video.wording import capitalise, decimals, share, words
+
+_MOST_COLUMNS = 3  # dimensions that a table of parts has room for
+_TARGETS = {"recall": "recall ≥", "false_positive_rate": "FPR ≤"}
+_PARTS = {"generator_pair": "Generators", "prompt_type": "Kind of prompt", "harm_category": "Harm in either clip"}
+
+Part = PartFigures | SignPart
+Reasons = dict[tuple[str, str], list[str]]  # which figure is missing, and why -> of what
+
+
+@dataclass(frozen=True)
+class ReportTables:
+    """Every table of a report.
+
+    Attributes:
+        parts: heading -> accuracy in parts of the data.
+        comparison: None where there was one model.
+    """
+
+    summary: Table
+    not_judged: Reasons
+    labels: Table
+    ordinals: Mapping[str, Table]
+    parts: Mapping[str, Sequence[Table]]
+    comparison: Table | None
+    not_compared: Reasons
+
+
+def report_tables(data: ReportData) -> ReportTables:
+    """Makes all tables."""
+    moderation = data.evaluation.moderation
+    ordinals = {head: figures for head, figures in moderation.ordinals.items() if figures} if moderation else {}
+    header = ["", "with / without", "AUROC", "AP", "precision", "recall", "false positives", "target"]
+    return ReportTables(
+        summary=_summarise(data.dimensions),
+        not_judged=_explain_dimensions(data.dimensions),
+        labels=Table(header, [_label_row(HEADS[head].title, figures) for head, figures in data.labels.items()]),
+        ordinals={
+            head: Table(["labelled, by likeliest level", *classes_of(head)],
+                        [(level, *(f"{num:,}" for num in nums))
+                         for level, nums in zip(classes_of(head), figures.confusion, strict=True)])
+            for head, figures in ordinals.items()
+        },
+        parts={heading: tables for heading, tables in _show_parts(data) if tables},
+        comparison=_compare(data.evaluation),
+        not_compared=_explain_comparison(data.evaluation),
+    )  # fmt: skip
+
+
+def _summarise(dimensions: Sequence[JudgedDimension]) -> Table:
+    """Every figure of the dimensions; a column without any figure is left out."""
+    header = ["", "comparisons (prompts)", "accuracy", "ceiling", "accuracy / ceiling", "with ties", "ECE",
+              "temperature"]  # fmt: skip
+    rows = []
+    for judged in dimensions:
+        figures, probability, ties = judged.figures, judged.figures.calibration, judged.figures.tie_aware
+        rows.append([
+            capitalise(judged.name),
+            f"{figures.num_comparisons:,} ({figures.num_prompts:,})",
+            share(figures.accuracy, figures.interval),
+            share(figures.ceiling),
+            share(figures.fraction_of_ceiling, figures.fraction_of_ceiling_interval),
+            share(ties.accuracy, ties.interval),
+            decimals(probability.ece),
+            decimals(probability.temperature) if probability.is_calibrated else "not calibrated",
+        ])  # fmt: skip
+    kept = [column for column in range(len(header)) if any(row[column] is not None for row in rows)]
+    return Table([header[column] for column in kept], [[row[column] for column in kept] for row in rows])
+
+
+def _explain_dimensions(dimensions: Sequence[JudgedDimension]) -> Reasons:
+    reasons: Reasons = {}
+    for judged in dimensions:
+        figures, ties, probability = judged.figures, judged.figures.tie_aware, judged.figures.calibration
+        for name, is_missing, why in (
+            ("accuracy", figures.accuracy is None, figures.reason),
+            ("interval", figures.accuracy is not None and figures.interval is None, "one prompt alone has none"),
+            ("accuracy with ties", ties.accuracy is None, ties.reason),
+            ("ECE", probability.ece is None, probability.reason),
+            ("ceiling", figures.ceiling is None and figures.accuracy is not None,
+             "the hidden truth is known of synthetic worlds alone"),
+        ):  # fmt: skip
+            if is_missing:
+                reasons.setdefault((name, why or ""), []).append(words(judged.name))
+    return reasons
+
+
+def _label_row(name: str, figures: LabelFigures) -> list[str | None]:
+    target = "; ".join(f"{_TARGETS[kind]} {100 * value:g}%" for kind, value in (figures.target or {}).items())
+    return [
+        name,
+        f"{figures.num_positive:,} / {figures.num_negative:,}",
+        decimals(figures.auroc),
+        decimals(figures.average_precision),
+        share(figures.precision),
+        share(figures.recall, figures.recall_interval),
+        share(figures.false_positive_rate, figures.false_positive_interval),
+        (target + (", missed" if figures.holds_target is False else "")) or None,
+    ]
+
+
+def _show_parts(data: ReportData) -> Iterator[tuple[str, list[Table]]]:
+    unseen: dict[str, dict[str, Part]] = {
+        judged.name: {"any": figures.any, "both": figures.both, "none": figures.none}
+        for judged in data.dimensions
+        if (figures := judged.figures.unseen_generators)
+    }
+    sign = data.evaluation.cost_sign
+    if sign and sign.unseen_generators:
+        of_sign = {"any": sign.unseen_generators.unseen, "none": sign.unseen_generators.seen}
+        unseen["sign of the cost, by clip"] = {**of_sign}
+    names = {"any": "one or both clips of theirs", "both": "both", "none": "none"}
+    yield "Generators that training left out", _tables("comparisons with", unseen, names)
+    for key, heading in _PARTS.items():
+        parts: dict[str, dict[str, Part]] = {
+            judged.name: {part.name: part for part in getattr(judged.figures.breakdown, key)}
+            for judged in data.dimensions
+        }
+        yield heading, _tables(words(key), parts, {name: name for of_name in parts.values() for name in of_name})
+
+
+def _tables(first: str, parts: Mapping[str, Mapping[str, Part]], names: Mapping[str, str]) -> list[Table]:
+    """Parts of the data as rows, dimensions as columns, as many in a table as there is room for.
+
+    Args:
+        first: what the first column shows.
+        parts: dimension -> part -> figures.
+        names: part -> what it is called.
+    """
+    shown = [list(parts)[start : start + _MOST_COLUMNS] for start in range(0, len(parts), _MOST_COLUMNS)]
+    return [
+        Table([first, *map(capitalise, columns)],
+              [[name, *(_describe_part(parts[each].get(part)) for each in columns)] for part, name in names.items()],
+              narrow=0)
+        for columns in shown if names
+    ]  # fmt: skip
+
+
+def _describe_part(part: Part | None) -> str | None:
+    if part is None or part.accuracy is None:
+        return None if part is None else part.reason
+    num = part.num_comparisons if isinstance(part, PartFigures) else part.num_safe + part.num_unsafe
+    return f"{share(part.accuracy, part.interval)} · {num:,}"
+
+
+def _compare(evaluation: Evaluation) -> Table | None:
+    header = ["", "comparisons", "this", "the other", "difference, points", "McNemar p", "p by Holm"]
+    rows = []
+    for dimension, figures in (evaluation.comparison or {}).items():
+        text = None if figures.difference is None else f"{100 * figures.difference:+.1f}"
+        if text and figures.interval is not None:
+            text += f" [{100 * figures.interval[0]:+.1f} to {100 * figures.interval[1]:+.1f}]"
+        ps = [None if value is None else f"{value:.2g}" for value in (figures.p_value, figures.p_value_holm)]
+        rows.append([capitalise(dimension), f"{figures.num_comparisons:,}", share(figures.accuracy_first),
+                     share(figures.accuracy_second), text, *ps])  # fmt: skip
+    return Table(header, rows) if rows else None
+
+
+def _explain_comparison(evaluation: Evaluation) -> Reasons:
+    reasons: Reasons = {}
+    for dimension, figures in (evaluation.comparison or {}).items():
+        if figures.p_value is None:
+            reasons.setdefault(("figure", figures.reason or ""), []).append(words(dimension))
+    return reasons

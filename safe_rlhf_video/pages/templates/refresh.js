@@ -1,0 +1,14 @@
+const body = document.getElementById("body"), state = document.getElementById("state");
+async function refresh() {
+  if (document.hidden) return;
+  try {
+    const answer = await fetch("body", {cache: "no-store"});
+    if (!answer.ok) throw new Error(await answer.text());
+    body.innerHTML = await answer.text();
+    state.textContent = "";
+  } catch (error) {
+    state.textContent = "No news: scripts/dashboard.py does not answer (" + error.message + ").";
+  }
+}
+setInterval(refresh, {{ refresh_s * 1000 }});
+document.addEventListener("visibilitychange", refresh);
