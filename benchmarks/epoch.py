@@ -158,7 +158,7 @@ def draw_large_clips(world: Path, large: Path) -> None:
 
 
 def draw_large_clip(job: tuple[Path, int]) -> None:
-    from decoding import write_textured_clip
+    from decoding_rate import write_textured_clip
 
     path, seed = job
     path.parent.mkdir(parents=True, exist_ok=True)

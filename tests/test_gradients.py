@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,29 @@ from conftest import ROOT, MakeOnce, launch
 from gradient_probe import CASES
 from safetensors.torch import load_file
 
+# Every stage, every part and every way to divide a step once; the slow tests have their combinations.
+FAST = ("accumulated", "idle", "mixed", "zero_1", "zero_2_mixed", "zero_3_idle", "zero_3_mixed_accumulated",
+        "full_zero_3_pieces")  # fmt: skip
+SLOW = tuple(case for case in CASES if case not in FAST)
+cases = pytest.mark.parametrize("case", [*FAST, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
 
-@pytest.fixture(scope="module")
-def gradients(make_once: MakeOnce) -> dict[int, Path]:
-    """World size -> the folder with the probe's gradients."""
+Read = Callable[[str, int], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="session")
+def read(make_once: MakeOnce) -> Read:
+    """Read a file of the probe by its name, for a number of ranks; a probe does all fast or all slow cases."""
     probe = ROOT / "tests" / "gradient_probe.py"
 
-    def make(ranks: int) -> Path:
-        launched_as = ranks if ranks > 1 else None
-        return make_once(f"gradients_{ranks}", lambda folder: launch(probe, folder, *CASES, ranks=launched_as))
+    def read_file(name: str, ranks: int) -> dict[str, torch.Tensor]:
+        is_fast = name.removesuffix("-truth") in FAST
 
-    return {ranks: make(ranks) for ranks in (1, 2)}
+        def run(folder: Path) -> None:
+            launch(probe, folder, *(FAST if is_fast else SLOW), ranks=ranks if ranks > 1 else None)
+
+        return load_file(make_once(f"gradients_{'fast' if is_fast else 'slow'}_{ranks}", run) / f"{name}.safetensors")
+
+    return read_file
 
 
 def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -29,25 +42,20 @@ def relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
     return max(float((one[name] - other[name]).norm() / other[name].norm()) for name in one)
 
 
-@pytest.mark.parametrize("case", CASES)
+@cases
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_gradient_equals_plain_autograd(gradients: dict[int, Path], ranks: int, case: str) -> None:
-    found = load_file(gradients[ranks] / f"{case}.safetensors")
-    truth = load_file(gradients[ranks] / f"{case}-truth.safetensors")
-    assert relative_difference(found, truth) < 1e-5
+def test_gradient_equals_plain_autograd(read: Read, ranks: int, case: str) -> None:
+    assert relative_difference(read(case, ranks), read(f"{case}-truth", ranks)) < 1e-5
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_ranks_equal_one(gradients: dict[int, Path], case: str) -> None:
-    one, two = (load_file(gradients[ranks] / f"{case}.safetensors") for ranks in (1, 2))
-    assert relative_difference(two, one) < 1e-5
+@cases
+def test_two_ranks_equal_one(read: Read, case: str) -> None:
+    assert relative_difference(read(case, 2), read(case, 1)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["", "full_"])
-def test_zero_stages_agree_at_the_first_step(gradients: dict[int, Path], trained: str) -> None:
-    cases = [f"{trained}zero_{stage}" for stage in (1, 2, 3)]
-    stage_0 = load_file(
-        gradients[2] / f"{trained}zero_0.safetensors" if trained else gradients[2] / "accumulated.safetensors"
-    )
-    for case in cases:
-        assert relative_difference(load_file(gradients[2] / f"{case}.safetensors"), stage_0) < 1e-5
+def test_zero_stages_agree_at_the_first_step(read: Read, trained: str) -> None:
+    stage_0 = read(f"{trained}zero_0" if trained else "accumulated", 2)
+    for case in (f"{trained}zero_{stage}" for stage in (1, 2, 3)):
+        assert relative_difference(read(case, 2), stage_0) < 1e-5
