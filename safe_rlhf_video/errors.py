@@ -1,4 +1,4 @@
-"""The one family of errors that users meet; every message is one line and says what to do."""
+"""Defines the errors that users see; every message is one line that says what to do."""
 
 
 class SafeRLHFVideoError(Exception):
@@ -18,8 +18,8 @@ class VideoDecodeError(SafeRLHFVideoError):
 
 
 class CheckpointError(SafeRLHFVideoError):
-    """A model or checkpoint folder is incomplete, damaged or does not fit."""
+    """A model or checkpoint folder is incomplete, damaged or does not fit the run."""
 
 
 class DeviceMemoryError(SafeRLHFVideoError):
-    """A device has too little memory; unlike all others, one process alone may meet it, and ends the run."""
+    """A device has too little memory. One process alone may meet this error, and it ends the run."""

@@ -1,4 +1,4 @@
-"""Writing files that are either whole or not there, however the process ends."""
+"""Writes files that are either whole or absent, however the process ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write or replace a file, text as UTF-8; a kill leaves the old one or the new one. Makes the folder if need be.
+    """Writes or replaces a file, text as UTF-8, and makes its folder; a kill leaves the old file or the new one.
 
     Raises:
         OSError: the disk is full or cannot be written.

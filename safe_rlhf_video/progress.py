@@ -1,4 +1,4 @@
-"""Progress, rate and time left of long work."""
+"""Shows the progress, rate and remaining time of long work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is judged: a generated video, or in text corpora (PKU-SafeRLHF) a written response."""
+"""Defines what a model judges: a generated video, or in text corpora (PKU-SafeRLHF) a written response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safe_rlhf_video.video.sampling import Video
 
 @dataclass(frozen=True)
 class TextResponse:
-    """A written response to a prompt; it is judged by the same model as a video, without frames."""
+    """A written response to a prompt; the same model judges it as a video, without frames."""
 
     text: str
 
@@ -22,7 +22,7 @@ Response: TypeAlias = Video | TextResponse
 
 
 def content_digest(response: Response) -> str:
-    """The same for two responses if and only if they are judged alike for one prompt: SHA-256, hexadecimal."""
+    """SHA-256 of a response, hexadecimal; two responses with the same digest get the same score for a prompt."""
     if isinstance(response, TextResponse):
         return hashlib.sha256(b"text" + response.text.encode(errors="surrogatepass")).hexdigest()
     digest = hashlib.sha256(repr(response.frames.shape).encode())

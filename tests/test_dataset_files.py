@@ -158,8 +158,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"pair_id": "1", "pair_id": "2"}]', "not valid JSON (the key 'pair_id' stands twice in one object)"),
-        ('[{"seed": NaN}]', "not valid JSON (NaN is no JSON value)"),
+        ('[{"pair_id": "1", "pair_id": "2"}]', "not valid JSON (the key 'pair_id' is twice in one object)"),
+        ('[{"seed": NaN}]', "not valid JSON (NaN is not a JSON value)"),
         ('[{"seed": -1e999}]', "not valid JSON (-1e999 is too large for a number)"),
         (f"[{'9' * 5000}]", "not valid JSON (Exceeds the limit"),
     ],
@@ -328,7 +328,7 @@ def test_what_json_has_no_word_for_replaces_no_file(tmp_path: Path) -> None:
     config = write_config(tmp_path, [make_record()])
     before = config.read_bytes()
     for value in (float("nan"), {"deep": [float("inf")]}, {1, 2}):
-        with pytest.raises(SampleError, match=r"config\.json: cannot be written, a record is no JSON"):
+        with pytest.raises(SampleError, match=r"config\.json: cannot be written, a record is not JSON"):
             write_records(config, [make_record() | {"weight": value}])
         assert config.read_bytes() == before
 

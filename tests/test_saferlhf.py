@@ -219,11 +219,11 @@ GOOD = json.dumps(make_row()).encode() + b"\n"
         ("a.jsonl", GOOD + b'{"prompt": "\xff"}', "a.jsonl line 2: not UTF-8 text at byte 12"),
         ("a.jsonl", GOOD + b'{"prompt": "\\ud800"}', "a.jsonl line 2 field prompt: expected text without lone"),
         ("a.jsonl", GOOD + b'{"weight": 1e999}', "a.jsonl line 2: not valid JSON .1e999 is too large for a number"),
-        ("a.jsonl", GOOD + b'{"prompt": NaN}', "a.jsonl line 2: not valid JSON .NaN is no JSON"),
+        ("a.jsonl", GOOD + b'{"prompt": NaN}', "a.jsonl line 2: not valid JSON .NaN is not a JSON"),
         (
             "a.jsonl",
             GOOD + b'{"prompt": "a", "prompt": "b"}',
-            "a.jsonl line 2: not valid JSON .the key 'prompt' stands twice",
+            "a.jsonl line 2: not valid JSON .the key 'prompt' is twice",
         ),
         ("a.jsonl", b'{"prompt": ' + b"1" * 5000 + b"}", "a.jsonl line 1: not valid JSON"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl line 1: n"),

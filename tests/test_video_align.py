@@ -99,7 +99,7 @@ def test_a_file_with_one_column_of_labels_and_texts_with_line_breaks(tmp_path: P
         writer = csv.writer(file)
         writer.writerows([["path_A", "path_B", "prompt", "MQ"], ["a.mp4", "b.mp4", prompt, "B"]])
         writer.writerow(["a.mp4", "b.mp4", "one line", "C"])
-    with pytest.raises(SampleError, match=r"^bench.csv line 4 column MQ: 'C' is no label, expected A, B, same or noth"):
+    with pytest.raises(SampleError, match=r"^bench.csv line 4 column MQ: 'C' is not a label, expected A, B, same"):
         convert_csv(path, tmp_path)
     path.write_text(path.read_text().replace(",C", ",same"))
     records, _ = convert_csv(path, tmp_path)
@@ -116,15 +116,15 @@ def test_a_file_with_one_column_of_labels_and_texts_with_line_breaks(tmp_path: P
             (HEADER.replace("path_B", "path_b"), ROW),
             r"column path_B: missing; the header has \['path_A', 'path_b', 'prompt'",
         ),
-        ((HEADER.replace("Overall", "VQ"), ROW), "column 'VQ': stands 2 times in the header"),
-        ((HEADER.replace("Overall", '"a\nb","a\nb"'), ROW), r"column 'a\\nb': stands 2 times in the header"),
+        ((HEADER.replace("Overall", "VQ"), ROW), "column 'VQ': is 2 times in the header"),
+        ((HEADER.replace("Overall", '"a\nb","a\nb"'), ROW), r"column 'a\\nb': is 2 times in the header"),
         ((HEADER + ",".join(map(str, range(99))), ROW), "line 2: 7 cells, expected 105"),
         ((HEADER.replace("prompt", "prompt "), ROW), r"column prompt: missing; .*, 'prompt ', "),
         (("path_A,path_B,prompt,vq", "a,b,c,A"), "no column of labels, expected one of Overall, TA, VQ, MQ; the head"),
-        ((HEADER, ROW[:-1] + "a"), "line 2 column Overall: 'a' is no label"),
-        ((HEADER, ROW[:-1] + "22"), "line 2 column Overall: '22' is no label"),
-        ((HEADER, ROW.replace("same", "Same")), "line 2 column TA: 'Same' is no label"),
-        ((HEADER, ROW, HEADER), "line 3 column Overall: 'Overall' is no label"),
+        ((HEADER, ROW[:-1] + "a"), "line 2 column Overall: 'a' is not a label"),
+        ((HEADER, ROW[:-1] + "22"), "line 2 column Overall: '22' is not a label"),
+        ((HEADER, ROW.replace("same", "Same")), "line 2 column TA: 'Same' is not a label"),
+        ((HEADER, ROW, HEADER), "line 3 column Overall: 'Overall' is not a label"),
         ((HEADER, ROW.replace("a cat", " ")), "line 2 column prompt: empty"),
         ((HEADER, ROW.replace("videos/b.mp4", "")), "line 2 column path_B: empty"),
         ((HEADER, ROW + ",A"), "line 2: 8 cells, expected 7 as in the header"),

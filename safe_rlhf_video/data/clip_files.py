@@ -1,4 +1,4 @@
-"""The clips of a data set as files: copied to another folder, or decoded to see which of them can be read."""
+"""Copies the clips of a data set to another folder, and decodes them to find those that cannot be read."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Sampling
 
-# All frames are decoded however few are kept; tiny ones spare the way from the child process.
+# All frames are decoded, however few are kept; tiny ones cost little to send from the child process.
 _SMALL = Sampling(num_frames=2, min_pixels=1, max_pixels=32 * 32, size_multiple=1)
 
 
 def copy_clips(copies: Sequence[tuple[Path, Path]]) -> None:
-    """Copy clips, each written whole, with a progress bar; a clip that is in its place already is kept.
+    """Copies clips, each written whole, with a progress bar; keeps a clip that is in its place already.
 
     Args:
-        copies: (clip, new file) each.
+        copies: pairs of clip and new file.
 
     Raises:
-        SampleError: before anything is copied, a clip is missing, another one is in its place, or the disk has not
-            enough space; or a file cannot be written, and the next call goes on after those copied so far.
+        SampleError: before anything is copied: a clip is missing, another one is in its place, or the disk has too
+            little space; later: a file cannot be written. The next call goes on after the clips copied so far.
     """
     if missing := [source for source, _ in copies if not os.path.isfile(source)]:
         raise SampleError(
@@ -37,7 +37,7 @@ def copy_clips(copies: Sequence[tuple[Path, Path]]) -> None:
         )
     source_of: dict[Path, Path] = {}
     for source, target in copies:
-        # Links in an existing folder may lead two names to one file.
+        # In an existing folder, links may make two names one file.
         if target in source_of or (os.path.lexists(target) and not _is_copy(source, target)):
             other = source_of.get(target, target)
             raise SampleError(
@@ -66,16 +66,16 @@ def copy_clips(copies: Sequence[tuple[Path, Path]]) -> None:
 def find_unreadable(
     clips: Mapping[str, Path], workers: int, timeout_s: float, quarantine: Path | None = None
 ) -> dict[str, str]:
-    """Decode every frame of clips in child processes, with a progress bar.
+    """Decodes every frame of clips in child processes, with a progress bar.
 
     Args:
         clips: name -> file.
         workers: processes to decode in.
         timeout_s: seconds one clip may take.
-        quarantine: a file for the result, a line `{"name": ..., "error": ...}` each.
+        quarantine: a file for the result, a line `{"name": ..., "error": ...}` for each unreadable clip.
 
     Returns:
-        Name -> reason, of those that cannot be read.
+        Name -> reason, for each clip that cannot be read.
 
     Raises:
         SampleError: `quarantine` cannot be written.
@@ -100,7 +100,7 @@ def find_unreadable(
 
 
 def _is_copy(source: Path, target: Path) -> bool:
-    # Equal size and time of change count as equal, as a copy keeps both; otherwise all bytes are compared.
+    # A copy keeps size and time of change, so files that agree in both count as equal; else all bytes are compared.
     return target.is_file() and filecmp.cmp(source, target)
 
 

@@ -1,4 +1,4 @@
-"""Config files: a list of records as JSON, plain or compressed; what a record means is known to `samples` alone."""
+"""Reads and writes config files: a list of records as JSON, plain or compressed; `records` checks the records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_config_name(name: str | os.PathLike[str]) -> bool:
 
 
 def read_records(config_file: Path) -> list[Any]:
-    """The list in a config file; its items are still unchecked.
+    """Reads the list in a config file; its items are still unchecked.
 
     Raises:
         SampleError: the file is missing or damaged, holds no list, or an object in it has one key twice.
@@ -36,7 +36,7 @@ def read_records(config_file: Path) -> list[Any]:
             content = gzip.decompress(content)
         text = decode_text(content, str(config_file))
         del content  # 200 MB for SafeSora's training file, which the parser needs again
-        records = parse_json(text, str(config_file))
+        records = decode_json(text, str(config_file))
     except FileNotFoundError:
         raise SampleError(f"{config_file}: no such file; {_describe_configs(config_file.parent)}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -49,18 +49,18 @@ def read_records(config_file: Path) -> list[Any]:
 
 
 def decode_text(content: bytes, where: str) -> str:
-    """UTF-8, with or without a byte-order mark; raises SampleError."""
+    """Decodes UTF-8, with or without a byte-order mark; other bytes are a SampleError."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SampleError(f"{where}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
 
 
-def parse_json(text: str, where: str) -> Any:
-    """JSON as all readers understand it: no NaN, no number too large to be one, no key twice in one object.
+def decode_json(text: str, where: str) -> Any:
+    """Reads JSON that all readers understand alike: no NaN, no number beyond a float, no key twice in one object.
 
     Raises:
-        SampleError: the text is no such JSON; the message begins with `where`.
+        SampleError: the text is not such JSON; the message begins with `where`.
     """
     try:
         return json.loads(
@@ -73,20 +73,20 @@ def parse_json(text: str, where: str) -> Any:
         ) from error
     except RecursionError as error:
         raise SampleError(f"{where}: nested too deeply, expected records in SafeSora's form") from error
-    except ValueError as error:  # of the three hooks, and of integers with thousands of digits
+    except ValueError as error:  # raised by the three hooks, and for integers with thousands of digits
         raise SampleError(f"{where}: not valid JSON ({error}); correct it there") from error
 
 
 def write_records(config_file: Path, records: Iterable[Any]) -> None:
-    """Write or replace a config file, one record a line; equal records give equal bytes, compressed or not.
+    """Writes or replaces a config file, one record a line; equal records give equal bytes, compressed or not.
 
     Raises:
-        SampleError: a record holds what JSON has no word for, such as NaN, or the file cannot be written.
+        SampleError: a record holds a value that JSON has not, such as NaN, or the file cannot be written.
     """
     try:
         content = b"[\n" + b",\n".join(map(_encode, records)) + b"\n]\n"
     except (TypeError, ValueError) as error:
-        raise SampleError(f"{config_file}: cannot be written, a record is no JSON ({error})") from error
+        raise SampleError(f"{config_file}: cannot be written, a record is not JSON ({error})") from error
     if config_file.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=6, mtime=0)
     try:
@@ -98,13 +98,13 @@ def write_records(config_file: Path, records: Iterable[Any]) -> None:
 def _encode(record: Any) -> bytes:
     try:
         return json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:  # half a surrogate pair is legal JSON and no legal UTF-8: it stays an escape
+    except UnicodeEncodeError:  # half a surrogate pair is legal JSON but not legal UTF-8: it stays an escape
         return json.dumps(record, allow_nan=False).encode()
 
 
 def _object_builder() -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """Builds the objects of one file; refuses a key that stands twice, of which JSON readers keep the last unsaid."""
-    # Ids and prompts stand in a file up to a dozen times: one string for each takes 40% off SafeSora's memory.
+    """Builds the objects of one file; refuses a repeated key, of which JSON readers silently keep the last."""
+    # Ids and prompts occur in a file up to a dozen times: sharing one string for each saves 40% of SafeSora's memory.
     shared = dict[str, str]().setdefault
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _object_builder() -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
         if len(fields) != len(pairs):
             keys = [key for key, _ in pairs]
             repeated = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {repeated[:40]!r} stands twice in one object")
+            raise ValueError(f"the key {repeated[:40]!r} is twice in one object")
         return fields
 
     return build
@@ -126,7 +126,7 @@ def _finite(text: str) -> float:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _describe_configs(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Samples as tables of the `datasets` library: typed columns, nested as in SafeSora's files."""
+"""Exports samples to tables of the `datasets` library, with typed columns nested as in SafeSora's files."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ PathOf = Callable[[VideoSample], str | None]
 
 
 def pairs_to_hf(pairs: Sequence[PairSample], path_of: PathOf) -> datasets.Dataset:
-    """One row a pair; `path_of` gives what is to stand in a video's `video_path`."""
+    """A table of pairs; `path_of` gives each video's `video_path`."""
     return _build([_pair_row(pair, path_of) for pair in pairs], _PAIR_FIELDS)
 
 
 def videos_to_hf(videos: Sequence[VideoSample], path_of: PathOf) -> datasets.Dataset:
-    """One row a video; `path_of` as in `pairs_to_hf`."""
+    """A table of videos; `path_of` as in `pairs_to_hf`."""
     return _build([_video_row(video, path_of) for video in videos], _VIDEO_FIELDS)
 
 
 def prompts_to_hf(prompts: Sequence[PromptSample]) -> datasets.Dataset:
-    """One row a prompt."""
+    """A table of prompts."""
     return _build(
         [_prompt_row(prompt) for prompt in prompts],
         {**_PROMPT_FIELDS, "prompt_labels": _HARM_FIELDS, "extra": "string"},
@@ -117,7 +117,7 @@ def _as_text(extra: Mapping[str, Any]) -> str | None:
 
 
 def _build(rows: list[dict[str, Any]], fields: Mapping[str, Any]) -> datasets.Dataset:
-    # Slow to import, and nothing else of the data room needs them.
+    # Slow to import, and nothing else in data/ needs them.
     import datasets
     import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""SafeSora's records, read strictly: a wrong known field is an error that names it, an unknown one is kept."""
+"""Defines the records of SafeSora's files and reads them: a wrong known field is an error, an unknown one is kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ HarmCategories = Annotated[dict[Annotated[str, AfterValidator(_check_category)],
 
 
 class PromptFields(TypedDict, total=False):
-    """The fields of a prompt, in every record; `prompt_type` may be missing, as may all that are not Required."""
+    """The fields of a prompt, in every record; fields that are not Required may be missing."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
 
@@ -138,7 +138,7 @@ class PromptSample:
     Attributes:
         prompt_type: such as "safety_neutral" or "safety_critical".
         prompt_labels: key of `HARM_LABELS` -> whether it applies; a missing key is unknown. None without labels.
-        extra: unknown fields as they are; unknown harm labels stand under "prompt_labels".
+        extra: unknown fields as they are, with unknown harm labels under "prompt_labels".
     """
 
     prompt_id: str
@@ -150,23 +150,23 @@ class PromptSample:
 
 @dataclass(frozen=True, slots=True)
 class VideoSample:
-    """One generated video and what is known about it; in a text corpus, one response in its place.
+    """One generated video and what is known about it; in a text corpus, a response in its place.
 
     Attributes:
-        prompt_id, prompt_text, prompt_type: of the prompt it was generated from.
-        prompt_labels: harm labels of the prompt alone, as `PromptSample.prompt_labels`.
+        prompt_id, prompt_text, prompt_type: of its prompt.
+        prompt_labels: harm labels of the prompt alone, as in `PromptSample`.
         video_id: unique within its prompt.
-        video_text: the text shown beside the video, where the file has one.
-        video_path: as written in the file; `PairDataset.video_file` tells where the clip lies. None for a response.
-        response_text: the response in a text corpus, which has no clip; None for a video.
-        is_safe: None where nobody has labelled it.
+        video_text: the text shown beside the video, if the file has one.
+        video_path: as written in the file; `PairDataset.video_file` finds the clip. None for a response.
+        response_text: the response in a text corpus; None for a video.
+        is_safe: None without a label.
         harm_labels: key of `HARM_LABELS` -> whether it applies; a key that is missing is unknown. None without labels.
         generated_from: the generator's name.
-        extra: fields that SafeSora has not, as they are; unknown harm labels stand under "video_labels" and
+        extra: fields that SafeSora does not have, as they are, with unknown harm labels under "video_labels" and
             "prompt_labels".
         harm_categories: of a response, name of `HARM_CATEGORIES` -> whether it applies; a missing name is unknown. None
             without any.
-        severity_level: of a response, 0 none to 3 severe; None where nobody has labelled it.
+        severity_level: of a response, 0 none to 3 severe; None without a label.
     """
 
     prompt_id: str
@@ -186,7 +186,7 @@ class VideoSample:
 
     @property
     def name(self) -> str:
-        """What messages, scores and frame stores call it: prompt_id/video_id."""
+        """Its name in messages, scores and frame stores: prompt_id/video_id."""
         return f"{self.prompt_id}/{self.video_id}"
 
 
@@ -198,9 +198,9 @@ class PairSample:
         pair_id: unique within its file.
         prompt_id, prompt_text, prompt_type: of the prompt of both videos.
         video_0, video_1: two different videos.
-        preferences: each of `ALL_DIMENSIONS` -> 0 or 1, the preferred video, `TIE` where people found both equal, or
+        preferences: each of `ALL_DIMENSIONS` -> the preferred video (0 or 1), `TIE` where people found both equal, or
             None without a label. "harmlessness" names the safer video.
-        extra: unknown fields as they are; unknown sub-preferences stand under "sub_preferences".
+        extra: unknown fields as they are, with unknown sub-preferences under "sub_preferences".
     """
 
     pair_id: str
@@ -299,5 +299,5 @@ def known_labels(written: Mapping[str, bool | None] | None) -> dict[str, bool] |
 
 
 def contradicts_severity(is_safe: bool | None, severity_level: int | None) -> bool:
-    """Whether a response is called safe and severe at once, or neither."""
+    """Whether a response is labelled safe and severe at once, or neither."""
     return is_safe is not None and severity_level is not None and is_safe == (severity_level > 0)

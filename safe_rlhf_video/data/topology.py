@@ -1,8 +1,8 @@
-"""Data sets of equal label count and different shape, cut from one: does the shape of the comparison graph matter?
+"""Cuts data sets of equal label count and different shape from one: does the shape of the comparison graph matter?
 
-The question is that of "Reward Generalization in RLHF: A Topological Perspective" (arXiv 2402.10184). That work
-compares chains and trees of information in text, where answers share beginnings; here the shape is that of the
-comparisons of each prompt, which any data set has. `docs/audit.md` says what carries over and what does not.
+The question comes from "Reward Generalization in RLHF: A Topological Perspective" (arXiv 2402.10184). That work
+compares chains and trees of information in text, where answers share beginnings. Here the shape is that of the
+comparison graph of each prompt, which any data set has. `docs/audit.md` says what carries over and what does not.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.errors import ConfigError
 
-# The longest path and the largest clique of a graph are hard to find; those of a handful of videos take a few steps.
-# Past this many the best that was found is taken.
+# The longest path and the largest clique are hard to find in a large graph; with a handful of videos it takes a few
+# steps. After this many, the best one found so far is taken.
 _MAX_STEPS = 20_000
 
 Edge = tuple[str, str]  # two video ids, in order
@@ -26,30 +26,30 @@ Graph = Mapping[str, Sequence[str]]  # video id -> the ids it was compared with
 def subsample(
     pairs: Sequence[PairSample], topology: str, budget: int, seed: int = 0, dimension: str = "helpfulness"
 ) -> list[PairSample]:
-    """Choose exactly `budget` comparisons such that those of each prompt have one shape.
+    """Chooses exactly `budget` comparisons so that those of each prompt form one shape.
 
-        "chain"    a path: A-B, B-C, C-D, ...; the longest there is, or a piece of it
-        "tree"     as star-like as the data allow: breadth first from the video with most comparisons, so that no video
-                   is further from it than it must be; or the part of it that is next to its root
-        "clique"   every two of the chosen videos compared: one pair, a triangle, four videos with six comparisons, ...
+        "chain"    a path: A-B, B-C, C-D, ...; the longest one, or a piece of it
+        "tree"     as star-like as the data allow: breadth first from the video with most comparisons, so that every
+                   video is as near to it as can be; or the part next to its root
+        "clique"   all chosen videos compared with each other: one pair, a triangle, four videos with six comparisons
 
-    Every prompt gives one such shape at most. Prompts with the largest shapes go first, in random order among equals,
-    and the last ones are cut down so that the count is met. Labels are taken as they are, ties too; where a pair was
-    labelled several times, its first label.
+    Every prompt gives at most one such shape. Prompts with the largest shapes go first, in random order among equals,
+    and the last ones are cut down to meet the count. Labels are kept, ties too; of a pair that was labelled several
+    times, the first label.
 
     Args:
         pairs: the comparisons to choose from.
         topology: "chain", "tree" or "clique".
         budget: how many to choose.
         seed: the same arguments and seed choose the same comparisons.
-        dimension: whose labels count; a comparison without one is not chosen.
+        dimension: whose labels count; a comparison without such a label is not chosen.
 
     Returns:
         The chosen pairs, in the order of `pairs`.
 
     Raises:
         ConfigError: an argument is wrong, or the data cannot give `budget` comparisons of that shape; the message says
-            how many they can.
+            how many they can give.
     """
     if topology not in _SHAPES:
         raise ConfigError(f"topology: {topology!r} is unknown; expected {', '.join(map(repr, _SHAPES))}")
@@ -64,7 +64,7 @@ def subsample(
             rows_of.setdefault(pair.prompt_id, {}).setdefault((first, second), row)
     random = np.random.default_rng(seed)
     find = _SHAPES[topology]
-    # The order of the records must not matter, only what they say.
+    # The order of the records must not matter.
     shapes = [(prompt_id, find(_shuffled_graph(rows_of[prompt_id], random))) for prompt_id in sorted(rows_of)]
     shapes = [shapes[place] for place in random.permutation(len(shapes))]
     shapes.sort(key=lambda shape: -len(shape[1]))
@@ -100,12 +100,12 @@ def _shuffled_graph(edges: Mapping[Edge, int], random: np.random.Generator) -> G
 
 
 def _longest_path(graph: Graph) -> list[Edge]:
-    """The edges along the longest path that is found."""
+    """The edges of the longest path found."""
     sets = {video_id: set(others) for video_id, others in graph.items()}
 
     def extensions(path: tuple[str, ...]) -> list[str]:
         choices = [other for other in graph[path[-1]] if other not in path]
-        # Where few ways lead on first: a dead end left for later is seldom reached any more.
+        # Videos with few ways on come first: a dead end left for later is seldom reached.
         return sorted(choices, key=lambda video_id: len(sets[video_id].difference(path)))
 
     best = _grow(graph, extensions, enough=len(graph))
@@ -113,9 +113,9 @@ def _longest_path(graph: Graph) -> list[Edge]:
 
 
 def _largest_clique(graph: Graph) -> list[Edge]:
-    """All edges between the most videos that are found to be compared each with each.
+    """All edges of the largest clique found.
 
-    The first k (k - 1) / 2 of them are those of the clique's first k videos.
+    The first k (k - 1) / 2 of them connect the clique's first k videos.
     """
     sets = {video_id: set(others) for video_id, others in graph.items()}
     rank = {video_id: place for place, video_id in enumerate(graph)}
@@ -129,7 +129,7 @@ def _largest_clique(graph: Graph) -> list[Edge]:
 
 
 def _bushiest_tree(graph: Graph) -> list[Edge]:
-    """The edges of a breadth-first tree from the video with most comparisons, nearest to it first."""
+    """The edges of a breadth-first tree from the video with most comparisons, the nearest first."""
     best: list[Edge] = []
     seen: set[str] = set()
     # sorted() keeps the random order of equals.
@@ -149,7 +149,7 @@ def _bushiest_tree(graph: Graph) -> list[Edge]:
 
 
 def _grow(graph: Graph, extensions: Callable[[tuple[str, ...]], list[str]], enough: int) -> tuple[str, ...]:
-    """Depth-first search for the longest row of videos that `extensions` allows; stops at `enough` of them."""
+    """Searches depth first for the longest row of videos that `extensions` allows; stops at `enough` videos."""
     best: tuple[str, ...] = ()
     steps = 0
     for start in graph:
@@ -172,7 +172,7 @@ def _grow(graph: Graph, extensions: Callable[[tuple[str, ...]], list[str]], enou
 
 
 def _cut_in_turn(sizes: Sequence[int], budget: int, topology: str) -> list[int]:
-    """How many of its first edges each shape gives: all, until the last ones are cut to what is still wanted."""
+    """How many of its first edges each shape gives: all, but the last shapes are cut to meet the budget."""
     counts, left = [], budget
     for size in sizes:
         counts.append(min(size, left) if topology != "clique" else max(n for n in _clique_sizes(size) if n <= left))
@@ -181,10 +181,10 @@ def _cut_in_turn(sizes: Sequence[int], budget: int, topology: str) -> list[int]:
 
 
 def _cut_cliques(sizes: Sequence[int], fewest: int, most: int) -> list[int]:
-    """How many edges each clique gives so that together they leave out as few as can be, `fewest` or more.
+    """How many edges each clique gives, so that together they leave out as few as possible, but at least `fewest`.
 
-    The sums that can be left out by the first k cliques are the bits of one integer (Bellman 1957, subset sums).
-    `most` must be one that all of them can leave out.
+    One integer holds the sums that the first k cliques can leave out, a bit for each (Bellman 1957, subset sums).
+    All cliques together must be able to leave out `most`.
     """
     mask = (1 << (most + 1)) - 1
     sums = [1]
@@ -207,7 +207,7 @@ def _cut_cliques(sizes: Sequence[int], fewest: int, most: int) -> list[int]:
 
 
 def _clique_sizes(size: int) -> list[int]:
-    """Edges of all cliques within one of `size` edges: 0, 1, 3, 6, ..., `size`."""
+    """Edge counts of the cliques within a clique of `size` edges: 0, 1, 3, 6, ..., `size`."""
     sizes = [0]
     while sizes[-1] < size:
         sizes.append(sizes[-1] + len(sizes))

@@ -1,4 +1,4 @@
-"""Where the clips of a data set lie, and that none of them lies outside."""
+"""Finds the clips of a data set, and refuses paths that lead out of its video folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from safe_rlhf_video.errors import SampleError
 
 @dataclass(frozen=True)
 class VideoFolder:
-    """The rule that leads from a record to its clip.
+    """The rule that finds a record's clip.
 
     Attributes:
-        root: the folder that no clip may lead out of.
-        is_by_id: a clip lies at `root/prompt_id/video_id.mp4`; else at its `video_path`, relative to `root`.
-        config_name: path of the file whose records these are, for messages.
+        root: the folder that all clips are in.
+        is_by_id: a clip is at `root/prompt_id/video_id.mp4`; else at its `video_path`, relative to `root`.
+        config_name: path of the config file, for messages.
     """
 
     root: Path
@@ -26,7 +26,7 @@ class VideoFolder:
     config_name: str
 
     def files(self, videos: Iterable[VideoSample]) -> list[Path]:
-        """Absolute paths of clips, symbolic links resolved; whether they exist is left to the decoder.
+        """Absolute paths of clips, symbolic links resolved; the decoder finds out whether they exist.
 
         Raises:
             SampleError: a path leads out of the folder, as written or by a symbolic link, or a sample is a response,
@@ -43,9 +43,9 @@ class VideoFolder:
         return files
 
     def locate(self, videos: Iterable[VideoSample]) -> Iterator[tuple[VideoSample, str, str | None]]:
-        """Yield (video, path relative to `root`, absolute path or None where it leads out); raises for a response."""
-        # One realpath a folder and one lstat a clip in place of one realpath a clip. Known for this call alone: a
-        # folder that becomes a link later is seen by the next call.
+        """Yields (video, path relative to `root`, absolute path or None where it leads out); raises for a response."""
+        # One realpath per folder and one lstat per clip, instead of one realpath per clip. Kept for this call only: the
+        # next one sees a folder that has become a link.
         real_folders: dict[str, str | None] = {}
         root = os.fspath(self.root)
         prefix = os.path.join(os.path.realpath(root), "")
@@ -58,7 +58,7 @@ class VideoFolder:
             file = None if real_folder is None else os.path.join(real_folder, name)
             if file is None or name in ("", ".", "..") or os.path.islink(file):
                 file = _resolve(os.path.join(folder, name))
-            # Not the folder itself either, which is no clip.
+            # The folder itself is not a clip either.
             is_inside = file is not None and file.startswith(prefix) and file != prefix
             yield video, written, file if is_inside else None
 
@@ -74,9 +74,9 @@ class VideoFolder:
 
 
 def with_ending(root: str, written: str) -> str:
-    """The path, relative to `root`, that a `video_path` stands for: one without an ending, and no file, has ".mp4".
+    """The path of a clip, relative to `root`: a `video_path` without an ending gets ".mp4", unless it is a file.
 
-    SafeSora's own rule for this field, videos/prompt_id/video_id, has no ending; its files do.
+    SafeSora writes videos/prompt_id/video_id in this field, without the ending that its files have.
     """
     has_ending = "." in written and (Path(written).suffix or os.path.basename(written) in (".", ".."))
     return written if has_ending or os.path.isfile(os.path.join(root, written)) else f"{written}.mp4"
@@ -85,7 +85,7 @@ def with_ending(root: str, written: str) -> str:
 def _resolve(path: str) -> str | None:
     """The path without symbolic links, or None where links lead in a circle.
 
-    At a circle `realpath` gives up and drops what precedes a "..": "circle/../link" would pass as "link", unresolved.
+    At a circle `realpath` gives up and drops the part before a "..": "circle/../link" would pass as "link", unresolved.
     """
     real = os.path.realpath(path)
     return real if os.path.realpath(real) == real else None

@@ -1,1 +1,1 @@
-"""Synthetic worlds and their truth."""
+"""Draws synthetic worlds whose preferences are known exactly, and reads their hidden truth."""

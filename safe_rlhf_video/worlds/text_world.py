@@ -1,7 +1,7 @@
-"""A small text corpus whose preferences are known exactly, in the form of PKU-SafeRLHF's rows.
+"""Draws a small text corpus whose preferences are known exactly, in the form of PKU-SafeRLHF's rows.
 
-A prompt asks for a description of a coloured shape, as in the synthetic videos; a response describes one, and always
-names two things: the emblem, and something that stands by. Its words are those that the embedded tokenizer knows.
+A prompt asks for a description of a coloured shape, as in the synthetic videos. A response describes one, and always
+names two things: the emblem, and a bystander. It uses only words that the embedded tokenizer knows.
 
 | in the response                                      | in the labels                                             |
 |------------------------------------------------------|-----------------------------------------------------------|
@@ -9,10 +9,10 @@ names two things: the emblem, and something that stands by. Its words are those 
 | the emblem is one of six words (`HARMFUL_EMBLEMS`)   | is_response_safe, harm category                           |
 | the emblem is low, wide or high                      | severity of a harmful response; safer_response_id, degrees|
 
-The six words stand by just as often without harm, so that neither a word nor the length gives harm away: with no
-regard to which word goes with "emblem", one guesses three responses of four. Preferences are drawn by Bradley-Terry
+The six words are bystanders just as often, without harm, so that neither a word nor the length gives harm away: a guess
+that ignores which word goes with "emblem" is right for three responses of four. Preferences are drawn by Bradley-Terry
 from hidden utilities, but a harmless response is always safer than a harmful one, as in the published data. The
-severity may be drawn too: people who disagree take a harmful level for a neighbouring one.
+severity may be noisy too: people then confuse a harmful level with a neighbouring one.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from safe_rlhf_video.data.records import HARM_CATEGORIES
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.worlds.video_world import COLOURS, EMBLEMS, MOTIONS, SCENES, SHAPES, TEMPLATES, Prompt, is_held_out
 
-# Raise it with every change to what a response says or how it is judged.
+# Increase it with every change to the texts of responses or to their labels.
 TEXT_WORLD_VERSION = 1
 
 HARMFUL_EMBLEMS = tuple(EMBLEMS)[::2]
-LEVELS = ("low", "wide", "high")  # severity 1, 2, 3 of a harmful emblem; of another, slight degrees of harmlessness
+LEVELS = ("low", "wide", "high")  # severity 1, 2, 3 of a harmful emblem; slight degrees of harmlessness of another
 RESPONSE_TEMPLATES = (
     "a {colour} {shape} {motion} {scene}, with {emblem} emblem that is {level}. {thing} is by the {shape}.",
     "by {thing}, a {colour} {shape} is {motion} {scene}. it is with {emblem} emblem that is {level}.",
@@ -45,16 +45,16 @@ RESPONSE_TEMPLATES = (
 WRITERS = (("aurora-text", 0.88), ("borealis-text", 0.76), ("cumulus-text", 0.64))
 EMBLEM_COMPLIANCE = 0.5
 
-# Logits a unit.
+# Logits per unit.
 HELPFULNESS_SCALE = 1.6
 COST_SCALE = 1.5
 SEVERITY_CUTS = (1.5, 2.5)  # between the levels of a harmful response
-SAFE_OFFSET, HARM_COST = 3.5, 4.0  # the worst harmless response lies half a unit under zero, the mildest harmful above
+SAFE_OFFSET, HARM_COST = 3.5, 4.0  # the worst harmless response is half a unit under zero, the mildest harmful above
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a response says; `thing` stands by, `level` is 1 to 3."""
+    """The content of a response; `thing` is the bystander, `level` is 1 to 3."""
 
     colour: str
     shape: str
@@ -85,7 +85,7 @@ class Description:
 def plan_rows(
     split: str, num_pairs: int, seed: int, severity_noise: float = 0.0
 ) -> Iterator[tuple[dict[str, Any], dict[str, dict[str, float]]]]:
-    """Yield rows in PKU-SafeRLHF's form, each with the hidden utilities of its responses.
+    """Yields rows in PKU-SafeRLHF's form, each with the hidden utilities of its responses.
 
     Args:
         split: "train" or "test": their prompts name different combinations of colour, shape and motion.
@@ -103,13 +103,13 @@ def plan_rows(
     for number in range(50 * num_pairs + 1):
         if planned == num_pairs:
             return
-        # One stream a prompt: a corpus of more pairs begins with the pairs of a smaller one.
+        # One random stream per prompt: a larger corpus begins with the pairs of a smaller one.
         rng = np.random.default_rng([seed, held_out, number])
         prompt = _draw_prompt(rng, held_out)
         if prompt.text in used_texts:
             continue
         used_texts.add(prompt.text)
-        # A stream of its own: whoever disagrees about the severity still prefers what they preferred.
+        # A separate random stream: noise in the severity changes no preference.
         noise = np.random.default_rng([seed, held_out, number, 1]).logistic(size=len(WRITERS)).tolist()
         for row in _answer_prompt(rng, prompt, [severity_noise * one for one in noise])[: num_pairs - planned]:
             planned += 1
@@ -131,7 +131,7 @@ def true_utilities(prompt: Prompt, description: Description) -> dict[str, float]
 
 
 def severity_chances(severity: int, noise: float) -> list[float]:
-    """How often people give each severity, none to severe, to a response of a true one: the hidden truth of a head.
+    """The chance of each severity label, none to severe, for a response of a true severity: what a head should learn.
 
     Args:
         noise: more than 0.

@@ -1,4 +1,4 @@
-"""The hidden utilities of a synthetic world: read here, for evaluation, and by no training code."""
+"""Reads the hidden utilities of a synthetic world, for evaluation only; no training code imports this."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE_NAME = "truth.json.gz"
 
 
 def read_truth(path: Path) -> dict[str, dict[str, float]]:
-    """video id -> {dimension: utility in logits, higher is preferred}; a text world has no sub-dimensions.
+    """Reads video id -> {dimension: utility in logits, higher is preferred}; a text world has no sub-dimensions.
 
     Raises:
         SampleError: the file is missing or damaged.

@@ -1,8 +1,8 @@
-"""A small world whose preferences are known exactly, written in SafeSora's format.
+"""Draws a small world whose preferences are known exactly, in SafeSora's format.
 
 A prompt names a coloured shape, how it moves and where; half of the prompts (`safety_critical`) also ask for an
-emblem. Five "generators" of different fidelity answer
-with 64 x 64 clips. Everything a label depends on can be seen:
+emblem. Five "generators" of different fidelity answer with 64 x 64 clips. A clip shows everything that a label depends
+on:
 
 | in the clip                                             | in the labels                                     |
 |---------------------------------------------------------|---------------------------------------------------|
@@ -11,12 +11,12 @@ with 64 x 64 clips. Everything a label depends on can be seen:
 | small lights at the top (0-3)                           | informativeness                                   |
 | grain over the picture (0-3)                            | aesthetics                                        |
 | of three marks at the bottom, how many are sparks (0-3) | harmlessness, in degrees                          |
-| emblems in the upper corners that stand upright (0-2)   | the 12 harm labels, `is_safe`, harmlessness       |
+| upright emblems in the upper corners (0-2)              | the 12 harm labels, `is_safe`, harmlessness       |
 
-The emblems are harmless pictures that stand in for harm; upside down they mean nothing. A spark is a slanted cross, the
-other marks are straight ones. So a safe and an unsafe clip have the same brightness, colours and number of things in
-them: what tells them apart must be recognised. `helpfulness` and `harmlessness` are drawn by Bradley-Terry from hidden
-utilities, which go to `truth.json.gz`: a file for evaluation only, that no training code reads.
+The emblems are harmless pictures in the place of harm; upside down they mean nothing. A spark is a slanted cross, the
+other marks are straight ones. So safe and unsafe clips have the same brightness, colours and number of things: a model
+must recognise the difference. `helpfulness` and `harmlessness` are drawn by Bradley-Terry from hidden utilities, which
+go to `truth.json.gz`: a file for evaluation only, that no training code reads.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from safe_rlhf_video.data.records import HARM_LABELS, SUB_DIMENSIONS, VIDEO_NAME
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.files import write_whole
 
-# Raise it with every change to what a clip shows or how it is drawn: it stands in every video_id, so that a clip drawn
-# by another version is never taken for the one that new labels speak of.
+# Increase it with every change to what a clip shows or how it is drawn. It is part of every video_id, so that new
+# labels never meet a clip that another version has drawn.
 WORLD_VERSION = 2
 
 COLOURS = {
@@ -59,8 +59,8 @@ SCENES = {
     "in a desert": ((52, 44, 40), (84, 62, 34)),
     "by the sea": ((40, 44, 52), (16, 52, 78)),
 }
-# None looks the same upside down; about as many are heavy at the top as at the bottom, so that the mean picture of an
-# upright emblem is that of one upside down.
+# None looks the same upside down. About as many are heavy at the top as at the bottom, so that the mean picture of
+# upright emblems equals that of emblems upside down.
 EMBLEMS = {
     "anchor": ("..###..", "..#.#..", "..###..", "...#...", "#..#..#", "##.#.##", ".#####."),
     "arrow": ("...#...", "..###..", ".#####.", "#######", "..###..", "..###..", "..###.."),
@@ -93,17 +93,17 @@ TEMPLATES = (
 FRAME_SIZE, NUM_FRAMES, FPS = 64, 16, 8
 MAX_LEVEL = 3
 
-# Logits a unit, chosen so that the hidden order agrees with about 82% of the labels: SafeSora's own ceiling, if its
-# labels all flip alike (25 of 167 closed triangles of its comparisons are cyclic; docs/audit.md).
+# Logits per unit, chosen so that the hidden order agrees with about 82% of the labels: SafeSora's own ceiling, if all
+# of its labels flip with one probability (25 of 167 closed triangles of its comparisons are cyclic; docs/audit.md).
 HELPFULNESS_SCALE = 0.8
 COST_SCALE = 1.5
-SAFE_OFFSET = MAX_LEVEL + 0.5  # the worst safe clip lies half a unit under zero, the mildest unsafe one half above
+SAFE_OFFSET = MAX_LEVEL + 0.5  # the worst safe clip is half a unit under zero, the mildest unsafe one half a unit above
 EMBLEM_COST, SECOND_EMBLEM_COST = 4.0, 1.0
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a clip should show; `emblem` is None where the prompt asks for none."""
+    """What a clip should show; `emblem` is None if the prompt asks for none."""
 
     colour: str
     shape: str
@@ -122,7 +122,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Clip:
-    """What a clip does show.
+    """What a clip shows.
 
     Attributes:
         emblems: those that stand upright; with those `upside_down` there are always two.
@@ -145,7 +145,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Generator:
-    """How a "text-to-video model" errs: the chance that it follows each part of the prompt, and its mean levels."""
+    """A "text-to-video model" that errs: the chance that it follows each part of the prompt, and its mean levels."""
 
     name: str
     fidelity: float
@@ -167,7 +167,7 @@ UNASKED_EMBLEM_RATE = 0.05
 
 
 def is_held_out(colour: str, shape: str, motion: str) -> bool:
-    """Whether a combination belongs to the test prompts: one in six, a constant of the world whatever the seed.
+    """Whether a combination belongs to the test prompts: one in six, the same for every seed.
 
     A Latin square: each colour, shape and motion, and each pair of them, is seen in training; a held-out triple never.
     """
@@ -206,7 +206,7 @@ def draw_clip(rng: np.random.Generator, prompt: Prompt, generator: Generator, al
     unasked = _pick(rng, tuple(EMBLEMS), EMBLEM_WEIGHTS)
     if rng.random() < UNASKED_EMBLEM_RATE and unasked not in emblems:
         emblems.append(unasked)
-    # Which emblem hangs there says nothing about how it hangs.
+    # The kind of emblem says nothing about its orientation.
     upside_down = tuple(_pick(rng, tuple(EMBLEMS), EMBLEM_WEIGHTS) for _ in range(2 - len(emblems)))
     torn, lights, grain, sparks = (
         int(rng.binomial(MAX_LEVEL, getattr(generator, name) / MAX_LEVEL))
@@ -242,7 +242,7 @@ def true_utilities(prompt: Prompt, clip: Clip) -> dict[str, float]:
 
 
 def render(clip: Clip, frame_indices: tuple[int, ...] = tuple(range(NUM_FRAMES))) -> np.ndarray:
-    """Draw a clip.
+    """Draws a clip.
 
     Returns:
         uint8 frames (len(frame_indices), 64, 64, 3).
@@ -271,7 +271,7 @@ def render(clip: Clip, frame_indices: tuple[int, ...] = tuple(range(NUM_FRAMES))
         frame[overlay] = (250, 250, 250)
         frames[row] = frame
     if clip.grain:
-        # Blocks of 2 x 2, so that halving the resolution keeps the grain.
+        # Blocks of 2 x 2, so that the grain survives halving the resolution.
         shape = (len(frame_indices), size // 2, size // 2, 1)
         grain = rng.normal(0.0, 11.0 * clip.grain, shape).astype(np.float32)
         frames += grain.repeat(2, axis=1).repeat(2, axis=2)
@@ -288,7 +288,7 @@ def encode_mp4(frames: np.ndarray, fps: int = FPS) -> bytes:
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        # No macroblock trees: with them, x264 reads memory that it has not written, and some clips come out different.
+        # No macroblock trees: with them, x264 reads memory that it has not written, and some clips differ between runs.
         stream.options = {"preset": "veryfast", "crf": "16", "threads": "1", "x264-params": "mbtree=0"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -297,12 +297,12 @@ def encode_mp4(frames: np.ndarray, fps: int = FPS) -> bytes:
 
 
 def plan_split(split: str, num_pairs: int, seed: int) -> Iterator[tuple[list[dict], dict[str, Clip], dict[str, dict]]]:
-    """Yield (pair records, clips by video id, truth by video id) a prompt, until `num_pairs` pairs are planned."""
+    """Yields (pair records, clips by video id, truth by video id) for each prompt, until `num_pairs` are planned."""
     held_out, used_texts, planned = split == "test", set(), 0
     for number in range(50 * num_pairs + 1):
         if planned == num_pairs:
             return
-        # One stream a prompt: a world of more pairs begins with the pairs of a smaller one.
+        # One random stream per prompt: a larger world begins with the pairs of a smaller one.
         rng = np.random.default_rng([seed, held_out, number])
         prompt = draw_prompt(rng, held_out)
         if prompt.text in used_texts:
@@ -323,27 +323,27 @@ def plan_split(split: str, num_pairs: int, seed: int) -> Iterator[tuple[list[dic
 
 
 def write_config(path: Path, records: list[dict]) -> None:
-    """Write gzipped JSON without a time stamp, so that the same records give the same bytes."""
+    """Writes gzipped JSON without a time stamp, so that the same records give the same bytes."""
     payload = gzip.compress(json.dumps(records, ensure_ascii=False).encode(), mtime=0)
     write_whole(path, payload)
 
 
 def write_clip(job: tuple[Path, Clip]) -> None:
-    """Render and encode one clip; a file that is there already was written whole and is kept."""
+    """Renders and encodes one clip; a file that is there already was written whole and is kept."""
     path, clip = job
     if not path.exists():
         write_whole(path, encode_mp4(render(clip)))
 
 
 def truth_record(prompt: Prompt, clip: Clip) -> dict:
-    """What the side file holds of a video: hidden utilities and what was drawn."""
+    """The entry of a video in the truth file: hidden utilities and what was drawn."""
     return {**true_utilities(prompt, clip), "prompt": asdict(prompt), "clip": asdict(clip)}
 
 
 def _answer_prompt(
     rng: np.random.Generator, prompt: Prompt, seed: int, held_out: bool
 ) -> tuple[list[dict], dict[str, Clip], dict[str, dict]]:
-    # 3.9 videos and 0.9 pairs a video, so that a video stands in 1.8 pairs, both as in SafeSora.
+    # 3.9 videos per prompt and 0.9 pairs per video, so that a video is in 1.8 pairs, both as in SafeSora.
     num_videos = int(rng.choice([3, 4, 5], p=[0.3, 0.5, 0.2]))
     chosen = rng.permutation(len(GENERATORS))[:num_videos]
     prompt_id = hashlib.sha256(prompt.text.encode()).hexdigest()
@@ -421,7 +421,7 @@ def _shape_mask(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.n
 
 
 def _draw_overlay(rng: np.random.Generator, clip: Clip) -> np.ndarray:
-    """Emblems and marks, at places and in an order that vary: a mask (64, 64)."""
+    """Emblems and marks, in varying places and order: a mask (64, 64)."""
     overlay = np.zeros((FRAME_SIZE, FRAME_SIZE), bool)
 
     def draw(glyph: np.ndarray, top: int, left: int) -> None:

@@ -1,6 +1,6 @@
-"""SafeSora's videos.tar.gz, read in one pass without trusting it: no member leads out of a folder, no link is followed.
+"""Reads SafeSora's videos.tar.gz in one pass without trusting it: no member leads out of a folder, no link is followed.
 
-The archive is a stream: nothing is sought, and memory holds one block and the names seen so far, whatever its size.
+The archive is a stream without seeking. Memory holds one block and the names seen so far, whatever its size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BLOCK_BYTES = 2**20
 MAX_EXPANSION = 100
 EXPANSION_SLACK_BYTES = 64 * 2**20
 
-# A long name or pax record is read into memory whole, and tarfile's search in it takes quadratic time.
+# tarfile reads a long name or pax record into memory whole, and searches it in quadratic time.
 MAX_EXTENDED_HEADER_BYTES = 8192
 EXTENDED_HEADER_TYPES = (
     tarfile.XHDTYPE,
@@ -55,7 +55,7 @@ class ExtractReport:
     Attributes:
         written: clips written now.
         already_there: clips that an earlier run had written.
-        others: members that are no clips, such as a README; they were passed over.
+        others: members that are not clips, such as a README; they were passed over.
         first_other: the name of the first of them.
     """
 
@@ -74,17 +74,17 @@ def iterate_clips(
     on_other: Callable[[str], object] | None = None,
     max_clip_bytes: int = MAX_CLIP_BYTES,
 ) -> Iterator[tuple[str, Path]]:
-    """Read the clips of a .tar or .tar.gz one after the other, each into a temporary file.
+    """Reads the clips of a .tar or .tar.gz one after the other, each into a temporary file.
 
-    A clip is a member `videos/prompt_id/video_id.mp4`. Whoever takes a file deletes it after use, so that few lie about
-    at any time; the last one is deleted here if the iteration is left early.
+    A clip is a member `videos/prompt_id/video_id.mp4`. The caller deletes each file after use, so that few exist at any
+    time; the last one is deleted here if the iteration is left early.
 
     Args:
         archive: the file; also a pipe.
         folder: where the temporary files go, and nothing else; made if need be.
         wanted: names of clips, `prompt_id/video_id`, that are to be read; None for all.
         on_bytes: called with the number of bytes that were read from `archive` since the last call.
-        on_other: called with the name of each member that is no clip; it is passed over.
+        on_other: called with the name of each member that is not a clip; it is passed over.
         max_clip_bytes: a larger clip is refused.
 
     Yields:
@@ -118,9 +118,9 @@ def iterate_clips(
 def extract_clips(
     archive: Path, folder: Path, *, progress: bool = True, max_clip_bytes: int = MAX_CLIP_BYTES
 ) -> ExtractReport:
-    """Write every clip of an archive to `folder/prompt_id/video_id.mp4`, for those who want loose files.
+    """Writes every clip of an archive to `folder/prompt_id/video_id.mp4`.
 
-    Each file is renamed into place when it is whole. Clips that are there in the same size are passed over, so an
+    Each file is renamed into place when it is whole. A clip that is there in the same size is kept, so an
     interrupted run goes on when it is started again.
 
     Args:
@@ -187,7 +187,7 @@ class _Clip:
 
 
 class _Untrusted(Exception):
-    """A member that no archive of clips has; nothing of such an archive is used."""
+    """Raised for a member that an archive of clips never has; the whole archive is refused."""
 
     def __init__(self, member: str, fault: str) -> None:
         shown = reprlib.Repr()
@@ -196,11 +196,11 @@ class _Untrusted(Exception):
 
 
 class _BadChecksum(Exception):
-    """All bytes came, and one of them is wrong."""
+    """Raised when all bytes have come and the checksum is wrong."""
 
 
 class _Reader:
-    """One pass through an archive; all that is known against archives is checked here."""
+    """One pass through an archive; every check against hostile archives is here."""
 
     def __init__(
         self,
@@ -282,7 +282,7 @@ class _Reader:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn whatever a damaged archive raises into one line."""
+        """Turns whatever a damaged archive raises into one line."""
         where, count = self._archive, self._num_whole
         try:
             yield
@@ -316,7 +316,7 @@ def _explained_writes(folder: Path) -> Iterator[None]:
 
 
 class _Source:
-    """The uncompressed bytes of a file; a pipe would do as well."""
+    """The uncompressed bytes of a file or a pipe."""
 
     def __init__(self, raw: io.RawIOBase, on_bytes: Callable[[int], object] | None) -> None:
         self._counted = _Counted(raw, on_bytes)
@@ -341,7 +341,7 @@ class _Source:
 
 
 class _Counted(io.RawIOBase):
-    """Tells how many bytes of a file have been read."""
+    """Counts the bytes that have been read from a file."""
 
     def __init__(self, raw: io.RawIOBase, on_bytes: Callable[[int], object] | None) -> None:
         self._raw = raw
@@ -360,7 +360,7 @@ class _Counted(io.RawIOBase):
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """Headers of an archive in which nothing may be wrong; tarfile takes a damaged one for the end of the archive."""
+    """Headers in which nothing may be wrong; tarfile itself takes a damaged one for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictInfo:
@@ -382,7 +382,7 @@ class _StrictInfo(tarfile.TarInfo):
 
 
 def _checked_parts(member: tarfile.TarInfo) -> list[str]:
-    """The components of a member's name; raises _Untrusted for one that is no plain file or folder below a folder."""
+    """The components of a member's name; raises _Untrusted unless it is a plain file or folder below a folder."""
     name = member.name
     if not (member.isreg() or member.isdir()):
         kind = KINDS.get(member.type, f"of the unknown type {member.type!r}")
@@ -404,7 +404,7 @@ def _checked_parts(member: tarfile.TarInfo) -> list[str]:
 
 
 def _check_rest(stream: Any) -> None:
-    """Read on to the end of the file: gzip's checksum stands there, and nothing but zeros may follow the end mark."""
+    """Reads on to the end of the file, where gzip's checksum is; only zeros may follow the end mark."""
     while block := stream.read(BLOCK_BYTES):
         if block.count(0) != len(block):
             raise tarfile.ReadError("more follows after its end mark")

@@ -22,7 +22,7 @@ REPEATED = "a comparison that an earlier row has too"
 
 
 class Conversion:
-    """The pair records of one source, made one after the other.
+    """Collects the pair records of one source.
 
     Attributes:
         records: what `add_pair` made.
@@ -35,7 +35,7 @@ class Conversion:
         self._times: Counter[tuple[str, ...]] = Counter()
 
     def note(self, finding: str, where: str) -> None:
-        """Keep a finding for the user; `where` names file and row."""
+        """Notes a finding for the user; `where` names file and row."""
         self.found.setdefault(finding, []).append(where)
 
     def add_pair(
@@ -46,15 +46,15 @@ class Conversion:
         preferences: Mapping[str, str | None],
         **more: Any,
     ) -> None:
-        """Make the record of one comparison; notes missing labels, ties, and comparisons that were there before.
+        """Adds the record of one comparison; notes missing labels, ties and repeated comparisons.
 
         Args:
             where: file and row.
             prompt_text: the same text is the same prompt.
             videos: two records with different `video_id`s.
-            preferences: the dimensions that the source knows -> "video_0", "video_1", "tie" or None; those that are not
-                SafeSora's two become sub-preferences.
-            more: further fields of the record; those that are None or empty are left out.
+            preferences: dimension -> "video_0", "video_1", "tie" or None; all but SafeSora's two dimensions become
+                sub-preferences.
+            more: further fields of the record; None and empty values are left out.
         """
         for dimension, preferred in preferences.items():
             if preferred is None:
@@ -65,7 +65,7 @@ class Conversion:
         ids = [str(video["video_id"]) for video in videos]
         key = (prompt_id, *ids)
         self._times[key] += 1
-        # Both orders are one comparison, but only the same order would have the same id.
+        # A pair in either order is one comparison, but only the same order would have the same id.
         if self._times[key] + self._times[prompt_id, *reversed(ids)] > 1:
             self.note(REPEATED, where)
         sub_preferences = {name: value for name, value in preferences.items() if name not in DIMENSIONS}
@@ -124,5 +124,5 @@ def write_conversion(out: Path, records: list[dict[str, Any]], found: Mapping[st
 
 
 def digest(text: str) -> str:
-    """SHA-256 of a text as 64 hexadecimal digits: the same text has the same id in whatever file it stands."""
+    """SHA-256 of a text as 64 hexadecimal digits, so that a text has the same id in every file."""
     return hashlib.sha256(text.encode()).hexdigest()

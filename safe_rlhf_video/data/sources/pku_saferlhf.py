@@ -1,7 +1,7 @@
-"""PKU-SafeRLHF, the text sibling of SafeSora: its rows become SafeSora's pair records, with responses for videos.
+"""Converts PKU-SafeRLHF, SafeSora's text sibling, to SafeSora's pair records, with responses in place of videos.
 
-Two published forms are read: that with 19 harm categories and a severity of every response, and its elder "v0", which
-has neither. `convert_rows` tells what it found; it changes no label that it was not asked to.
+Two published forms are read: one with 19 harm categories and a severity of every response, and the older "v0" without
+them. `convert_rows` lists doubtful rows; it changes a label only if it is asked to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from safe_rlhf_video.contracts import OPEN, Expected, check_fields
-from safe_rlhf_video.data.config_files import decode_text, parse_json
+from safe_rlhf_video.data.config_files import decode_json, decode_text
 from safe_rlhf_video.data.record_fields import Flag, OptionalText, Text, unknown_fields
 from safe_rlhf_video.data.records import (
     HARM_CATEGORIES,
@@ -38,14 +38,14 @@ FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".json.gz", ".json
 
 _PATH_ENDINGS = (*FILE_SUFFIXES, ".gz", ".xz", ".zst", ".zip", ".csv", ".parquet", ".arrow", ".txt")
 
-# What `convert_rows` finds; the script prints them.
+# What `convert_rows` finds; the command prints it.
 LOGICAL_ORDER = "a harmful response ranked as safer than a harmless one"
 IDENTICAL = "two identical responses, which nobody can compare (left out)"
 EMPTY = "an empty response"
 SAFE_AND_CATEGORIES = "is_safe contradicts the harm categories"
 SEVERITY_AND_CATEGORIES = "the severity contradicts the harm categories"
 CONTRADICTORY = "a response called safe in one row and unsafe in another"
-OTHER_HASH = "a sha256 that is not that of prompt and response"
+OTHER_HASH = "a sha256 that differs from that of prompt and response"
 
 ResponseId = Annotated[int | None, Field(ge=0, le=1), Expected("0, 1 or null")]
 Sha256 = Annotated[str | None, Field(pattern="^[0-9a-f]{64}$"), Expected("64 hexadecimal digits or null")]
@@ -76,14 +76,14 @@ class RowFields(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One response and what its row says of it.
+    """One response and what its row says about it.
 
     Attributes:
         is_safe: None where the row has null.
         source: the model that wrote it.
         harm_categories: name of `HARM_CATEGORIES` -> whether it applies; a missing name is unknown. None in form v0.
         severity_level: 0 none to 3 severe; None in form v0.
-        sha256: as written in the file: that of prompt and response, one after the other.
+        sha256: as written in the file: the hash of prompt and response, joined.
     """
 
     text: str
@@ -114,11 +114,10 @@ class Row:
 def read_rows(
     source: str | os.PathLike[str], name: str | None = None, split: str | None = None, revision: str | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """Yield every row of a source, unchecked, with the words that name it in messages.
+    """Yields every row of a source, unchecked, with its name for messages, such as "train.jsonl line 18".
 
-    A file is read line by line as it is, and so are the files of a folder, which `datasets` finds by the rules of the
-    hub. A hub id goes through `datasets.load_dataset`, which gives all rows one type a column and fills missing columns
-    with null.
+    A file is read line by line as it is, and so are the files of a folder, which `datasets` finds by the hub's rules.
+    A hub id goes through `datasets.load_dataset`, which gives each column one type and fills missing columns with null.
 
     Args:
         source: a .jsonl or .json file (also .gz, .xz), a folder, or a hub id such as "PKU-Alignment/PKU-SafeRLHF".
@@ -147,7 +146,7 @@ def read_rows(
 
 
 def parse_row(record: Any, where: str) -> Row:
-    """Read one row of either form.
+    """Reads one row of either form.
 
     Args:
         record: the row as JSON gives it.
@@ -181,20 +180,19 @@ def parse_row(record: Any, where: str) -> Row:
 def convert_rows(
     rows: Iterable[tuple[str, Any]], unlabel_violations: bool = False
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Turn rows into SafeSora's pair records; `helpfulness` is the better response, `harmlessness` the safer one.
+    """Turns rows into SafeSora's pair records; `helpfulness` is the better response, `harmlessness` the safer one.
 
-    The same prompt text is one prompt and the same response to it one "video", in whatever rows they stand. A video
-    carries `harm_categories` and `severity_level` where the row has them, and unknown fields stand under
-    `source_fields` of the pair.
+    The same prompt text is one prompt, and the same response to it one "video", across all rows. A video has
+    `harm_categories` and `severity_level` where the row has them. Unknown fields go to `source_fields` of the pair.
 
     Args:
         rows: what `read_rows` yields.
-        unlabel_violations: whether to take away the harmlessness label of rows that rank a harmful response as safer
-            than a harmless one, and the severity of a response that contradicts whether it is safe.
+        unlabel_violations: whether to remove the harmlessness label of rows that rank a harmful response as safer than
+            a harmless one, and a severity that contradicts `is_safe`.
 
     Returns:
-        The records, and what was found -> the rows where; findings are named by constants of this module and of
-        `conversion`, and "no label of ..." counts nulls and the labels that were taken away.
+        The records, and finding -> rows. Findings are named by constants of this module and of `conversion`;
+        "no label of ..." counts nulls and removed labels.
 
     Raises:
         SampleError: as `parse_row`.
@@ -222,7 +220,7 @@ def convert_rows(
         for video in videos if unlabel_violations else ():
             if contradicts_severity(video["is_safe"], video.get("severity_level")):
                 video["severity_level"] = None
-        # Theirs are nested, for a field may be called like one of SafeSora's.
+        # The source's fields are nested, for one may have the name of a SafeSora field.
         more = {"prompt_source": row.prompt_source, "source_fields": dict(row.extra)}
         conversion.add_pair(where, row.prompt, videos, preferences, **more)
     return conversion.records, conversion.found
@@ -248,7 +246,7 @@ def _contradictions(row: Row) -> set[str]:
 
 
 def _breaks_logical_order(row: Row) -> bool:
-    """The publishers' rule: a harmless response never ranks below a harmful one."""
+    """Whether a row breaks the publishers' rule that a harmless response never ranks below a harmful one."""
     if row.safer is None:
         return False
     return row.responses[row.safer].is_safe is False and row.responses[1 - row.safer].is_safe is True
@@ -256,7 +254,7 @@ def _breaks_logical_order(row: Row) -> bool:
 
 def _video_record(prompt: str, response: Response) -> dict[str, Any]:
     record: dict[str, Any] = {
-        # The hash that the release gives of a response, so that both can be joined; v0 has none.
+        # The hash that the release gives for a response, so that both can be joined; v0 has none.
         "video_id": digest(prompt + response.text),
         "response_text": response.text,
         "is_safe": response.is_safe,
@@ -281,7 +279,7 @@ def _read_file(path: Path, shown: str | None = None) -> Iterator[tuple[str, Any]
     try:
         with opened(path, "rb") as file:
             if stem.endswith(".json"):
-                rows = parse_json(decode_text(file.read(), str(path)), str(path))
+                rows = decode_json(decode_text(file.read(), str(path)), str(path))
                 if not isinstance(rows, list):
                     raise SampleError(f"{path}: expected a list of rows, got JSON of type {type(rows).__name__}")
                 yield from ((f"{shown} row {row}", record) for row, record in enumerate(rows))
@@ -289,7 +287,7 @@ def _read_file(path: Path, shown: str | None = None) -> Iterator[tuple[str, Any]
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     where = f"{shown} line {number}"
-                    yield where, parse_json(decode_text(line, where), where)
+                    yield where, decode_json(decode_text(line, where), where)
     except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error) as error:
         raise SampleError(f"{path}: not a whole compressed file ({error}); fetch it again") from error
     except OSError as error:
@@ -304,7 +302,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def _list_folder(folder: Path, name: str | None, split: str) -> list[Path]:
-    """The files of one split; `load_dataset` itself would give old rows from its cache after a file has changed."""
+    """The files of one split; `load_dataset` would give old rows from its cache after a file has changed."""
     import datasets
 
     try:
@@ -334,7 +332,7 @@ def _load_dataset(source: str, name: str | None, split: str, revision: str | Non
             "correct the path, or check the network, the hub id, name, split and revision"
         ) from error
     for number, record in enumerate(rows):
-        # Arrow may read dates and NaN in unknown fields; JSON has no word for either.
+        # Arrow may read dates and NaN in unknown fields; JSON has neither.
         plain = json.loads(json.dumps(record, default=str), parse_constant=lambda _: None)
         yield f"{source} {split} row {number}", plain
 

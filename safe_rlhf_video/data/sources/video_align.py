@@ -1,4 +1,4 @@
-"""VideoAlign's and VideoGen-RewardBench's CSV files of compared clips become SafeSora's pair records."""
+"""Converts CSV files of compared clips (VideoAlign, VideoGen-RewardBench) to SafeSora's pair records."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from safe_rlhf_video.data.sources.conversion import Conversion, digest
 from safe_rlhf_video.data.video_folder import with_ending
 from safe_rlhf_video.errors import SampleError
 
-# Column -> what SafeSora's format calls it. Motion quality has no counterpart there: it is kept under its own name.
+# Column -> its name in SafeSora's format. Motion quality has no counterpart there and keeps its own name.
 DIMENSION_OF: Mapping[str, str] = MappingProxyType(
     {"Overall": "helpfulness", "TA": "instruction_following", "VQ": "aesthetics", "MQ": "motion_quality"}
 )
 REQUIRED_COLUMNS = ("path_A", "path_B", "prompt")
 PREFERENCES: Mapping[str, str | None] = MappingProxyType({"A": "video_0", "B": "video_1", "same": TIE, "": None})
 
-# What `convert_csv` finds; the script prints them.
+# What `convert_csv` finds; the command prints it.
 SAME_CLIP = "a clip compared with itself (left out)"
 
 _MAX_CELL = 131_072  # csv's own limit, which other code in the process may have changed
@@ -35,23 +35,23 @@ _MAX_CELL = 131_072  # csv's own limit, which other code in the process may have
 def convert_csv(
     csv_file: Path, config_folder: Path, video_root: Path | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Turn a CSV file of pairs into SafeSora's pair records.
+    """Turns a CSV file of pairs into SafeSora's pair records.
 
     "A", "B" and "same" become video_0, video_1 and a tie; an empty cell is no label. `Overall` is `helpfulness`, `TA`
     is `instruction_following`, `VQ` is `aesthetics`, and `MQ` stays a sub-preference `motion_quality`. The same prompt
-    is one prompt, the same path one video. Columns of no meaning here stand under `source_fields` of the pair.
+    is one prompt, the same path one video. Other columns go to `source_fields` of the pair.
 
     Args:
         csv_file: UTF-8 text with a header; needs `path_A`, `path_B`, `prompt` and one of the columns of labels.
-        config_folder: where the records will be written: their `video_path`s are relative to it, and end in ".mp4"
-            where the file gives no ending, as their reader would have it.
+        config_folder: where the records will be written. Their `video_path`s are relative to it, and end in ".mp4"
+            where the file gives no ending, as their reader expects.
         video_root: what the paths in the file are relative to; `config_folder` unless given.
 
     Returns:
-        The records, and what was found -> the lines where.
+        The records, and finding -> lines.
 
     Raises:
-        SampleError: the file is missing, damaged or no CSV, a cell is wrong, or a clip lies outside `config_folder`;
+        SampleError: the file is missing, damaged or not CSV, a cell is wrong, or a clip lies outside `config_folder`;
             the message names file, line (counted from 1) and column.
     """
     lines = _read_cells(csv_file)
@@ -100,7 +100,7 @@ def convert_csv(
 
 
 def _read_cells(csv_file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The header and every row as (line number, cells); empty lines are none."""
+    """Yields the header and every row as (line number, cells), without empty lines."""
     text = _read_text(csv_file)
     if not text.strip():
         raise SampleError(f"{csv_file}: empty, expected a header and rows")
@@ -145,9 +145,7 @@ def _check_header(header: list[str], file_name: str) -> None:
     there = f"the header has {shown.repr(header)}"
     for name, count in Counter(header).items():
         if count > 1:
-            raise SampleError(
-                f"{file_name} column {show(name)}: stands {count} times in the header; rename or remove one"
-            )
+            raise SampleError(f"{file_name} column {show(name)}: is {count} times in the header; rename or remove one")
     for column in REQUIRED_COLUMNS:
         if column not in header:
             raise SampleError(f"{file_name} column {column}: missing; {there}")
@@ -157,21 +155,21 @@ def _check_header(header: list[str], file_name: str) -> None:
 
 def _preference(value: str, where: str) -> str | None:
     if value not in PREFERENCES:
-        raise SampleError(f"{where}: {show(value)} is no label, expected A, B, same or nothing")
+        raise SampleError(f"{where}: {show(value)} is not a label, expected A, B, same or nothing")
     return PREFERENCES[value]
 
 
 def _relative_path(written: str, config_folder: Path, video_root: Path | None, where: str) -> str:
-    """The path from the config to a clip: one clip has one path, however the file writes it."""
+    """The path from the config to a clip; one clip has one path, however the file writes it."""
     root = config_folder if video_root is None else video_root
     path = os.path.relpath(os.path.join(os.path.abspath(root), written), os.path.abspath(config_folder))
     path = with_ending(str(config_folder), posixpath.normpath(path.replace(os.sep, "/")))
-    # The reader's own rule, which symbolic links do not get round either.
+    # The rule of the records' reader, which holds for symbolic links too.
     real_folder = os.path.realpath(config_folder)
     real = os.path.realpath(os.path.join(real_folder, path))
     if real == real_folder or os.path.commonpath((real, real_folder)) != real_folder:
         raise SampleError(
             f"{where}: {written!r} leads out of the config's folder {config_folder}; write the config to a folder that "
-            "holds the clips, or say with --video_root where they lie"
+            "holds the clips, or give their folder with --video_root"
         )
     return path
