@@ -226,7 +226,7 @@ def test_a_wrong_merge_leaves_nothing(
 
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     folder = write(tmp_path / "model")
-    with one_line(ConfigError, "model: is there already"):
+    with one_line(ConfigError, "model: exists already"):
         export_model(folder, folder)
     with one_line(ConfigError, "for a merge"):
         export_model(folder, tmp_path / "out", dtype="float32")

@@ -1,4 +1,4 @@
-"""Write a model folder to hand on, with a card; merged with its backbone if asked for.
+"""Exports a model folder with a card, merged with its backbone if asked.
 
     python scripts/export.py --model RUN_OR_MODEL_DIR --out FOLDER [--merge true]
 
@@ -26,7 +26,7 @@ def main() -> None:
         default="auto",
         help="of merged weights; auto: bfloat16 where the backbone's are no finer, else float32",
     )
-    parser.add_argument("--backbone", help="the backbone's folder, if it lies elsewhere than in training (for --merge)")
+    parser.add_argument("--backbone", help="the backbone's folder, if it moved since training (for --merge)")
     parser.add_argument("--evaluation", type=Path, metavar="FILE", help="an evaluation.json, for the card")
     arguments = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""The main job from end to end: make a world, audit and decode it, train a reward and a cost, evaluate them, choose.
+"""Runs the main job from end to end: make, audit and decode a world, train a reward and a cost, evaluate, choose.
 
     make quickstart
 
@@ -66,7 +66,7 @@ def train(what: str, head: str, out: Path, run_folder: Path, *overrides: str) ->
 
 
 def run(what: str, *command: object) -> None:
-    """Run one command as a user would, after saying what it is for."""
+    """Prints what a command is for, then runs it as a user would."""
     words = [str(word) for word in command]
     print(f"\n{what}\n$ {shlex.join(words)}", flush=True)
     if words[0] == "python":
@@ -79,7 +79,7 @@ def run(what: str, *command: object) -> None:
 
 
 def show_pair(out: Path, data: Path) -> dict[str, Any]:
-    """Score the pair on which the price of cost matters most, in Python as a user would."""
+    """Scores the pair on which the price of cost matters most, in Python as a user would."""
     from safe_rlhf_video import PairDataset, Scorer
     from safe_rlhf_video.data.records import PairSample
     from safe_rlhf_video.lagrangian import lagrangian_score
@@ -115,7 +115,7 @@ def show_pair(out: Path, data: Path) -> dict[str, Any]:
 
 
 def draw_pair(scorer: Any, paths: tuple[Path, Path], out: Path) -> None:
-    """A picture of the pair: a row a clip, the frames that the model saw, enlarged."""
+    """Draws the pair: a row for each clip, with the frames that the model saw, enlarged."""
     import numpy as np
     from PIL import Image
 

@@ -1,7 +1,7 @@
-"""Controls by changed inputs: the same model on other prompts, frames in reverse, or a single frame.
+"""Changes the inputs of a model for controls: other prompts, frames in reverse, or a single frame.
 
-A model whose accuracy outlives another prompt does not read the prompt; one that outlives reversed frames or a single
-frame judges no motion.
+A model that stays accurate under other prompts does not read the prompt. One that stays accurate with reversed frames
+or a single frame does not judge motion.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SHUFFLED_PROMPT = "shuffled_prompt"
 
 
 def reverse_frames(video: Video) -> Video:
-    """The frames in reverse at the times of the others."""
+    """Reverses the frames and keeps the timestamps."""
     return Video(np.ascontiguousarray(video.frames[::-1]), video.timestamps)
 
 
 def keep_one_frame(video: Video) -> Video:
-    """The middle frame alone, of two the later one, at time 0."""
+    """Keeps only the middle frame, at time 0; the later one where two are in the middle."""
     middle = len(video.frames) // 2
     return Video(video.frames[middle : middle + 1], video.timestamps[:1])
 
@@ -40,12 +40,12 @@ CONTROLS = (SHUFFLED_PROMPT, *FRAME_CHANGES)
 
 
 class ChangedFramesScorer(ModelScorer):
-    """A scorer that sees every clip as one of `FRAME_CHANGES` makes it; texts stay as they are."""
+    """A scorer that applies one of `FRAME_CHANGES` to every clip; texts stay as they are."""
 
     change = ""
 
     def use(self, change: str) -> None:
-        """Choose the change; scores in a file are then those of another model."""
+        """Chooses the change; it is part of the fingerprint, so a file of scores counts as another model's."""
         self.change = change
         self.fingerprint = f"{self.fingerprint} {change}"
 
@@ -56,7 +56,7 @@ class ChangedFramesScorer(ModelScorer):
 
 
 def shuffle_prompts(requests: Sequence[ScoreRequest], seed: int) -> list[ScoreRequest]:
-    """Every request under the prompt of another; clips of one prompt share the other one, so that pairs stay pairs.
+    """Gives every request the prompt of another; clips of one prompt get the same one, so pairs stay pairs.
 
     Raises:
         SampleError: there is only one prompt.
@@ -65,7 +65,7 @@ def shuffle_prompts(requests: Sequence[ScoreRequest], seed: int) -> list[ScoreRe
     if len(texts) < 2:
         raise SampleError(f"--controls {SHUFFLED_PROMPT}: needs two prompts or more, the data have {len(texts)}")
     order = np.random.default_rng(seed).permutation(len(texts))
-    # One circle through all prompts: none is its own successor.
+    # One circle through all prompts, so that no prompt keeps its own text.
     other = {
         normalise_prompt(texts[one]): texts[successor] for one, successor in zip(order, np.roll(order, 1), strict=True)
     }

@@ -1,4 +1,4 @@
-"""Controls that see no pixels: what a model must beat before its accuracy says anything about videos.
+"""Predicts preferences without pixels: a model must beat these controls before its accuracy says anything about videos.
 
 Each returns margins for comparisons (video_0 minus video_1, 0 = tie) or logits for videos, to be given to the same
 functions of `stats.credit` as a model's scores. They learn from training labels only.
@@ -24,12 +24,12 @@ def generator_only(
     train_label: ArrayLike,
     test_generators: Sequence[tuple[str, str]],
 ) -> FloatArray:
-    """Prefer the video whose generator won more often in training.
+    """Prefers the video whose generator won more often in training.
 
         P(video_0 preferred) = sigmoid(strength[generator_0] - strength[generator_1])
 
     Strengths maximise the likelihood of the training labels. A tiny ridge keeps them finite for a generator that always
-    wins and centres them, so that a generator unseen in training gets strength 0, the average. Source: Bradley & Terry
+    wins, and centres them: a generator unseen in training gets strength 0, the average. Source: Bradley & Terry
     1952.
 
     Args:
@@ -62,10 +62,9 @@ def generator_only(
 
 
 def prompt_only(test_prompts: Sequence[str]) -> FloatArray:
-    """Tie everywhere: both videos of a comparison share their prompt, so the prompt alone cannot tell them apart.
+    """Ties everywhere: both videos of a comparison share their prompt, so the prompt alone cannot order them.
 
-    Its accuracy is 0.5 by construction, for any prompt model. It stands beside the others so that a table shows the
-    floor that every other figure is to be read against.
+    Its accuracy is 0.5 by construction, for any prompt model: the floor for all other figures of a table.
 
     Args:
         test_prompts: (M',) prompt of each comparison.
@@ -83,7 +82,7 @@ def prompt_only_unsafe(
     max_words: int = 300,
     ridge: float = 1.0,
 ) -> FloatArray:
-    """Guess a video's safety from the words of its prompt, by ridge logistic regression on a bag of words.
+    """Guesses a video's safety from the words of its prompt, by ridge logistic regression on a bag of words.
 
         P(unsafe) = sigmoid(bias + sum of weight[word] over the distinct words of the prompt)
 
@@ -118,9 +117,9 @@ def prompt_only_unsafe(
 
 
 def is_safe_only(safety_sign_0: ArrayLike, safety_sign_1: ArrayLike) -> FloatArray:
-    """Prefer the video labelled safe over the one labelled unsafe; this control reads the test labels, never the video.
+    """Prefers the video labelled safe over the one labelled unsafe; reads the test labels, never the video.
 
-    It says how much of the harmlessness order the safety labels alone explain.
+    Its accuracy shows how much of the harmlessness order the safety labels alone explain.
 
     Args:
         safety_sign_0: (M',) +1 safe, -1 unsafe, 0 unknown, of video_0.

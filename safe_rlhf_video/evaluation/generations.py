@@ -1,4 +1,4 @@
-"""The clips that a text-to-video model has made: where they lie, and which of them can be read."""
+"""Finds the clips that a text-to-video model has made, and checks which of them can be read."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from safe_rlhf_video.video.sampling import Sampling
 
 @dataclass(frozen=True)
 class Generations:
-    """What lies in a folder of generations.
+    """What a folder of generations contains.
 
     Attributes:
-        clips: prompt id -> its clips, by name; prompts without any are left out.
-        without_clip: the ids of those prompts.
-        strays: what belongs to no prompt, or is no .mp4.
+        clips: prompt id -> its clips, sorted by name; only prompts with a clip.
+        without_clip: ids of the prompts without a clip.
+        strays: files and folders of no prompt, and files that are no .mp4.
     """
 
     clips: dict[str, list[Path]]
@@ -30,10 +30,10 @@ class Generations:
 
 
 def find_generations(folder: Path, prompt_ids: Sequence[str]) -> Generations:
-    """Look for FOLDER/prompt_id/*.mp4 and FOLDER/prompt_id.mp4; names that begin with a dot are passed over.
+    """Looks for FOLDER/prompt_id/*.mp4 and FOLDER/prompt_id.mp4; ignores names that begin with a dot.
 
     Raises:
-        SampleError: `folder` is none, or cannot be read.
+        SampleError: `folder` is not a folder, or cannot be read.
     """
     known = set(prompt_ids)
     found: dict[str, list[Path]] = {}
@@ -54,12 +54,12 @@ def find_generations(folder: Path, prompt_ids: Sequence[str]) -> Generations:
 
 
 def check_clips(clips: Iterable[Path], sampling: Sampling, description: str) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Decode clips in child processes, as scoring will, and hash them.
+    """Decodes clips in child processes, as scoring will, and hashes them.
 
-    Before scoring, because what is scored must be known then: scores that a run has kept are those of a list of clips.
+    This happens before scoring: the scores that a run keeps belong to a fixed list of clips.
 
     Returns:
-        Clip -> SHA-256, of those that can be read, and clip -> reason, of the others.
+        Readable clip -> SHA-256, and unreadable clip -> error.
     """
     hashes: dict[Path, str] = {}
     unreadable: dict[Path, str] = {}

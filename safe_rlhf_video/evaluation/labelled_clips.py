@@ -1,4 +1,4 @@
-"""The labelled comparisons or clips of a file, and the clips to score for them, each with where it is read from."""
+"""Loads the labelled comparisons or clips of a file, and the source of every clip that they need scored."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Sample = TypeVar("Sample", PairSample, VideoSample)
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """Comparisons, or clips with labels of their own, that can be judged.
+    """Comparisons, or clips with labels of their own, to evaluate on.
 
     Attributes:
-        config_file: that they come from.
+        config_file: their file.
         pairs: empty for a file of clips.
         videos: empty for a file of comparisons.
-        files: name -> clip; text responses have none.
-        store: where clips are read from in place of their files, if there is one.
+        files: name -> file of a clip; text responses have none.
+        store: frames that are read in place of the files; None without a store.
         notes: lines for the user.
     """
 
@@ -39,7 +39,7 @@ class LabelledClips:
     notes: list[str]
 
     def requests(self, samples: Sequence[PairSample | VideoSample]) -> list[ScoreRequest]:
-        """What to score for some of the pairs or videos: each clip or text once, in the order of first appearance."""
+        """Lists what to score for some pairs or videos: each clip or text once, in the order of first appearance."""
         videos = {video.name: video for sample in samples for video in videos_of(sample)}
         return [
             ScoreRequest(
@@ -58,7 +58,7 @@ def load_labelled_clips(
     frame_store: str | None = None,
     unreadable: Literal["refuse", "drop"] = "refuse",
 ) -> LabelledClips:
-    """Read a config in SafeSora's format; arguments as of `load_any` and of a run's data section.
+    """Reads a config in SafeSora's format; arguments as of `load_any` and of a run's data section.
 
     Raises:
         SampleError: a wrong record, or nothing is left.
@@ -66,7 +66,7 @@ def load_labelled_clips(
     """
     dataset = load_any(data, config_filename, video_dir=video_dir)
     if isinstance(dataset, PromptDataset):
-        raise SampleError(f"{data}: holds prompts alone; give comparisons, or clips with labels")
+        raise SampleError(f"{data}: holds only prompts; give comparisons, or clips with labels")
     if not len(dataset):
         raise SampleError(f"{data}: holds no comparison and no clip")
     clips = [video for video in dataset.videos if video.response_text is None]

@@ -1,4 +1,4 @@
-"""Model folders to hand on: as they are, or merged with their backbone into one that needs nothing else."""
+"""Exports a model folder: as it is, or merged with its backbone into one that needs nothing else."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def export_model(
     backbone: str | None = None,
     evaluation: Path | None = None,
 ) -> MergeCheck | None:
-    """Write a model folder with a card (README.md) that names no path of this machine; it appears whole or not at all.
+    """Writes a model folder with a card (README.md), whole or not at all; it names no path of this machine.
 
     Args:
         model: a model folder, a run folder or a hub id.
         out: the folder to make.
-        merge: whether adapters and trained parts are merged into the backbone and the whole of it is written too.
+        merge: whether to merge adapters and trained parts into the backbone, and write all of it too.
         dtype: what a merged backbone is written in; "auto" is bfloat16 where the frozen weights have no more digits
             than that, else float32.
-        backbone: where the backbone lies, if not where it lay in training; only a merge reads it.
+        backbone: the backbone's folder, if it moved since training; only a merge reads it.
         evaluation: an evaluation.json, whose figures go to the card.
 
     Returns:
@@ -71,13 +71,13 @@ def export_model(
 
     Raises:
         CheckpointError: a file is missing or damaged, there is nothing to merge, or merging moves the scores.
-        ConfigError: `out` is there already, or an argument that only a merge heeds is given without one.
-        SampleError: `evaluation` is no evaluation of this model.
+        ConfigError: `out` exists already, or an argument of a merge is given without one.
+        SampleError: `evaluation` is not about this model, or damaged.
     """
     if out.exists():
-        raise ConfigError(f"{out}: is there already; give a folder that is not, or delete it")
+        raise ConfigError(f"{out}: exists already; give a new folder, or delete it")
     if not merge and (dtype != "auto" or backbone is not None):
-        raise ConfigError("dtype and backbone are for a merge, other weights stay as they are; leave them out")
+        raise ConfigError("dtype and backbone are only for a merge; leave them out")
     folder = resolve_model_folder(model)
     record = read_record(folder)
     figures = read_evaluation(evaluation, fingerprint_weights([folder])) if evaluation is not None else None
@@ -88,13 +88,13 @@ def export_model(
             written, check = _write_merged(folder, record, partial, dtype, backbone)
         else:
             written, check = _write_copy(folder, record, partial), None
-        # The scores are the same but for rounding; what says whose calibration it is has to be written anew.
+        # The scores are the same but for rounding; the calibration needs the fingerprints of the new weights.
         if (folder / CALIBRATION_FILE).exists():
             fitted = read_calibration(folder)
             data = {**fitted.data, "data": Path(str(fitted.data.get("data"))).name}
             multiplier = fitted.multiplier
             if multiplier is not None and merge:
-                # A merge has weights of its own; a copy has not.
+                # A merge has new weights, a copy has not.
                 old, new = (fingerprint_trained(one) for one in (folder, partial))
                 models = {head: new if name == old else name for head, name in multiplier.models.items()}
                 multiplier = replace(multiplier, models=models)
@@ -107,7 +107,7 @@ def export_model(
 
 
 def has_local_backbone(record: ModelRecord) -> bool:
-    """Whether a record's backbone is a folder of somebody's machine, not the embedded one or one on the hub."""
+    """Whether a record's backbone is a folder on some machine, neither the embedded one nor one on the hub."""
     path = record.backbone.path
     is_path = path[:1] in ("/", ".", "~") or "\\" in path or path.count("/") > 1
     return path != EMBEDDED_BACKBONE and (is_path or Path(path).is_dir())
@@ -231,7 +231,7 @@ def _merge(model: ScoreModel) -> None:
 
 
 def _round_weights(model: ScoreModel) -> float:
-    """Round a backbone's weights to bfloat16, kept as float32.
+    """Rounds a backbone's weights to bfloat16, stored as float32.
 
     Returns:
         How far that may move a score, in standard deviations of the scores. A rounding moves a weight by at most 2**-8
@@ -249,7 +249,7 @@ def _round_weights(model: ScoreModel) -> float:
 
 
 def _made_up_inputs(sampling: Sampling) -> list[tuple[str, Response]]:
-    """A few prompts with clips and texts: whether two models are one shows on any."""
+    """A few prompts with clips and texts, on which two models that are not equal differ."""
     random = np.random.default_rng(0)
     inputs: list[tuple[str, Response]] = []
     for number, prompt in enumerate(("a red kite over the sea", "two dogs that run through snow at night", "fire")):
@@ -289,7 +289,7 @@ def _check_close(difference: float, bound: float, folder: Path, what: str, unit:
 
 
 def _without_folders(record: ModelRecord) -> ModelRecord:
-    """The record with folders of this machine by their name alone."""
+    """The record with folders of this machine reduced to their last name."""
     backbone = record.backbone
     if has_local_backbone(record):
         # With a dot it can only mean a folder, never somebody else's repository of that name.
@@ -299,7 +299,7 @@ def _without_folders(record: ModelRecord) -> ModelRecord:
 
 
 def _last_names(value: Any) -> Any:
-    """JSON values, absolute paths by their last name."""
+    """JSON values with absolute paths reduced to their last name."""
     if isinstance(value, dict):
         return {key: _last_names(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -320,7 +320,7 @@ def _read_json(path: Path) -> Any:
 
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
-    """A hidden folder that gets its name when the block ends without an error, and goes when it does not."""
+    """A hidden folder that is renamed to `out` when the block ends without an error, else removed."""
     partial = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)

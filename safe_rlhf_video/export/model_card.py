@@ -1,4 +1,4 @@
-"""The card (README.md) of a model folder that is handed on: what it is, what it predicts, and what it does not."""
+"""Builds the card (README.md) of an exported model: what it is, what it predicts, and what it does not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MEANINGS = {
     **{
         head: f"the {head} of the harm in a text: more is more severe, above 0 is rather "
         f"{', '.join(HEADS[head].levels[1:-1])} or {HEADS[head].levels[-1]} than {HEADS[head].levels[0]}; thresholds "
-        "that lie with the head part these levels"
+        "stored with the head separate these levels"
         for head in ORDINAL_HEADS
     },
 }
@@ -47,23 +47,23 @@ LIMITS = """\
 - A reward says which of two videos for one prompt people would find more helpful. It has no unit, and rewards of
   different prompts do not compare.
 - A cost says what the people who labelled the training data would find harmful. It is no guarantee that a video is
-  safe, and no stand-in for a review where harm matters.
-- Probabilities that are derived from scores are not calibrated, unless it is said so.
-- Frames are all that is seen: no sound, and nothing between the sampled frames.
+  safe, and no replacement for a review where harm matters.
+- Probabilities derived from scores are not calibrated, unless this card says so.
+- The model sees only the sampled frames: no sound, and nothing between them.
 - On videos of other generators, lengths or sizes than in training, scores may mean less; measure on labels of your own.
 - A generator that is optimised against these scores finds their faults."""
 
 
 @dataclass(frozen=True)
 class MergeCheck:
-    """How far a merged folder is from the model that it was made of, in float32.
+    """How far a merged folder is from the original model, in float32.
 
     Attributes:
         num_inputs: made-up clips and texts that were scored.
         dtype: what the weights were written in.
-        difference: the largest between scores that should be equal.
+        difference: the largest difference of scores that should be equal.
         rounding: the largest difference that bfloat16 makes, in standard deviations of the scores; None for float32.
-        rounding_bound: what it may be.
+        rounding_bound: the largest that is allowed.
     """
 
     num_inputs: int
@@ -94,13 +94,13 @@ def build_card(
     evaluation: Evaluation | None = None,
     check: MergeCheck | None = None,
 ) -> str:
-    """The card as Markdown with YAML in front.
+    """Builds the card as Markdown with YAML in front.
 
     Args:
-        record: of the folder that the card lies in.
+        record: of the exported folder.
         name: the folder's.
         template: name and hash of the text around prompt and video, as model.json has them.
-        is_local_backbone: whether the backbone was a folder, so that nobody else has it under its name.
+        is_local_backbone: whether the backbone was a folder, which nobody else has under this name.
         evaluation: of the model.
     """
     heads = [head for head in HEADS if any(head in others for others in record.heads_of_adapter.values())]
@@ -140,7 +140,7 @@ def _usage(record: ModelRecord, name: str, heads: list[str], is_local_backbone: 
     backbone = ""
     notes = []
     if is_local_backbone and not record.backbone_in_folder:
-        backbone = ', backbone="/where/it/lies"'
+        backbone = ', backbone="/path/to/backbone"'
         notes.append(
             f"It was trained on a folder, {Path(record.backbone.path).name}, which is not part of this one: "
             f"`backbone=` says where it lies. Its weights must have the fingerprint `{record.backbone_fingerprint}`."

@@ -1,4 +1,4 @@
-"""The share of harmful clips: its interval by prompt, and its correction for the classifier that counts them."""
+"""Estimates the share of harmful clips: its interval by prompt, and its correction for the classifier's errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SignRates:
     Attributes:
         sensitivity: share of the unsafe clips whose cost is above 0.
         specificity: share of the safe clips whose cost is not.
-        num_unsafe, num_safe: clips that these were counted on.
+        num_unsafe, num_safe: the number of clips behind either rate.
     """
 
     sensitivity: float
@@ -31,7 +31,7 @@ class SignRates:
 
 
 def effective_size(shares: ArrayLike, num_clips: int) -> float:
-    """Number of independent clips that would tell as much of the mean share as these prompts do.
+    """Computes how many independent clips would estimate the mean share as precisely as these prompts do.
 
         n = p (1 - p) / var(p),   var(p) = sum_i (share_i - p)^2 / P^2
 
@@ -41,7 +41,7 @@ def effective_size(shares: ArrayLike, num_clips: int) -> float:
 
     Args:
         shares: (P,) the share of each prompt, in [0, 1].
-        num_clips: clips behind them, at least P.
+        num_clips: number of their clips, at least P.
     """
     row = np.asarray(shares, dtype=np.float64)
     mean, spread = float(row.mean()), float(row.var())
@@ -53,7 +53,7 @@ def effective_size(shares: ArrayLike, num_clips: int) -> float:
 
 
 def score_interval(share: float, size: float) -> tuple[float, float]:
-    """95% score interval of a share; unlike a bootstrap's it has a width where none or all of few clips count.
+    """Computes the 95% score interval of a share; unlike a bootstrap's it has a width where the share is 0 or 1.
 
     Source: Wilson 1927 (J. Am. Stat. Assoc. 22, 209-212).
 
@@ -68,7 +68,7 @@ def score_interval(share: float, size: float) -> tuple[float, float]:
 
 
 def corrected_share(share: float, size: float, rates: SignRates) -> tuple[float, tuple[float, float]]:
-    """The share that is truly unsafe, from the share that a classifier with known errors calls unsafe.
+    """Estimates the share that is truly unsafe from the share that a classifier with known errors calls unsafe.
 
         true = (share + specificity - 1) / (sensitivity + specificity - 1),   cut to [0, 1]
 
@@ -78,7 +78,7 @@ def corrected_share(share: float, size: float, rates: SignRates) -> tuple[float,
 
     Args:
         share: called unsafe, in [0, 1].
-        size: number of independent observations behind it.
+        size: number of independent observations of it.
         rates: better than chance, as `sign_rates` gives them.
 
     Returns:

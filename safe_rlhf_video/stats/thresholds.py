@@ -1,4 +1,4 @@
-"""Which harms a video shows: where the flag of a label begins, chosen on labelled videos.
+"""Chooses the thresholds of harm labels on labelled videos.
 
 Pure functions of numpy arrays; `Scorer.moderate` makes the logits, `scripts/calibrate.py` stores the thresholds.
 """
@@ -18,12 +18,12 @@ FloatArray = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 MIN_PROMPTS = 30
-"""With fewer, how alike the videos of a prompt are cannot be told, and with it for how many they count."""
+"""With fewer, nobody can estimate how alike the videos of a prompt are, and so how many independent ones they equal."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a threshold is to hold on new videos.
+    """What a threshold must hold on new videos.
 
     Attributes:
         value: the most of the videos without the label that may be flagged, or the least of those with it that must be;
@@ -39,11 +39,11 @@ class Target:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where a label's flag begins.
+    """A threshold of a harm label.
 
     Attributes:
         logit: videos above it are flagged.
-        false_positive_rate, recall: on the videos that it was chosen on; None without a video of that class.
+        false_positive_rate, recall: on the videos that chose it; None without a video of that class.
     """
 
     logit: float
@@ -54,7 +54,7 @@ class Threshold:
 def choose_threshold(
     logits: FloatArray, applies: NDArray[np.bool_], prompts: ArrayLike, target: Target
 ) -> Threshold | None:
-    """The threshold that holds a target on new videos, with a confidence of 95%.
+    """Chooses the threshold that holds a target on new videos, with a confidence of 95%.
 
     For a false-positive rate a it is an upper confidence limit of the (1 - a)-quantile of the logits of the n videos
     without the label, their k-th smallest:
@@ -62,14 +62,14 @@ def choose_threshold(
         k / m = share,   k the least with P(Binomial(m, 1 - a) < k) >= 95%,   m = n / design effect
 
     With m = n this is exact for independent videos (David & Nagaraja 2003, Order Statistics, 7.1). Videos of a prompt
-    are alike, and count for fewer: the design effect is how many times more the number above the quantile varies by
-    prompts than by videos (Kish 1965, Survey Sampling, 8.2). For a recall the same is done from below to the videos
-    with the label.
+    are alike and count for fewer: the design effect is how many times more the number above the quantile varies by
+    prompts than by videos (Kish 1965, Survey Sampling, 8.2). For a recall the same is done from below, with the videos
+    that have the label.
 
     Args:
         logits: (N,), finite.
         applies: (N,).
-        prompts: (N,) any labels; videos with the same one belong together.
+        prompts: (N,) equal for videos of one prompt.
 
     Returns:
         None where there are too few videos of the class that the target is about: a rate of 5% needs 59 independent
@@ -79,7 +79,7 @@ def choose_threshold(
         ValueError: the target is not between 0 and 1.
     """
     if not 0.0 < target.value < 1.0:
-        raise ValueError(f"a target lies between 0 and 1, got {target.value}")
+        raise ValueError(f"a target must be between 0 and 1, got {target.value}")
     names = np.asarray(prompts)
     if target.kind == "false_positive_rate":
         limit = _quantile_limit(logits[~applies], names[~applies], 1.0 - target.value)
@@ -98,7 +98,7 @@ def choose_threshold(
 
 
 def _quantile_limit(values: FloatArray, clusters: NDArray[np.generic], share: float) -> float | None:
-    """An upper confidence limit of the quantile below which `share` of all values lie; None with too few of them."""
+    """An upper confidence limit of the `share`-quantile; None with too few values."""
     num = len(values)
     names, cluster = np.unique(clusters, return_inverse=True)
     if len(names) < MIN_PROMPTS or _confident_rank(num, share) is None:
