@@ -374,7 +374,7 @@ def test_leaks_between_splits_and_equal_clips_are_found(tmp_path):
     assert clips["duplicates"] == [["p0/a", "p1/a"], ["p1/b", "q1/a"]]
     assert clips["across_splits"] == [["test: p0/a", "train: p0/a", "train: p1/a"], ["test: q1/a", "train: p1/b"]]
     problems = [finding["text"] for finding in result["findings"] if finding["mark"] == "problem"]
-    assert any(text.startswith("2 prompts of test (66.7%) stand in train too") for text in problems)
+    assert any(text.startswith("2 prompts of test (66.7%) are in train too") for text in problems)
 
     assert clips["identical_pairs"] == {"count": 0, "examples": []}
     (tmp_path / "videos" / "p0" / "b.mp4").write_bytes(b"one")

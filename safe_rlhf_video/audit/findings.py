@@ -1,4 +1,4 @@
-"""An audit in plain words: one sentence a finding, marked ok, look or problem."""
+"""Puts an audit in plain words: a sentence for each finding, marked ok, look or problem."""
 
 from __future__ import annotations
 
@@ -69,23 +69,25 @@ def _find_overlap(result: Mapping[str, Any], unit: str) -> Iterator[Finding]:
         number, share = both["prompts_by_text"], both["share_of_prompts"][second]
         if number:
             text = (
-                f"{count(number, 'prompt')} of {second} ({percent(share)}) {_stand(number)} in {first} too: "
+                f"{count(number, 'prompt')} of {second} ({percent(share)}) {_are(number)} in {first} too: "
                 f"figures on {second} are no figures on unseen prompts"
             )
             yield _finding(PROBLEM, "overlap", text)
         elif all(both["prompts"].values()):
-            yield _finding(OK, "overlap", f"no prompt of {second} stands in {first}")
+            yield _finding(OK, "overlap", f"no prompt of {second} is in {first}")
         if different := both["prompt_ids_with_other_text"]:
-            text = f"{count(different, 'prompt id')} of {second} {_stand(different)} for another text in {first}"
+            text = f"{count(different, 'prompt id')} of {second} {_have(different)} another text in {first}"
             yield _finding(PROBLEM, "overlap", text)
         elif other := both["video_names_of_other_videos"]:
-            text = f"{count(other, f'{unit} name')} of {second} {_stand(other)} for another {unit} in {first}"
+            text = (
+                f"{count(other, f'{unit} name')} of {second} {verb(other, 'names', 'name')} another {unit} in {first}"
+            )
             yield _finding(PROBLEM, "overlap", text)
         if (shared := both["videos"]) and not number:
-            yield _finding(PROBLEM, "overlap", f"{count(shared, unit)} of {second} {_stand(shared)} in {first} too")
+            yield _finding(PROBLEM, "overlap", f"{count(shared, unit)} of {second} {_are(shared)} in {first} too")
     for name in result["names"]:
         if number := result["splits"][name]["prompt_ids"]["prompts_under_several_ids"]:
-            text = f"{count(number, 'prompt')} of {name} {_stand(number)} under several ids: split by text, not by id"
+            text = f"{count(number, 'prompt')} of {name} {_have(number)} several ids: split by text, not by id"
             yield _finding(LOOK, "prompt_ids", text)
 
 
@@ -121,10 +123,10 @@ def _find_clips(clips: Mapping[str, Any]) -> Iterator[Finding]:
     if clips["duplicates"] is None:
         yield _finding(LOOK, "clips", f"{clips['reason']}: duplicates are not known")
     elif number := len(clips["across_splits"]):
-        text = f"{count(number, 'clip')} {_stand(number)} under different names in more than one split{rest}"
+        text = f"{count(number, 'clip')} {_have(number)} different names in more than one split{rest}"
         yield _finding(PROBLEM, "clips", text)
     elif number := len(clips["duplicates"]):
-        yield _finding(LOOK, "clips", f"{count(number, 'clip')} {_stand(number)} under more than one name{rest}")
+        yield _finding(LOOK, "clips", f"{count(number, 'clip')} {_have(number)} more than one name{rest}")
     elif clips["compared"] > 1:
         text = f"no two of the {clips['compared']:,} clips that were compared have the same content{rest}"
         yield _finding(LOOK if rest else OK, "clips", text)
@@ -140,10 +142,10 @@ def _find_responses(responses: Mapping[str, Any] | None) -> Iterator[Finding]:
     if number := responses["identical_pairs"]["count"]:
         yield _finding(PROBLEM, "responses", f"{count(number, 'comparison')} between two equal responses")
     if number := responses["num_across_splits"]:
-        text = f"{count(number, 'response')} {_stand(number)} word for word in more than one split, under another name"
+        text = f"{count(number, 'response')} {_are(number)} word for word in several splits, under another name"
         yield _finding(PROBLEM, "responses", text)
     elif number := responses["num_duplicates"]:
-        text = f"{count(number, 'response')} {_stand(number)} under more than one name, word for word"
+        text = f"{count(number, 'response')} {_have(number)} more than one name, word for word"
         yield _finding(LOOK, "responses", text)
     elif responses["responses"] > 1:
         yield _finding(OK, "responses", f"no two of the {responses['responses']:,} responses are the same")
@@ -231,8 +233,8 @@ def _find_shortcuts(result: Mapping[str, Any], unit: str) -> Iterator[Finding]:
         auroc = baselines["prompt_only_unsafe"]["auroc"]
         if auroc is not None:
             text = (
-                f"the words of the prompt alone tell an unsafe {unit} of {split} from a safe one in {percent(auroc)} "
-                "of cases (AUROC; 50% is guessing): a cost model has to beat that"
+                f"the words of the prompt alone distinguish an unsafe {unit} of {split} from a safe one in "
+                f"{percent(auroc)} of cases (AUROC; 50% is guessing): a cost model has to beat that"
             )
             yield _finding(LOOK if auroc >= PROMPT_LOOK else OK, "baselines", text)
 
@@ -256,7 +258,7 @@ def _find_balance(balance: Mapping[str, Any], unit: str) -> Iterator[Finding]:
         ):
             text = (
                 f"{percent(place['share'])}{interval(place['interval'])} of the {words(name)} labels name video_0: "
-                "the place tells something of the label; shuffle the sides"
+                "the place predicts the label; shuffle the sides"
             )
             mark = PROBLEM if abs(place["share"] - 0.5) > POSITION_PROBLEM else LOOK
             yield _finding(mark, "balance", text)
@@ -295,11 +297,13 @@ def _find_shape(graph: Mapping[str, Any], unit: str) -> Iterator[Finding]:
             f"directly or through other {unit}s"
         )
         if resistance:
-            text += (
-                f"; at the median that tells as much as {1 / resistance['median']:.1f} direct comparisons of the pair"
-            )
+            text += f"; at the median that is worth {1 / resistance['median']:.1f} direct comparisons of the pair"
         yield _finding(OK if between["share_connected"] >= CONNECTED_LOOK else LOOK, "graph", text)
 
 
-def _stand(number: int) -> str:
-    return verb(number, "stands", "stand")
+def _are(number: int) -> str:
+    return verb(number, "is", "are")
+
+
+def _have(number: int) -> str:
+    return verb(number, "has", "have")
