@@ -1,1 +1,1 @@
-"""From a video file to sampled, resized frames."""
+"""Turns video files into sampled, resized frames, and stores them."""

@@ -1,4 +1,4 @@
-"""How the frames of a clip lie in the frame store: as they are, or each as a JPEG."""
+"""Encodes the frames of a clip for the frame store: raw, or each as a JPEG."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ class Codec:
     """How frames are stored.
 
     Attributes:
-        name: "raw" gives back what was decoded, bit for bit, without decoding anything; "jpeg" takes a fraction of the
-            space, decodes on every read and changes pixels a little.
-        quality: of JPEG, 1 to 100; colour is never subsampled. Raw frames have none.
+        name: "raw" gives back the decoded frames bit for bit, without work; "jpeg" takes a fraction of the space,
+            decodes at every read and changes pixels a little.
+        quality: of JPEG, 1 to 100; colour is never subsampled. Raw frames ignore it.
 
     Raises:
         ConfigError: a value is wrong.
@@ -41,12 +41,12 @@ class Codec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Codec":
-        """Build from plain values; raises ConfigError where one is wrong."""
+        """Builds a codec from plain values; raises ConfigError if one is wrong."""
         return cls(**values)
 
 
 def encode_frames(frames: np.ndarray, codec: Codec) -> list[memoryview]:
-    """The bytes to store for frames uint8 (T, H, W, 3): one piece for all raw frames, one a frame for JPEG."""
+    """The bytes to store for frames uint8 (T, H, W, 3): one piece for all raw frames, one per JPEG frame."""
     if codec.name == "raw":
         return [np.ascontiguousarray(frames).data.cast("B")]
     pieces = []
@@ -58,13 +58,13 @@ def encode_frames(frames: np.ndarray, codec: Codec) -> list[memoryview]:
 
 
 def decode_frames(payload: memoryview, shape: Sequence[int], piece_bytes: Sequence[int], codec: Codec) -> np.ndarray:
-    """Frames uint8 (T, H, W, 3) from what `encode_frames` gave; raw ones are a view of `payload`.
+    """Decodes what `encode_frames` gave to frames uint8 (T, H, W, 3); raw frames are a view of `payload`.
 
     Args:
         payload: the pieces one after the other.
         shape: (T, H, W, 3).
         piece_bytes: the length of each piece.
-        codec: what the pieces are.
+        codec: of the pieces.
     """
     if codec.name == "raw":
         return np.frombuffer(payload, dtype=np.uint8).reshape(shape)

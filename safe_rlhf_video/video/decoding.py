@@ -1,9 +1,9 @@
-"""Reading one video file, in this process. Files that are not trusted belong into `pool.DecodePool`.
+"""Reads one video file, in this process; read untrusted files with `pool.DecodePool`.
 
-PyAV lists a clip's packets first, without decoding them: that gives the number of frames and their exact times. Then
-it decodes the chosen frames, or decord does where it is asked for: faster with small clips, bit-equal on whole H.264
-and HEVC clips of even height in 8-bit 4:2:0. It is no default, because in place of a frame that it cannot decode it
-puts the one before and says nothing.
+PyAV first lists a clip's packets without decoding them, which gives the number of frames and their exact times. Then
+PyAV decodes the chosen frames, or decord if asked. decord is faster with small clips, and bit-equal on whole H.264 and
+HEVC clips of even height in 8-bit 4:2:0. It is not the default, because it silently replaces a frame that it cannot
+decode by the one before.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from safe_rlhf_video.video.sampling import Sampling, Video, fit_frames, frame_in
 
 Backend = Literal["pyav", "decord"]
 
-# A text file may name itself a playlist and make FFmpeg open other files or addresses: only plain containers are read.
+# A text file can be a playlist that makes FFmpeg open other files or addresses, so only plain containers are read.
 _OPEN_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,h264,hevc,ivf",
@@ -33,16 +33,16 @@ _BOXES = frozenset(
     b"ftyp moov moof mdat mfra free skip wide sidx ssix styp prft emsg meta uuid pdin udta imda mmpu".split()
 )
 
-# Frames are held at their native size until they are resized: 690 of 1080p. Few bytes can claim any number of pixels.
+# Frames keep their native size until they are resized: 690 of 1080p. A small file can claim any number of pixels.
 MAX_FRAME_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
 class _ClipIndex:
-    """What the packets of a clip tell without decoding it: one entry of `timestamps` per frame that a player shows."""
+    """What the packets of a clip show without decoding it; `timestamps` has an entry for each shown frame."""
 
     timestamps: np.ndarray  # float64 (T,), seconds from the first shown frame
-    num_hidden: int  # frames that are stored but cut away by the container
+    num_hidden: int  # frames that are stored but that the container cuts away
     height: int
     width: int
 
@@ -50,20 +50,20 @@ class _ClipIndex:
 def read_video(
     path: str | os.PathLike[str], sampling: Sampling, backend: Backend = "pyav", max_seconds: float | None = None
 ) -> Video:
-    """Decode, sample and resize one clip.
+    """Decodes, samples and resizes one clip.
 
     Args:
         path: the video file.
-        sampling: which frames to keep and their size.
-        backend: what decodes. decord reads fewer clips: none that is trimmed by an edit list, few that are turned.
+        sampling: which frames to keep, and their size.
+        backend: the decoder. decord reads fewer clips: none that an edit list trims, and few rotated ones.
         max_seconds: a clip whose last frame begins later is not decoded; None for any length.
 
     Returns:
-        The clip; frames turned upright as the container says.
+        The clip, with frames rotated as the container says.
 
     Raises:
         VideoDecodeError: the file cannot be read as a video; the one-line message names it and the reason.
-        ConfigError: `backend` is unknown, or decord is asked for and not installed.
+        ConfigError: `backend` is unknown, or decord is not installed.
     """
     check_backend(backend)
     path = Path(path)
@@ -81,7 +81,7 @@ def read_video(
 
 
 def check_backend(backend: str) -> None:
-    """Raise ConfigError unless `backend` is a known one that can run here."""
+    """Raises ConfigError unless `backend` is known and can run here."""
     if backend not in get_args(Backend):
         raise ConfigError(f"backend: expected one of {', '.join(get_args(Backend))}, got {backend!r}")
     if backend == "decord" and importlib.util.find_spec("decord") is None:
@@ -89,7 +89,7 @@ def check_backend(backend: str) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise VideoDecodeError, without the path, unless `path` can be opened and is neither empty nor a folder."""
+    """Raises VideoDecodeError, without the path, unless `path` can be opened and is neither empty nor a folder."""
     try:
         status = path.stat()
         if path.is_dir():
@@ -127,9 +127,9 @@ def _read_index(path: Path) -> _ClipIndex:
 
 
 def _check_boxes(path: Path) -> None:
-    """Raise VideoDecodeError where the last box of an mp4 ends beyond the file.
+    """Raises VideoDecodeError if the last box of an mp4 ends beyond the file.
 
-    FFmpeg takes a fragmented file that was cut between two frames for a shorter clip.
+    FFmpeg reads a fragmented file that was cut between two frames as a shorter clip.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -138,9 +138,9 @@ def _check_boxes(path: Path) -> None:
             file.seek(start)
             header = file.read(16)
             length, kind = int.from_bytes(header[:4], "big"), header[4:8]
-            if length == 1:  # the true length stands behind the type
+            if length == 1:  # the true length follows the type
                 length = int.from_bytes(header[8:], "big")
-            # A length of 0 means to the end of the file. What is no box (a tag behind the clip) is for FFmpeg to judge.
+            # A length of 0 means to the end of the file. FFmpeg judges what is not a box (a tag after the clip).
             if length < 8 or kind not in _BOXES:
                 return
             start += length
@@ -161,7 +161,7 @@ def _timestamps(packets: list[av.Packet], time_base: Fraction | None, num_promis
     """Times of the shown frames: float64 (T,), seconds from the first one."""
     shown = [packet.pts for packet in packets if not packet.is_discard]
     ticks = sorted(pts for pts in shown if pts is not None)
-    # The container's own count is only a promise where nothing is cut away: an edit list may drop whole packets.
+    # The container's own count holds only if nothing is cut away: an edit list may drop whole packets.
     is_cut_short = len(packets) < num_promised and len(shown) == len(packets)
     if is_cut_short or any(packet.is_corrupt for packet in packets):
         raise VideoDecodeError(f"the file is truncated: {len(packets)} of {num_promised} frames found; fetch it again")
@@ -169,7 +169,7 @@ def _timestamps(packets: list[av.Packet], time_base: Fraction | None, num_promis
         raise VideoDecodeError("the video stream has no frames")
     if time_base is None or len(ticks) < len(shown) or len(set(ticks)) < len(ticks):
         raise VideoDecodeError("its frames have no usable timestamps; write it anew as mp4")
-    # Exact integers are subtracted before the one rounding, so a clip's late start costs no precision.
+    # Exact integers are subtracted before the only rounding, so a clip's late start costs no precision.
     return np.array([float((tick - ticks[0]) * time_base) for tick in ticks], dtype=np.float64)
 
 
@@ -185,12 +185,12 @@ def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.
     try:
         with _open(path) as container:
             stream = _video_stream(container)
-            # Frame threads decode ahead and are not all joined when a container closes early.
+            # Frame threads decode ahead, and not all are joined when a container closes early.
             stream.thread_type = "SLICE"
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
                 if num_decoded in wanted:
-                    # Degrees counter-clockwise, as np.rot90 counts; FFmpeg leaves the turning to the player.
+                    # Degrees counter-clockwise, as for np.rot90; FFmpeg leaves the rotation to the player.
                     kept.append(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90)))
                 num_decoded += 1
     except MemoryError:
@@ -206,10 +206,10 @@ def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.
 def _decode_with_decord(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.ndarray:
     if index.num_hidden:
         raise VideoDecodeError('is trimmed by an edit list, where decord repeats frames; use backend="pyav"')
-    import decord  # not at the top of the file: it is optional
+    import decord  # not imported at the top of the file, because it is optional
 
     decord.logging.set_level(decord.logging.QUIET)
-    # DECORD_EOF_RETRY_MAX stays as it is: a clip with more frames than that fails now and then, whole or not.
+    # DECORD_EOF_RETRY_MAX keeps its default: a clip with more frames than that fails now and then, even a whole one.
     try:
         reader = decord.VideoReader(os.fspath(path.absolute()), num_threads=1)
         _check_frame_count(len(reader), len(index.timestamps))
@@ -225,7 +225,7 @@ def _check_frame_count(num_decoded: int, num_expected: int) -> None:
 
 
 def _open(path: Path) -> av.container.InputContainer:
-    # An absolute path starts with a slash: FFmpeg would take "a:b.mp4" for the address of a protocol "a".
+    # An absolute path starts with a slash; FFmpeg would read "a:b.mp4" as an address of a protocol "a".
     return av.open(os.fspath(path.absolute()), options=_OPEN_OPTIONS)
 
 

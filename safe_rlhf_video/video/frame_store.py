@@ -1,14 +1,14 @@
-"""Clips decoded once: a folder of sampled, resized frames that runs map into memory.
+"""Reads the frame store: a folder of sampled, resized frames, decoded once, that runs map into memory.
 
     store.json         format_version, sampling, codec
-    index.jsonl        a row a clip, only ever appended to: where its frames lie, their shape and times, or what is
-                       wrong with it; of several rows with one name the last one counts
-    frames-00000.bin   frames, one clip after the other; clips of equal files share theirs
+    index.jsonl        a row per clip, only ever appended: the place, shape and times of its frames, or its error; of
+                       several rows with one name the last one counts
+    frames-00000.bin   frames, one clip after the other; clips of equal files share their frames
     quarantine.jsonl   the rows with an error, for people; no program reads it
 
-Every line of store.json and index.jsonl ends with a checksum of itself and of all lines before it, and a row holds that
-of its frames. So a byte that changed is found when the store is opened or, within frames, whenever the clip is read.
-`store_builder.build_store` writes stores; it works on a half-built one just as on a new one.
+Every line of store.json and index.jsonl ends with a checksum of itself and of all lines before it, and a row has the
+checksum of its frames. So a changed byte is found when the store is opened or, within frames, when the clip is read.
+`store_builder.build_store` writes stores, and continues half-built ones.
 """
 
 import json
@@ -44,9 +44,9 @@ class StoredClip:
     Attributes:
         name: prompt_id/video_id.
         file_sha256, file_size: of the video file.
-        file_mtime_ns: its time of change, by which it is known again without reading it; None if it was temporary.
-        shard, offset: where its frames begin.
-        piece_bytes: lengths of the pieces that lie there (`codec.encode_frames`).
+        file_mtime_ns: its time of change, which identifies it without reading it; None if it was temporary.
+        shard, offset: the beginning of its frames.
+        piece_bytes: lengths of its pieces (`codec.encode_frames`).
         shape: (T, H, W, 3).
         timestamps: T seconds, from the first frame of the clip.
         payload_checksum: XXH3-128 of all pieces, hexadecimal.
@@ -65,13 +65,13 @@ class StoredClip:
 
     @property
     def end(self) -> int:
-        """The offset behind the last byte."""
+        """The offset after the last byte."""
         return self.offset + sum(self.piece_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedClip:
-    """A row of the index for a clip that could not be read; size and time as in `StoredClip`, None without a file."""
+    """A row of the index for a clip that could not be read; size and time are None without a file."""
 
     name: str
     file_size: int | None
@@ -80,18 +80,18 @@ class QuarantinedClip:
 
 
 class FrameStore:
-    """A store to read from; as many processes as like may do so, also forked ones and while it is being added to.
+    """A store to read from. Any number of processes may read it, forked ones too, and while clips are added.
 
-    A clip that is added after opening is not seen.
+    Clips that are added after opening are not seen.
 
     Attributes:
-        folder: where it lies.
+        folder: of the store.
         sampling: which frames of a clip it holds, and their size.
-        codec: how it holds them.
+        codec: how frames are stored.
         quarantined: name -> reason of each clip that could not be read.
 
     Raises:
-        VideoDecodeError: it is damaged, or there is none; the message names the file.
+        VideoDecodeError: the store is damaged or missing; the message names the file.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -112,7 +112,7 @@ class FrameStore:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], sampling: Sampling) -> "FrameStore":
-        """Open a store for a run that samples clips so.
+        """Opens a store for a run with this sampling.
 
         Raises:
             VideoDecodeError: as above.
@@ -124,7 +124,7 @@ class FrameStore:
 
     @property
     def codec_name(self) -> str:
-        """How frames are held, in a word: "raw", "jpeg-95"."""
+        """The codec in a word: "raw", "jpeg-95"."""
         return "-".join(str(value) for value in self.codec.to_dict().values())
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class FrameStore:
         return name in self._clips
 
     def read(self, name: str) -> Video:
-        """The clip that `read_video` gave when the store was built; its checksum is compared every time.
+        """Reads the clip that `read_video` gave when the store was built; compares its checksum every time.
 
         Args:
             name: prompt_id/video_id.
@@ -143,7 +143,7 @@ class FrameStore:
             The clip. Raw frames are a read-only view of the file: nothing is copied.
 
         Raises:
-            VideoDecodeError: there is no such clip here, it is in quarantine, or its frames are damaged.
+            VideoDecodeError: the clip is missing, in quarantine, or its frames are damaged.
         """
         row = self._clips.get(name)
         if row is None:
@@ -151,7 +151,7 @@ class FrameStore:
                 raise VideoDecodeError(f"{name}: is in the quarantine of {self.folder} ({self.quarantined[name]})")
             raise VideoDecodeError(f"{name}: is not in the frame store {self.folder}; run {BUILD_COMMAND} to add it")
         mapped = self._map(row.shard)
-        # A file that was cut off meanwhile would end the process when its lost pages are read.
+        # Reading the lost pages of a file that was cut off meanwhile would end the process.
         payload = memoryview(mapped if mapped.size() >= row.end else b"")[row.offset : row.end]
         if xxhash.xxh3_128_hexdigest(payload) != row.payload_checksum:
             raise VideoDecodeError(
@@ -162,15 +162,15 @@ class FrameStore:
         return Video(frames, np.array(row.timestamps, dtype=np.float64))
 
     def verify(self) -> None:
-        """Read every clip; raises VideoDecodeError for the first that is damaged."""
+        """Reads every clip; raises VideoDecodeError for the first damaged one."""
         for name in self._clips:
             self.read(name)
 
     def check_clips(self, files: Mapping[str, Path]) -> None:
-        """Raise VideoDecodeError unless every clip is here or in quarantine, and is that of its file, by the size.
+        """Raises VideoDecodeError unless every clip is stored or in quarantine, and its file has the recorded size.
 
         Args:
-            files: name -> the clip's file, which need not be there.
+            files: name -> the clip's file, which may be missing.
         """
         missing = [name for name in files if name not in self._clips and name not in self.quarantined]
         if missing:
@@ -191,7 +191,7 @@ class FrameStore:
             )
 
     def _map(self, shard: int) -> mmap.mmap:
-        # Opened when needed: a rank of a large run may never touch most shards.
+        # Opened when needed: a rank of a large run may never use most shards.
         if shard not in self._maps:
             path = shard_file(self.folder, shard)
             try:
@@ -204,13 +204,13 @@ class FrameStore:
 
 @dataclass(frozen=True)
 class Index:
-    """What index.jsonl says.
+    """The content of index.jsonl.
 
     Attributes:
         rows: the last row of each name, in the order in which names appeared.
         by_file: SHA-256 of a video file -> the last row with its frames.
-        shard_ends: shard -> bytes that rows know of.
-        num_bytes: length of all whole lines; has_tail: there are bytes behind them.
+        shard_ends: shard -> bytes that rows cover.
+        num_bytes: length of all whole lines; has_tail: whether bytes follow them.
         checksum: of the last line.
     """
 
@@ -223,7 +223,7 @@ class Index:
 
 
 def read_header(folder: Path) -> tuple[Sampling, Codec, str]:
-    """Sampling, codec and the checksum of store.json; raises VideoDecodeError where it is missing or damaged."""
+    """Reads sampling, codec and checksum of store.json; raises VideoDecodeError if it is missing or damaged."""
     path = folder / HEADER_NAME
     try:
         line = path.read_bytes()
@@ -243,14 +243,14 @@ def read_header(folder: Path) -> tuple[Sampling, Codec, str]:
 
 
 def read_index(folder: Path, checksum: str) -> Index:
-    """Read index.jsonl; a last line without an end, as a kill leaves it, is told by `has_tail`.
+    """Reads index.jsonl; `has_tail` reports an unfinished last line, which a kill leaves.
 
     Args:
         folder: of the store.
-        checksum: of store.json, which the first line builds upon.
+        checksum: of store.json, which the first line continues.
 
     Raises:
-        VideoDecodeError: it is missing, or a line is not as it was written.
+        VideoDecodeError: it is missing, or a line has changed since it was written.
     """
     path = folder / INDEX_NAME
     try:
@@ -276,14 +276,14 @@ def read_index(folder: Path, checksum: str) -> Index:
             shard_ends[clip.shard] = max(clip.end, shard_ends.get(clip.shard, 0))
         start = end
     tail = content[start:]
-    # No kill leaves a whole row that lacks nothing but its end.
+    # A kill never leaves a whole row that lacks only its line end.
     if tail and unseal(tail[:-1] + b"\n", checksum) is not None:
         raise _damage(path, "the end of its last line has changed since it was written")
     return Index(rows, by_file, shard_ends, start, bool(tail), checksum)
 
 
 def read_rows(folder: str | os.PathLike[str]) -> dict[str, StoredClip | QuarantinedClip]:
-    """The rows of a store that may be half-built or not yet there; raises VideoDecodeError where it is damaged."""
+    """The rows of a store that may be half-built or absent; raises VideoDecodeError if it is damaged."""
     folder = Path(folder)
     if not (folder / HEADER_NAME).exists():
         return {}
@@ -292,7 +292,7 @@ def read_rows(folder: str | os.PathLike[str]) -> dict[str, StoredClip | Quaranti
 
 
 def check_shards(folder: Path, shard_ends: Mapping[int, int]) -> None:
-    """Raise VideoDecodeError where frames that the index knows of are gone."""
+    """Raises VideoDecodeError if frames that the index lists are gone."""
     for shard, end in shard_ends.items():
         path = shard_file(folder, shard)
         try:
@@ -304,7 +304,7 @@ def check_shards(folder: Path, shard_ends: Mapping[int, int]) -> None:
 
 
 def check_sampling(folder: Path, stored: Sampling, wanted: Sampling) -> None:
-    """Raise ConfigError unless the store in `folder` holds what is wanted."""
+    """Raises ConfigError unless the store in `folder` has the wanted sampling."""
     there, here = stored.to_dict(), wanted.to_dict()
     if differences := [f"{key} {there[key]}, not {here[key]}" for key in here if there[key] != here[key]]:
         raise ConfigError(
@@ -314,16 +314,16 @@ def check_sampling(folder: Path, stored: Sampling, wanted: Sampling) -> None:
 
 
 def shard_file(folder: Path, shard: int) -> Path:
-    """Where the frames of a shard lie."""
+    """The file with the frames of a shard."""
     return folder / f"frames-{shard:05d}.bin"
 
 
 def seal(fields: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
-    """A line of JSON that ends with its checksum, and that checksum.
+    """Makes a line of JSON that ends with its checksum, and returns both.
 
     Args:
-        fields: what it says, without "checksum".
-        previous: the checksum of the line before, which this one's covers too.
+        fields: of the line, without "checksum".
+        previous: the checksum of the line before, which the new one covers too.
     """
     body = json.dumps(fields, separators=(",", ":"))[:-1].encode("ascii")
     checksum = _checksum(body, previous)
@@ -331,7 +331,7 @@ def seal(fields: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
 
 
 def unseal(line: bytes, previous: str) -> dict[str, Any] | None:
-    """The fields of a line that `seal` wrote, "checksum" among them; None for any other line."""
+    """The fields of a line that `seal` wrote, with "checksum"; None for any other line."""
     body = line[:-_SEALED_END]
     if line[len(body) :] != _end_of_line(_checksum(body, previous)):
         return None

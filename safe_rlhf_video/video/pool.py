@@ -1,7 +1,7 @@
-"""Decoding in child processes, where a file that crashes or hangs a decoder does no harm.
+"""Decodes clips in child processes, where a file that crashes or hangs a decoder does no harm.
 
-Each thread of a small executor owns one worker process and hands it one clip at a time. So a clip that kills its worker
-or is late is known without doubt, and results wait as futures in the order in which they were asked for.
+Each thread of a small executor owns one worker process and gives it one clip at a time. So it is certain which clip has
+killed a worker or is late, and results wait as futures in the order of the requests.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from safe_rlhf_video.video.decoding import Backend, check_backend
 from safe_rlhf_video.video.sampling import Sampling, Video
 from safe_rlhf_video.video.worker import LENGTH, encode_message
 
-# Importing NumPy, Pillow and the decoders may be slow on a cold network disk; no clip is at fault then.
+# Importing NumPy, Pillow and the decoders may be slow on a cold network disk, which is no fault of a clip.
 START_TIMEOUT_S = 120.0
 
-# What a worker may take to decode one clip. Eight frames of 8K video take 1.6 GB.
+# Memory that a worker may use to decode one clip. Eight frames of 8K video take 1.6 GB.
 MEMORY_BYTES = 8 << 30
 
-# A pipe holds 64 KiB unless asked; a clip of a megabyte would wake both ends twenty times.
+# By default a pipe holds 64 KiB; a clip of a megabyte would wake both ends twenty times.
 _PIPE_BYTES = 1 << 20
 
 Job = TypeVar("Job")
@@ -53,8 +53,8 @@ class EncodedClip:
         sha256: of the video file, hexadecimal.
         shape: (T, H, W, 3) of the frames.
         timestamps: float64 (T,), seconds from the first frame of the clip.
-        piece_bytes: lengths of what `codec.encode_frames` gave.
-        payload: uint8, those pieces one after the other.
+        piece_bytes: lengths of the pieces of `codec.encode_frames`.
+        payload: uint8, the pieces one after the other.
     """
 
     sha256: str
@@ -67,16 +67,16 @@ class EncodedClip:
 class DecodePool:
     """Reads clips in worker processes that start when they are first needed.
 
-    Use it as a context manager or call `close()`. One thread, of the process that made it, uses a pool at a time; only
-    `submit` may be called from any.
+    Use it as a context manager or call `close()`. Only one thread of the process that made it may use a pool at a time;
+    `submit` may be called from any thread.
 
     Args:
-        sampling: which frames of a clip to keep and their size.
+        sampling: which frames of a clip to keep, and their size.
         num_workers: processes to decode in.
         timeout_s: seconds one clip may take; a worker that takes longer is killed and replaced.
         backend: as in `decoding.read_video`.
-        memory_bytes: what a worker may take to decode one clip, where the system can limit that (Linux).
-        max_seconds: a clip that is longer is not decoded; None for any length.
+        memory_bytes: memory that a worker may use to decode one clip, if the system can limit it (Linux).
+        max_seconds: longer clips are not decoded; None for any length.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -120,7 +120,7 @@ class DecodePool:
         self.close()
 
     def close(self) -> None:
-        """End all workers, also in the middle of a clip; the pool cannot be used afterwards. Closing twice is fine."""
+        """Ends all workers, even in the middle of a clip; the pool cannot be used afterwards. Closing twice is fine."""
         with self._lock:
             self._closed = True
             for worker in self._workers:
@@ -131,29 +131,29 @@ class DecodePool:
         self._workers.clear()
 
     def read(self, paths: Sequence[str | os.PathLike[str]]) -> list[Video]:
-        """Decode clips; the result has the order of `paths`.
+        """Decodes clips; the result has the order of `paths`.
 
         Raises:
-            VideoDecodeError: of the first clip in `paths` that failed.
+            VideoDecodeError: for the first clip in `paths` that failed.
         """
         return list(self.iterate(paths))
 
     def submit(self, path: str | os.PathLike[str]) -> Future[Video]:
-        """Decode one clip when it is its turn; cancelling the future before that spares it.
+        """Decodes one clip in its turn; cancelling the future before that saves the work.
 
-        The future raises VideoDecodeError where the clip cannot be read, RuntimeError where no worker starts.
+        The future raises VideoDecodeError if the clip cannot be read, RuntimeError if no worker starts.
         """
         self._check_usable()
         return self._threads.submit(self._decode, Path(path))
 
     def iterate(self, paths: Iterable[str | os.PathLike[str]], ahead: int = 64) -> Iterator[Video]:
-        """Decode clips while their predecessors are used, and yield them in the order of `paths`.
+        """Decodes clips while earlier ones are used, and yields them in the order of `paths`.
 
-        At most `ahead` paths are pulled before their clips are asked for, so that many clips are held in memory.
-        Leaving the iteration early is fine, and so is starting another one.
+        At most `ahead` paths are pulled before their clips are asked for, so at most that many clips are held in
+        memory. You may leave the iteration early, and start another one.
 
         Raises:
-            VideoDecodeError: when it is the turn of a clip that failed; the clips before it have been yielded then.
+            VideoDecodeError: at the turn of a clip that failed; the clips before it have been yielded.
         """
         with contextlib.closing(self.attempt(paths, ahead)) as outcomes:
             for outcome in outcomes:
@@ -164,21 +164,21 @@ class DecodePool:
     def attempt(
         self, paths: Iterable[str | os.PathLike[str]], ahead: int = 64
     ) -> Generator[Video | VideoDecodeError, None, None]:
-        """As `iterate`, but where a clip failed, yield what is wrong with it and go on."""
+        """As `iterate`, but yields the error of a clip that failed, and goes on."""
         return self._in_order(self._decode, map(Path, paths), ahead)
 
     def encode(
         self, clips: Iterable[tuple[Path, str | None]], codec: Codec, ahead: int = 64
     ) -> Generator[EncodedClip | VideoDecodeError | None, None, None]:
-        """Hash, decode and encode clips for the frame store; a clip that fails does not end the iteration.
+        """Hashes, decodes and encodes clips for the frame store; a clip that fails does not end the iteration.
 
         Args:
-            clips: the path of each and, where one is known, the SHA-256 that it need not be decoded for.
+            clips: the path of each, and the SHA-256 that it need not be decoded for, if one is known.
             codec: how frames are stored.
             ahead: as in `iterate`.
 
         Yields:
-            In the order of `clips`: the clip, or what is wrong with it, or None for a file that has the known hash.
+            In the order of `clips`: the clip, or its error, or None for a file that has the known hash.
         """
 
         def encode(clip: tuple[Path, str | None]) -> EncodedClip | None:
@@ -213,7 +213,7 @@ class DecodePool:
                     outcome = error
                 yield outcome
         finally:
-            # Answers of clips that are being decoded now end in futures that nobody reads.
+            # Answers for clips that are being decoded now go to futures that nobody reads.
             for future in pending:
                 future.cancel()
 
@@ -230,7 +230,7 @@ class DecodePool:
     def _ask(self, path: Path, wishes: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """The answer of this thread's worker: header, timestamps float64 (T,), bytes uint8 (N,)."""
         worker = getattr(self._own, "worker", None)
-        if worker is None or worker.process.poll() is not None:  # died between two clips: no clip is at fault
+        if worker is None or worker.process.poll() is not None:  # no fault of a clip
             worker = self._start_worker()
             self._own.worker = worker
         try:
@@ -253,7 +253,7 @@ class DecodePool:
 
 
 class _WorkerLost(Exception):
-    """The worker died or was late; the message says which."""
+    """Raised when a worker has died or is late; the message says which."""
 
 
 class _Worker:
@@ -282,7 +282,7 @@ class _Worker:
             raise RuntimeError(f"a decoding process did not start: {reason}; its output on stderr says more") from error
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-        """Raises VideoDecodeError for a clip that cannot be read, _WorkerLost where the process did not survive it."""
+        """Sends a request; raises VideoDecodeError if the clip cannot be read, _WorkerLost if the process is lost."""
         deadline = time.monotonic() + timeout_s
         try:
             self._send(request)
@@ -299,7 +299,7 @@ class _Worker:
         return header, timestamps, payload
 
     def stop(self) -> None:
-        """Kill the process and free its pipes."""
+        """Kills the process and frees its pipes."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -309,7 +309,7 @@ class _Worker:
     def _send(self, header: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         # Never blocks: the worker has answered all before, so the pipe is empty and larger than any path.
-        with contextlib.suppress(BrokenPipeError):  # receiving then tells how the process ended
+        with contextlib.suppress(BrokenPipeError):  # receiving then finds out how the process ended
             self.process.stdin.write(encode_message(header))
 
     def _receive_header(self, deadline: float) -> dict[str, Any]:
@@ -334,7 +334,7 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of a worker: it finds every package that this process finds, none in the working folder."""
+    """The environment of a worker: it finds the packages that this process finds, and none in the working folder."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), "PYTHONSAFEPATH": "1"}
 
 

@@ -1,4 +1,4 @@
-"""Which frames of a clip are kept and at what size: the one place of the project that picks and resizes frames."""
+"""Picks the frames of a clip to keep, and resizes them; no other module of the project does either."""
 
 import math
 from collections.abc import Mapping
@@ -44,20 +44,20 @@ class Video:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many frames of a clip are kept and how large they are.
+    """How many frames of a clip are kept, and how large they are.
 
     Attributes:
-        num_frames: frames a clip, spread evenly over it; a shorter clip keeps all of its frames.
+        num_frames: frames per clip, spread evenly over it; a shorter clip keeps all of its frames.
         min_pixels: height * width of a frame after resizing is at least this.
-        max_pixels: height * width of a frame after resizing is at most this, unless one `size_multiple` a side is more.
-        size_multiple: height and width become multiples of this: patch size times merge size of the backbone.
-        fit: "aspect" keeps a clip's shape as nearly as the multiples allow. For backbones that take squares of one size
-            only, `size_multiple` is its side: "stretch" resizes to it whatever the shape (SmolVLM2), "crop" resizes the
-            shorter side to it and cuts the middle out (Video-LLaVA).
+        max_pixels: height * width of a frame after resizing is at most this, unless `size_multiple` squared is more.
+        size_multiple: height and width become multiples of this, the backbone's patch size times its merge size.
+        fit: "aspect" keeps a clip's shape as nearly as the multiples allow. For backbones that take only squares of one
+            size, `size_multiple` is the side: "stretch" resizes any shape to it (SmolVLM2), "crop" resizes the shorter
+            side to it and cuts the middle out (Video-LLaVA).
 
     Raises:
-        ConfigError: a number is no positive integer, `min_pixels` exceeds `max_pixels`, `fit` is unknown, or the pixels
-            are not those of the square.
+        ConfigError: a number is not a positive integer, `min_pixels` exceeds `max_pixels`, `fit` is unknown, or the
+            pixels differ from those of the square.
     """
 
     num_frames: int = 8
@@ -90,7 +90,7 @@ class Sampling:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Sampling":
-        """Build from plain values; a missing field takes its default.
+        """Builds a sampling from plain values; a missing field takes its default.
 
         Raises:
             ConfigError: a key is unknown or a value is wrong.
@@ -106,19 +106,19 @@ def frame_indices(num_available: int, num_frames: int) -> np.ndarray:
     """Indices of the frames to keep: int64, (min(num_frames, num_available),), first and last frame included.
 
     Raises:
-        VideoDecodeError: there is no frame to choose from.
+        VideoDecodeError: there is no frame.
     """
     if num_available < 1:
         raise VideoDecodeError("the clip has no frames")
-    # NumPy rounds halves to even, as Qwen3-VL's own processor does: other rounding would pick other frames.
+    # NumPy rounds halves to even, like Qwen3-VL's own processor; other rounding would pick other frames.
     return np.linspace(0, num_available - 1, min(num_frames, num_available)).round().astype(np.int64)
 
 
 def target_size(height: int, width: int, sampling: Sampling) -> tuple[int, int]:
     """Size (height, width) that frames of `height` x `width` get.
 
-    With fit "aspect" the rule is the one Qwen-VL backbones were trained with, per frame: the nearest multiples of
-    `size_multiple`, scaled down or up where the area would leave `min_pixels` .. `max_pixels`.
+    With fit "aspect" the rule is that of Qwen-VL's training, per frame: the nearest multiples of `size_multiple`,
+    scaled down or up if the area would leave `min_pixels` .. `max_pixels`.
 
     Raises:
         VideoDecodeError: one side is more than 200 times the other, or a side is 0.
@@ -148,9 +148,9 @@ def target_size(height: int, width: int, sampling: Sampling) -> tuple[int, int]:
 
 
 def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize frames uint8 (T, H, W, 3) to uint8 (T, height, width, 3), bicubic with antialiasing.
+    """Resizes frames uint8 (T, H, W, 3) to uint8 (T, height, width, 3), bicubic with antialiasing.
 
-    Frames that have the size already are returned as they are, not copied.
+    Frames that have the size already are returned without a copy.
     """
     if frames.shape[1:3] == (height, width):
         return frames
@@ -161,7 +161,7 @@ def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fit_frames(frames: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Bring frames uint8 (T, H, W, 3) to the size that `sampling` asks for; of that size already, they are not copied.
+    """Brings frames uint8 (T, H, W, 3) to the size that `sampling` asks for; frames of that size are not copied.
 
     Raises:
         VideoDecodeError: one side is more than 200 times the other, or a side is 0.
@@ -170,7 +170,7 @@ def fit_frames(frames: np.ndarray, sampling: Sampling) -> np.ndarray:
     new_height, new_width = target_size(height, width, sampling)
     if sampling.fit != "crop":
         return resize_frames(frames, new_height, new_width)
-    # Downwards to whole pixels, in the longer side and in the cut, as the official image processors do.
+    # Rounded down to whole pixels, in the longer side and in the cut, like the official image processors.
     side = sampling.size_multiple
     short = min(height, width)
     frames = resize_frames(frames, side * height // short, side * width // short)
@@ -179,11 +179,11 @@ def fit_frames(frames: np.ndarray, sampling: Sampling) -> np.ndarray:
 
 
 def sample_video(frames: np.ndarray, timestamps: np.ndarray, sampling: Sampling) -> Video:
-    """Sample a clip that is already decoded; a clip read from its file with the same sampling gives an equal `Video`.
+    """Samples a decoded clip; reading its file with the same sampling gives an equal `Video`.
 
     Args:
         frames: uint8, (T, H, W, 3), RGB, all frames of the clip.
-        timestamps: (T,), seconds on any clock; counted from the first frame of the clip in the result.
+        timestamps: (T,), seconds on any clock; the result counts them from the first frame of the clip.
         sampling: which frames to keep and their size.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Building a frame store: clips are decoded by worker processes, in order, and appended by this one.
+"""Builds a frame store: worker processes decode the clips, and this process appends them in order.
 
-Frames are written before the row that names them, so a kill at any moment leaves a store that only has bytes too many;
-the next build cuts them off and goes on. What is written depends on the clips and their order alone: a build that was
-interrupted, or had more workers, ends with the same bytes.
+Frames are written before the row that names them, so a kill at any moment leaves at most some extra bytes; the next
+build cuts them off and goes on. The result depends only on the clips and their order: a build that was interrupted, or
+had more workers, ends with the same bytes.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ from safe_rlhf_video.video.sampling import Sampling
 
 SHARD_BYTES = 1 << 30
 
-# Clips that may wait for a slow one before them: at 1.2 MB each, little memory.
+# Clips that may wait for a slow one before them: little memory, at 1.2 MB each.
 AHEAD_PER_WORKER = 16
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -59,7 +59,7 @@ class ClipFile:
     Attributes:
         name: prompt_id/video_id.
         path: the video file.
-        is_temporary: the builder deletes it once it is used, and does not know it again by its time of change.
+        is_temporary: the builder deletes it after use, and does not identify it by its time of change.
     """
 
     name: str
@@ -69,13 +69,13 @@ class ClipFile:
 
 @dataclass(frozen=True)
 class StoreReport:
-    """What a build did.
+    """What a build has done.
 
     Attributes:
         num_clips: different names that were given.
         num_decoded: clips added or replaced.
-        num_replaced: those of them in whose place there were frames of another file.
-        num_kept: clips that were there already, those in quarantine included.
+        num_replaced: those of them that replaced frames of another file.
+        num_kept: clips that were there already, including those in quarantine.
         quarantined: name -> reason, of the names that were given.
         num_bytes: of frames, appended now.
     """
@@ -101,23 +101,23 @@ def build_store(
     backend: Backend = "pyav",
     verify: bool = False,
 ) -> StoreReport:
-    """Make a frame store, go on with an interrupted one, or add clips to a whole one; with a progress bar.
+    """Makes a frame store, continues an interrupted one, or adds clips to a whole one, with a progress bar.
 
-    A clip that is there is kept if its file has the recorded size and time of change, or the recorded hash, or is gone,
-    or cannot be read any more. One whose file has changed is decoded anew. One that cannot be read goes into quarantine
-    with the reason; as that may be an accident of the machine, it is tried again by every build.
+    A stored clip is kept if its file has the recorded size and time of change, or the recorded hash, or is gone, or
+    cannot be read any more. A clip whose file has changed is decoded anew. A clip that cannot be read goes into
+    quarantine with the reason; every build tries it again, for the machine may have caused the error.
 
     Args:
         folder: the store; made if it is not there.
         sampling: which frames to keep, and their size.
-        clips: pulled a few ahead of what is decoded, so they may come from an archive that is being read.
-        total: how many clips will come, for the progress bar.
+        clips: pulled only a few ahead of decoding, so they may come from an archive that is being read.
+        total: number of clips, for the progress bar.
         codec: how frames are stored, raw by default.
         num_workers: decoding processes.
         timeout_s: seconds one clip may take.
-        shard_bytes: a file of frames that would grow beyond this is left and the next one begun.
-        backend: what decodes, as in `decoding.read_video`.
-        verify: read every clip that is there, and decode those anew whose frames have changed.
+        shard_bytes: the next file of frames is begun when one would grow beyond this.
+        backend: as in `decoding.read_video`.
+        verify: read every stored clip, and decode it anew if its frames have changed.
 
     Raises:
         ConfigError: the folder holds something else, or a store of another sampling or codec; another process is
@@ -160,7 +160,7 @@ class _Job:
 
 
 class _Build:
-    """One build: which clips are decoded, and what becomes of each."""
+    """One build: decides which clips are decoded, and what happens to each."""
 
     def __init__(self, writer: "_StoreWriter", bar: tqdm, verify: bool) -> None:
         self.num_decoded = 0
@@ -183,7 +183,7 @@ class _Build:
         finally:
             for job in self._pending:
                 _delete_temporary(job.clip)
-        # A source that breaks off late must not cost the clips that were waiting, at every new try.
+        # If a source breaks off late, the waiting clips must not be lost, at every new try.
         if self._source_error is not None:
             raise self._source_error
 
@@ -218,7 +218,7 @@ class _Build:
         if not isinstance(row, StoredClip) or row.name in self._damaged:
             return False
         is_same = (job.size, job.mtime_ns) == (row.file_size, row.file_mtime_ns)
-        # What is stored needs its file no more. A temporary file of equal size is told apart by its hash.
+        # A stored clip does not need its file any more. The hash tells temporary files of equal size apart.
         return job.size is None or (is_same and job.mtime_ns is not None)
 
     def _take(self, job: _Job, outcome: EncodedClip | VideoDecodeError | None) -> None:
@@ -226,7 +226,7 @@ class _Build:
         row = self._writer.rows.get(name)
         if outcome is None:
             if isinstance(row, StoredClip) and not job.is_repeated and job.mtime_ns != row.file_mtime_ns:
-                # Known by its time the next time, without hashing it again.
+                # The next build knows it by its time, without hashing it again.
                 self._writer.append_row(dataclasses.replace(row, file_mtime_ns=job.mtime_ns))
             return
         if job.is_repeated and isinstance(row, StoredClip):
@@ -259,7 +259,7 @@ class _Build:
 
 
 class _StoreWriter:
-    """The end of a store that this process alone may write to.
+    """The end of a store, which only this process may write.
 
     Attributes:
         rows: as in `frame_store.Index`.
@@ -288,15 +288,15 @@ class _StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Where the disk is full, the next build writes it.
+        # If the disk is full, the next build writes it.
         with self._opened, contextlib.suppress(OSError) if error else contextlib.nullcontext():
             self._write_quarantine()
-            if error is None:  # what is said to be done survives a power cut
+            if error is None:  # what is reported as done survives a power cut
                 os.fsync(self._shard_file.fileno())
                 os.fsync(self._index.fileno())
 
     def append(self, job: _Job, clip: EncodedClip) -> None:
-        """Append a clip: its frames, unless those of an equal file are there, and then its row."""
+        """Appends a clip: its frames, unless an equal file has stored them, and then its row."""
         twin = self._by_file.get(clip.sha256)
         if twin is None:
             shard, offset = self._append_payload(clip.payload.data)
@@ -325,7 +325,7 @@ class _StoreWriter:
         self.rows[row.name] = row
 
     def is_damaged(self, row: StoredClip) -> bool:
-        """Whether the frames of a row have changed; they are then not shared with further clips."""
+        """Whether the frames of a row have changed; further clips then do not share them."""
         with shard_file(self._folder, row.shard).open("rb") as file:
             file.seek(row.offset)
             payload = file.read(row.end - row.offset)
@@ -348,7 +348,7 @@ class _StoreWriter:
         return self._shard, offset
 
     def _recover(self) -> None:
-        """Cut off what a killed build had begun, and stand where it stood."""
+        """Cuts off what a killed build had begun, and continues from there."""
         index = read_index(self._folder, self._checksum)
         check_shards(self._folder, index.shard_ends)
         os.ftruncate(self._index.fileno(), index.num_bytes)
@@ -362,7 +362,7 @@ class _StoreWriter:
         self._open_shard(last, index.shard_ends.get(last, 0))
 
     def _open_shard(self, shard: int, end: int) -> None:
-        """Go on at `end` of a shard; what lies behind it is cut off."""
+        """Continues a shard at `end`, and cuts off what follows."""
         self._shard_closer.close()
         self._shard_file = self._shard_closer.enter_context(io.FileIO(shard_file(self._folder, shard), "ab"))
         os.ftruncate(self._shard_file.fileno(), end)
@@ -378,7 +378,7 @@ class _StoreWriter:
 
 
 def _check_purpose(folder: Path) -> None:
-    """Raise ConfigError where a store would mix with other files."""
+    """Raises ConfigError if a store would mix with other files."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -389,7 +389,7 @@ def _check_purpose(folder: Path) -> None:
 
 
 def _lock(index: io.FileIO, folder: Path) -> None:
-    # Held as long as the file is open, so no kill leaves a lock behind.
+    # Held as long as the file is open, so a kill leaves no lock behind.
     try:
         fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -397,7 +397,7 @@ def _lock(index: io.FileIO, folder: Path) -> None:
 
 
 def _write_or_check_header(folder: Path, sampling: Sampling, codec: Codec) -> str:
-    """The checksum of store.json, which is written where the store is new."""
+    """The checksum of store.json, which is written if the store is new."""
     path = folder / HEADER_NAME
     if path.exists() or (folder / INDEX_NAME).stat().st_size:
         stored_sampling, stored_codec, checksum = read_header(folder)
@@ -415,7 +415,7 @@ def _write_or_check_header(folder: Path, sampling: Sampling, codec: Codec) -> st
 
 
 def _file_state(clip: ClipFile) -> tuple[int | None, int | None]:
-    """Size and time of change of the file; None where there is none, or the time says nothing."""
+    """Size and time of change of the file; None if there is no file, or the time means nothing."""
     try:
         status = clip.path.stat()
     except (OSError, ValueError):  # the worker finds out why

@@ -1,6 +1,6 @@
-"""The child process of `pool.DecodePool`: requests come on stdin, answers go to what was stdout; it ends with stdin.
+"""Runs the child process of `pool.DecodePool`: requests come on stdin, answers go to the former stdout.
 
-A message is a JSON header behind its length (4 bytes, little-endian); raw bytes follow where the header says so:
+A message is the length of its header (4 bytes, little-endian), the header in JSON, and raw bytes if it says so:
 
     parent -> child   {"sampling": {...}, "backend": "pyav", "timeout_s": 60.0, "memory_bytes": ...,
                        "max_seconds": 60.0 or null}                                                       once
@@ -14,7 +14,7 @@ A request for the frame store has two more fields; its answer ends with the piec
     child -> parent   {"shape": [...], "sha256": "...", "piece_bytes": [...]} + timestamps + pieces
                       or {"unchanged": true}, for a file that has the known hash, or {"error": "one line"}
 
-No pickle: whatever a broken clip makes of this process, its answers are numbers and text to the parent.
+No pickle: even if a broken clip takes over this process, its answers are only numbers and text to the parent.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ from safe_rlhf_video.video.sampling import Sampling, Video
 
 LENGTH = struct.Struct("<I")
 
-# The parent kills a worker that is late. Where the parent was killed meanwhile, the kernel does it, this much later.
+# The parent kills a late worker. If the parent has been killed, the kernel does it, this many seconds later.
 ORPHAN_GRACE_S = 5.0
 
 
 def encode_message(header: Mapping[str, Any]) -> bytes:
-    """The bytes of a message that carries nothing but its header; file names of any bytes survive."""
+    """The bytes of a message that is only a header; file names of any bytes survive."""
     text = json.dumps(header).encode("ascii")
     return LENGTH.pack(len(text)) + text
 
@@ -49,7 +49,7 @@ def encode_message(header: Mapping[str, Any]) -> bytes:
 def main() -> None:
     requests = sys.stdin.buffer
     answers = _take_over_stdout()
-    # Ctrl-C reaches the whole process group; the parent decides what becomes of its workers.
+    # Ctrl-C reaches the whole process group; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     setup = _read_message(requests)
@@ -75,14 +75,14 @@ def main() -> None:
 
 
 def _take_over_stdout() -> BinaryIO:
-    """Keep the pipe to the parent for answers alone: whatever else prints, C libraries included, goes to stderr."""
+    """Keeps the pipe to the parent for answers alone: all other output, of C libraries too, goes to stderr."""
     pipe = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return os.fdopen(pipe, "wb")
 
 
 def _read_message(stream: BinaryIO) -> dict[str, Any] | None:
-    """The next header, or None where the parent has closed the pipe or is gone."""
+    """The next header, or None if the parent has closed the pipe or ended."""
     length = stream.read(LENGTH.size)
     if len(length) < LENGTH.size:
         return None
@@ -117,8 +117,8 @@ def _encode_video(video: Video) -> list[bytes | memoryview]:
 
 
 def _limit_memory(num_bytes: int) -> None:
-    """Let this process take `num_bytes` more than it has: a small file can ask for any amount."""
-    # Where the system has no such limit, or a lower one, decoding goes on with what there is.
+    """Limits this process to `num_bytes` more than it has: a small file can ask for any amount."""
+    # If the system has no such limit, or a lower one, decoding goes on without this one.
     with contextlib.suppress(OSError, ValueError):
         num_pages = int(Path("/proc/self/statm").read_text().split()[5])  # data and stack
         limit = num_pages * resource.getpagesize() + num_bytes
