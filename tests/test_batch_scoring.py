@@ -22,11 +22,11 @@ from small_models import COST, one_line, write_model, write_reward_and_cost
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring import score_files as batch_scoring
+from safe_rlhf_video.scoring import score_parts
 from safe_rlhf_video.scoring.decisions import judge_pair
 from safe_rlhf_video.scoring.devices import Shard, read_shard
-from safe_rlhf_video.scoring.score_files import content_key, score_in_parts
 from safe_rlhf_video.scoring.score_many import ScoreRequest
+from safe_rlhf_video.scoring.score_parts import content_key, score_in_parts
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.credit import TIE_TOLERANCE
 
@@ -266,7 +266,7 @@ def test_bad_rows_are_refused_or_dropped_and_told(
     assert score(source, out, "--bad_rows", "drop", rank=0, world_size=2) == 2
     side_file = tmp_path / "scores.jsonl.bad.jsonl"
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith(f"; 9 of 39 rows are bad and left out, {side_file} tells why")
+    assert last.endswith(f"; 9 of 39 rows are bad and left out, {side_file} says why")
     told = read_rows(side_file)
     assert [row["row"] for row in told] == list(bad)
     parts = [
@@ -371,7 +371,7 @@ def test_rank_0_does_not_wait_for_the_dead(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("SILENCE_S", 2.0), ("BEAT_S", 0.2), ("POLL_S", 0.1)):
-        monkeypatch.setattr(batch_scoring, name, value)
+        monkeypatch.setattr(score_parts, name, value)
     texts = [TextResponse(f"text {number}") for number in range(9)]
     requests = [ScoreRequest(content_key("a", text), "a", text) for text in texts]
     with Scorer.from_pretrained(*folders, device="cpu") as scorer:
@@ -380,17 +380,17 @@ def test_rank_0_does_not_wait_for_the_dead(
             score_in_parts(scorer, requests, tmp_path / "parts", Shard(0, 3))
 
         # One that lives is waited for, however long it is at a batch.
-        own = batch_scoring.score_many
+        own = score_parts.score_many
 
         def slowly(*arguments: Any) -> Iterator[Any]:
             time.sleep(5)
             yield from own(*arguments)
 
-        monkeypatch.setattr(batch_scoring, "score_many", slowly)
+        monkeypatch.setattr(score_parts, "score_many", slowly)
         late = threading.Thread(target=score_in_parts, args=(scorer, requests, tmp_path / "parts", Shard(2, 3)))
         late.start()
         time.sleep(0.3)
-        monkeypatch.setattr(batch_scoring, "score_many", own)
+        monkeypatch.setattr(score_parts, "score_many", own)
         outcomes = score_in_parts(scorer, requests, tmp_path / "parts", Shard(0, 3))
         late.join()
         assert outcomes is not None

@@ -22,7 +22,14 @@ from safe_rlhf_video.models.record import read_record, resolve_model_folder
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.scoring.decisions import ModelFacts
 from safe_rlhf_video.scoring.devices import resolve_device
-from safe_rlhf_video.scoring.score_many import ScoreRequest, Scores, Source, raise_unreadable, score_many
+from safe_rlhf_video.scoring.score_many import (
+    ScoreRequest,
+    Scores,
+    Source,
+    raise_unreadable,
+    request_videos,
+    score_many,
+)
 from safe_rlhf_video.scoring.video_inputs import VideoLike, read_videos
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Video
@@ -173,14 +180,9 @@ class ModelScorer:
         Returns:
             Name of the clip -> head -> score.
         """
-        videos = {video.name: video for sample in samples for video in videos_of(sample)}
-        files = iter(dataset.video_files([video for video in videos.values() if video.response_text is None]))
-        sources: list[Source] = [
-            next(files) if video.response_text is None else TextResponse(video.response_text)
-            for video in videos.values()
-        ]
-        rows = self.iterate([video.prompt_text for video in videos.values()], sources, batch_size)
-        return dict(zip(videos, rows, strict=True))
+        requests = request_videos(dataset, [video for sample in samples for video in videos_of(sample)])
+        rows = raise_unreadable(score_many(self, requests, batch_size))
+        return {request.key: row for request, row in zip(requests, rows, strict=True)}
 
     def score(self, prompt: str, video: VideoLike, *, fps: float | None = None) -> Scores:
         """Scores one video for its prompt.

@@ -16,6 +16,8 @@ from safe_rlhf_video.responses import Response, TextResponse, content_digest
 from safe_rlhf_video.video.sampling import Video
 
 if TYPE_CHECKING:
+    from safe_rlhf_video.data.datasets import SafeSoraDataset
+    from safe_rlhf_video.data.records import VideoSample
     from safe_rlhf_video.scoring.model_scorer import ModelScorer
     from safe_rlhf_video.video.frame_store import FrameStore
 
@@ -32,6 +34,20 @@ class ScoreRequest:
     key: str
     prompt: str
     response: Source
+
+
+def request_videos(dataset: SafeSoraDataset, videos: Iterable[VideoSample]) -> list[ScoreRequest]:
+    """Returns a request for each distinct clip or text of a data set, named as the video, in the order given."""
+    distinct = {video.name: video for video in videos}.values()
+    files = iter(dataset.video_files([video for video in distinct if video.response_text is None]))
+    return [
+        ScoreRequest(
+            video.name,
+            video.prompt_text,
+            next(files) if video.response_text is None else TextResponse(video.response_text),
+        )
+        for video in distinct
+    ]
 
 
 def score_many(

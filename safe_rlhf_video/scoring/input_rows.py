@@ -1,0 +1,191 @@
+"""Reads the rows that scripts/score.py scores: clips, pairs of clips, or lists of candidates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from safe_rlhf_video.contracts import OPEN, check_fields
+from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
+from safe_rlhf_video.data.record_fields import FilePath, NonEmptyText, fail
+from safe_rlhf_video.errors import SafeRLHFVideoError, SampleError
+from safe_rlhf_video.responses import TextResponse
+from safe_rlhf_video.scoring.score_many import request_videos
+
+Kind = Literal["clip", "pair", "list"]
+
+
+class ClipFields(TypedDict):
+    """The fields of a row with one clip."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    prompt: NonEmptyText
+    video: FilePath
+
+
+class PairFields(TypedDict):
+    """The fields of a row with two clips."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    prompt: NonEmptyText
+    v1: FilePath
+    v2: FilePath
+
+
+class ListFields(TypedDict):
+    """The fields of a row with candidates."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+
+    prompt: NonEmptyText
+    videos: Annotated[list[FilePath], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """How rows of one kind are written: the field of the id, what a message calls the row, and its fields."""
+
+    id_field: str
+    name: str
+    fields: type
+
+
+FORMS: Mapping[Kind, RowForm] = {
+    "clip": RowForm("video_id", "a clip", ClipFields),
+    "pair": RowForm("pair_id", "a pair", PairFields),
+    "list": RowForm("prompt_id", "a list of videos", ListFields),
+}
+COLUMNS = ("prompt", "v1", "v2", "video", "videos", *(form.id_field for form in FORMS.values()))
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """One response to judge, two to choose between, or several to put in order.
+
+    Attributes:
+        number: in the file, from 0.
+        ids: copied to the output.
+        responses: by field: `video`; `v1` and `v2`; `videos[0]` and so on.
+    """
+
+    number: int
+    ids: Mapping[str, str]
+    prompt: str
+    responses: Mapping[str, Path | TextResponse]
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be judged, and why."""
+
+    number: int
+    ids: Mapping[str, str]
+    error: SafeRLHFVideoError
+
+
+def read_rows(path: Path, video_dir: str | None = None) -> tuple[list[InputRow], list[BadRow]]:
+    """Reads the rows of a file of JSON lines, a Parquet file or a SafeSora config, good and bad ones apart.
+
+    Args:
+        video_dir: where the clips of a SafeSora config are, if not where the config says.
+
+    Raises:
+        SampleError: the file cannot be read, or a record of a SafeSora config is wrong.
+    """
+    if path.name.endswith((".json", ".json.gz")):
+        return _read_config(path, video_dir), []
+    rows: list[InputRow] = []
+    bad: list[BadRow] = []
+    for number, record in _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path):
+        where = f"{path} row {number}"
+        ids: dict[str, str] = {}
+        try:
+            if isinstance(record, SampleError):
+                raise record
+            row = _parse_row(record, number, path.parent, where, ids)
+            if rows and row.kind != rows[0].kind:
+                names = [FORMS[one.kind].name for one in (row, rows[0])]
+                raise SampleError(f"{where}: {names[0]}, but row {rows[0].number} is {names[1]}; make it two files")
+            rows.append(row)
+        except SampleError as error:
+            bad.append(BadRow(number, ids, error))
+    return rows, bad
+
+
+def _read_config(path: Path, video_dir: str | None) -> list[InputRow]:
+    dataset = load_any(path, video_dir=video_dir)
+    if isinstance(dataset, PromptDataset):
+        raise SampleError(f"{path}: holds prompts alone; give pairs or videos")
+    responses: dict[str, Any] = {request.key: request.response for request in request_videos(dataset, dataset.videos)}
+    if isinstance(dataset, PairDataset):
+        return [
+            InputRow(number, {"pair_id": pair.pair_id}, pair.prompt_text,
+                     {"v1": responses[pair.video_0.name], "v2": responses[pair.video_1.name]}, "pair")
+            for number, pair in enumerate(dataset.pairs)
+        ]  # fmt: skip
+    return [
+        InputRow(number, {"prompt_id": video.prompt_id, "video_id": video.video_id}, video.prompt_text,
+                 {"video": responses[video.name]}, "clip")
+        for number, video in enumerate(dataset.videos)
+    ]  # fmt: skip
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields row numbers, which count blank lines too, and rows; a SampleError for a line that is no JSON."""
+    try:
+        # Not splitlines(): a prompt may hold other line ends, such as U+2028.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SampleError(f"{path}: cannot be read ({error}); give JSON lines, Parquet or a SafeSora config") from error
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            yield number, SampleError(f"{path} row {number}: not JSON ({error}); write one object a line")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            records = file.read(columns).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise SampleError(f"{path}: cannot be read as Parquet ({error}); write it again") from error
+    yield from enumerate(records)
+
+
+def _parse_row(record: Any, number: int, folder: Path, where: str, ids: dict[str, str]) -> InputRow:
+    """Checks a row; fills `ids` first, so that a bad row can be named by its id."""
+    if not isinstance(record, dict):
+        fail(where, "prompt", "an object with a prompt", record)
+    record = {name: value for name, value in record.items() if value is not None}
+    given = [kind for kind, form in FORMS.items() if (form.fields.__annotations__.keys() - {"prompt"}) & record.keys()]
+    kind = given[-1] if given else "pair"
+    id_field = FORMS[kind].id_field
+    name = record.get(id_field, number)
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        fail(where, id_field, "a string or a whole number", name)
+    ids[id_field] = str(name)
+    if len(given) > 1:
+        raise SampleError(f"{where}: has {' and '.join(FORMS[kind].name for kind in given)}; give one of them")
+    checked = check_fields(FORMS[kind].fields, record, where, SampleError)
+    prompt = checked.pop("prompt")
+    if not prompt.strip():
+        fail(where, "prompt", "a text", prompt)
+    if kind == "list":
+        checked = {f"videos[{place}]": path for place, path in enumerate(checked["videos"])}
+    return InputRow(number, ids, prompt, {field: folder / path for field, path in checked.items()}, kind)
