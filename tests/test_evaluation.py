@@ -344,7 +344,7 @@ def test_score_command_never_writes_over_its_input(folders: tuple[Path, Path], t
 
 
 def test_other_line_ends_in_a_prompt_end_no_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from safe_rlhf_video.commands.score import read_rows
+    from safe_rlhf_video.scoring.input_rows import read_rows
 
     prompts = ["a\u2028b", "c\x85d"]
     rows = [json.dumps({"prompt": prompt, "v1": "x", "v2": "y"}, ensure_ascii=False) for prompt in prompts]
