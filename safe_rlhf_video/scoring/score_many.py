@@ -16,8 +16,8 @@ from safe_rlhf_video.responses import Response, TextResponse, content_digest
 from safe_rlhf_video.video.sampling import Video
 
 if TYPE_CHECKING:
-    from safe_rlhf_video.data.safesora_dataset import SafeSoraDataset
     from safe_rlhf_video.data.records import VideoSample
+    from safe_rlhf_video.data.safesora_dataset import SafeSoraDataset
     from safe_rlhf_video.scoring.model_scorer import ModelScorer
     from safe_rlhf_video.video.frame_store import FrameStore
 
