@@ -8,7 +8,7 @@ A reward and a cost get the multiplier that holds a limit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -219,12 +219,12 @@ class CalibrationFile:
                 raise ValueError(f"expected {what}, got {unknown[0]!r}")
 
 
-def read_calibration(folder: Path, weights: str | None = None) -> Calibration:
+def read_calibration(folder: Path, fingerprint: Callable[[Path], str] = fingerprint_model) -> Calibration:
     """Reads the calibration of a model folder; empty if there is none.
 
     Args:
         folder: the folder that holds model.json.
-        weights: its `fingerprint_model`, if it is known.
+        fingerprint: computes the fingerprint of the folder; called only if there is a calibration.
 
     Raises:
         CheckpointError: calibration.json is damaged, or belongs to other weights than those in the folder.
@@ -233,7 +233,7 @@ def read_calibration(folder: Path, weights: str | None = None) -> Calibration:
     if not path.exists():
         return Calibration({}, {})
     found = read_json(CalibrationFile, path, CheckpointError, f"run {COMMAND} again")
-    if found.weights != (weights or fingerprint_model(folder)):
+    if found.weights != fingerprint(folder):
         raise CheckpointError(f"{path}: belongs to other weights than those in its folder; run {COMMAND} again")
     return Calibration(found.heads, found.labels, found.data, found.multiplier)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Self, cast
 
@@ -60,16 +61,17 @@ class ModelScorer:
         self.device = device
         self.records = [read_record(folder) for folder in model_dirs]
         folders = [resolve_model_folder(folder) for folder in model_dirs]
-        self._fingerprint_of = {folder: read_fingerprints(folder) for folder in folders}
+        # Each folder is hashed once, when a fingerprint of it is first needed.
+        self._fingerprints = cache(read_fingerprints)
         # Before the backbone is loaded: a stale calibration is reported at once.
         self._calibrations = [
-            read_calibration(folder, self._fingerprint_of[folder].model) for folder in folders if calibrated
+            read_calibration(folder, lambda one: self._fingerprints(one).model) for folder in folders if calibrated
         ]
         self.calibration = join_calibrations(self._calibrations)
         self.model, self._backbone, self.record = load_models(model_dirs, device, backbone)
         self._workers = workers
         self.pool = DecodePool(self.record.sampling, num_workers=workers)
-        self.fingerprint = join_fingerprints([self._fingerprint_of[folder].model for folder in folders])
+        self.fingerprint = join_fingerprints([self._fingerprints(folder).model for folder in folders])
 
     @classmethod
     def from_pretrained(

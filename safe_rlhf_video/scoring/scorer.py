@@ -37,7 +37,7 @@ class Scorer(ModelScorer):
         # A problem is reported when the multiplier is needed: another one may be given, or none be asked for.
         self._stored = StoredMultiplier()
         if len(self._folder_of) == 2:
-            models = {head: self._fingerprint_of[folder].trained for head, folder in self._folder_of.items()}
+            models = {head: self._fingerprints(folder).trained for head, folder in self._folder_of.items()}
             found = [one.multiplier for one in self._calibrations if one.multiplier is not None]
             self._stored = find_multiplier(found, models, self._folder_of)
 
