@@ -19,7 +19,7 @@ from safe_rlhf_video.calibration.fit import (
     keep_earlier,
 )
 from safe_rlhf_video.calibration.held_out import held_out
-from safe_rlhf_video.calibration.multiplier import Candidates, Limit, calibrate_multiplier, group_candidates
+from safe_rlhf_video.calibration.multiplier_calibration import Candidates, Limit, calibrate_multiplier, group_candidates
 from safe_rlhf_video.calibration.store import Calibration, MultiplierCalibration, read_calibration, write_calibration
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt

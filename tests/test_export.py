@@ -29,7 +29,7 @@ from tiny_backbones import SAMPLINGS, write_tiny_backbone
 
 from safe_rlhf_video import Scorer, TextResponse, score_pair
 from safe_rlhf_video.calibration.fit import calibrate_head
-from safe_rlhf_video.calibration.multiplier import Candidates, Limit, calibrate_multiplier
+from safe_rlhf_video.calibration.multiplier_calibration import Candidates, Limit, calibrate_multiplier
 from safe_rlhf_video.calibration.store import Calibration, read_calibration, write_calibration
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.evaluation.results import write_evaluation

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from safe_rlhf_video.calibration.fit import fit_heads, fit_labels, keep_earlier
 from safe_rlhf_video.calibration.held_out import held_out
-from safe_rlhf_video.calibration.multiplier import (
+from safe_rlhf_video.calibration.multiplier_calibration import (
     Candidates,
     Limit,
     calibrate_multiplier,

@@ -12,7 +12,7 @@ from safe_rlhf_video.calibration.store import (
     Calibration,
     HeadCalibration,
     LabelCalibration,
-    Reference,
+    ReferenceScores,
 )
 from safe_rlhf_video.data.labelled_pairs import Scores, preference_margin
 from safe_rlhf_video.data.preferences import harm_signs, videos_of
@@ -83,12 +83,12 @@ def calibrate_label(logits: ArrayLike, applies: ArrayLike, prompts: ArrayLike, t
     return LabelCalibration(slope, intercept, target, threshold, reason, num_positive, num_negative)
 
 
-def describe_reference(scores: ArrayLike) -> Reference | None:
+def describe_reference(scores: ArrayLike) -> ReferenceScores | None:
     """Computes quantiles, mean and standard deviation of (N,) finite scores; None without any."""
     values = np.asarray(scores, dtype=np.float64)
     if not len(values):
         return None
-    return Reference(
+    return ReferenceScores(
         num=len(values),
         mean=float(values.mean()),
         std=float(values.std(ddof=1)) if len(values) > 1 else 0.0,

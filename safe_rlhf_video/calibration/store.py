@@ -33,7 +33,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceScores:
     """The distribution of a head's scores on a reference set of clips.
 
     Attributes:
@@ -93,7 +93,7 @@ class HeadCalibration:
     log_loss_before: float | None
     log_loss: float | None
     tie_threshold: float | None
-    reference: Reference | None
+    reference: ReferenceScores | None
 
     def __post_init__(self) -> None:
         if (self.temperature is None) == (self.reason is None):

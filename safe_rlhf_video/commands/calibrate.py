@@ -53,7 +53,7 @@ def main() -> None:
 def run_calibration(arguments: argparse.Namespace) -> None:
     from safe_rlhf_video.calibration.calibrate import Sample, calibrate
     from safe_rlhf_video.calibration.fit import parse_targets
-    from safe_rlhf_video.calibration.multiplier import Limit
+    from safe_rlhf_video.calibration.multiplier_calibration import Limit
     from safe_rlhf_video.data.labelled_pairs import Scores
     from safe_rlhf_video.evaluation.labelled_clips import load_labelled_clips
     from safe_rlhf_video.scoring.score_many import raise_unreadable, read_from_store, score_many

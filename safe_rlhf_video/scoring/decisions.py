@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from safe_rlhf_video import lagrangian
-from safe_rlhf_video.calibration.multiplier import StoredMultiplier
+from safe_rlhf_video.calibration.multiplier_calibration import StoredMultiplier
 from safe_rlhf_video.calibration.store import HeadCalibration
-from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.heads import SUB_HEADS
 from safe_rlhf_video.lagrangian import Weighed
 from safe_rlhf_video.lagrangian.score import ScoreT
@@ -60,6 +60,21 @@ class TradeOff:
     def score(self, rewards: ScoreT, costs: ScoreT) -> ScoreT:
         """The Lagrangian scores; see `lagrangian.lagrangian_score`."""
         return lagrangian.lagrangian_score(rewards, costs, self.lagrange_multiplier, self.cost_limit, self.weighed)
+
+    def combine(self, rewards: np.ndarray, costs: np.ndarray) -> np.ndarray:
+        """Computes the Lagrangian scores of N responses, all finite.
+
+        Raises:
+            CheckpointError: a reward or a cost is not finite.
+            ConfigError: lambda or d is out of range, or so large that a score overflows.
+        """
+        if not (np.isfinite(rewards).all() and np.isfinite(costs).all()):
+            raise CheckpointError("a reward or cost is not finite: the model diverged; give another one")
+        with np.errstate(over="ignore", invalid="ignore"):
+            combined = self.score(rewards, costs)
+        if not np.isfinite(combined).all():
+            raise ConfigError(f"{self}: a score overflows; give a smaller lagrange_multiplier or cost_limit")
+        return combined
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON, under the names that they have in `PairScore`."""

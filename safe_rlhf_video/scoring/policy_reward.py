@@ -1,7 +1,7 @@
-"""The Lagrangian as a reward in the training of a policy: for TRL's GRPO, flow-GRPO and loops of one's own.
+"""Rewards a policy in training with the Lagrangian score: for TRL's GRPO, flow-GRPO and your own loops.
 
-A policy is trained on one number a sample; reward and cost are handed on beside it, so that a collapse of one of them
-stays visible. Nothing here imports a trainer.
+A policy is trained on one number per sample. Reward and cost are logged beside it, so that a collapse of one of them
+is visible. Nothing here imports a trainer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safe_rlhf_video.scoring.score_many import score_each_once
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.scoring.video_inputs import VideoLike, as_frames
 
-# In a checkpoint folder of the trainer's.
+# In a checkpoint folder of the trainer.
 STATE_FILE = "lagrange_multiplier.json"
 
 Videos: TypeAlias = Sequence[VideoLike] | np.ndarray | torch.Tensor
@@ -39,7 +39,7 @@ class LagrangianScores:
         rewards: (N,), how helpful.
         costs: (N,), how harmful; above 0 is unsafe.
         combined: (N,), the Lagrangian scores, what a policy is trained on.
-        trade_off: what decided, with lambda as it was then.
+        trade_off: lambda and the cost limit at that time.
     """
 
     rewards: np.ndarray
@@ -54,8 +54,8 @@ class LagrangianReward:
     Call it as one of TRL's `reward_funcs`; `flow_grpo()` gives flow-GRPO's form, and `score` is for any other loop.
 
     Attributes:
-        scorer: where the scores come from.
-        multiplier: lambda as it moves; None where it is fixed.
+        scorer: scores the videos.
+        multiplier: the moving lambda; None where it is fixed.
     """
 
     __name__ = "lagrangian"  # TRL logs rewards/lagrangian/mean
@@ -74,24 +74,24 @@ class LagrangianReward:
         batch_size: int = 64,
         **loading: Any,
     ) -> None:
-        """Where a sample's video and prompt are found matters in TRL's form alone.
+        """`generate`, `video_column` and `prompt_column` are for TRL alone.
 
         Args:
             model: a scorer with both heads, or the folders of its models.
-            lagrange_multiplier: lambda >= 0, fixed, a price on the cost; the model's own unless given.
-            cost_limit: d; the model's own unless given.
+            lagrange_multiplier: lambda >= 0, fixed, a price on the cost; by default the model's own.
+            cost_limit: d; by default the model's own.
             multiplier: moves lambda by the costs of the training steps, towards its own cost limit.
-            generate: makes the videos, from the prompts and completions (as texts) of one call, one each, in order.
-            video_column: the column that holds the videos (a field of a `rollout_func`, say). With neither of both, a
-                completion is the path of its video.
-            prompt_column: the column that holds what the videos are judged for, where the policy's prompt says more.
-            fps: frames a second of videos that are arrays.
-            batch_size: videos in one pass of the model, at most.
-            loading: as for `Scorer.from_pretrained`; the device is this rank's own unless given.
+            generate: makes one video for each prompt and completion (texts) of a call, in order.
+            video_column: the column with the videos (a field of a `rollout_func`, say). Without `generate` and
+                `video_column`, a completion is the path of its video.
+            prompt_column: the column with the prompts to judge the videos for, if the policy's prompt says more.
+            fps: frames per second of videos that are arrays.
+            batch_size: videos scored at once, at most.
+            loading: as for `Scorer.from_pretrained`; by default the device of this rank.
 
         Raises:
             ConfigError: two of the arguments exclude each other, or one is out of range.
-            CheckpointError: a model cannot be loaded, or there are not both a reward and a cost.
+            CheckpointError: a model cannot be loaded, or a reward or a cost is missing.
         """
         if multiplier is not None and (lagrange_multiplier is not None or cost_limit is not None):
             raise ConfigError(
@@ -119,15 +119,15 @@ class LagrangianReward:
         self._prompt_column = prompt_column
         self._fps = fps
         self._batch_size = batch_size
-        # flow-GRPO scores in threads; a pool of decoders serves one at a time.
+        # flow-GRPO scores in threads; a pool of decoders serves one thread at a time.
         self._lock = threading.Lock()
         self._pending: list[float] = []
-        # Whether a training step of TRL's is under way; None until a trainer has the callback.
+        # Whether TRL is in a training step; None until a trainer has the callback.
         self._in_step: bool | None = None
 
     @property
     def trade_off(self) -> TradeOff:
-        """What decides now."""
+        """The present lambda and cost limit."""
         if self._fixed is not None:
             return self._fixed
         assert self.multiplier is not None
@@ -136,14 +136,14 @@ class LagrangianReward:
     def score(
         self, prompts: Sequence[str], videos: Sequence[VideoLike] | np.ndarray | torch.Tensor
     ) -> LagrangianScores:
-        """Score N >= 1 videos, each for its prompt; it changes nothing, lambda neither.
+        """Scores N >= 1 videos, each for its prompt, and leaves lambda as it is.
 
-        The videos of a prompt are scored together, and one given twice only once, so that its scores are equal.
+        The videos of a prompt are scored together, and equal ones once, so that their scores are equal.
 
         Args:
             videos: each a path, the bytes of a file, a `Video`, a list of PIL images, or an array or tensor
-                (T, H, W, 3) or (T, 3, H, W), of uint8 or of floats in [0, 1]; without T it is one frame. Or all of them
-                as one array.
+                (T, H, W, 3) or (T, 3, H, W), of uint8 or of floats in [0, 1]; without T it is one frame. Or one array
+                of all videos.
 
         Raises:
             SampleError: a video has another form, or there are not as many as prompts. VideoDecodeError: a file cannot
@@ -156,17 +156,13 @@ class LagrangianReward:
             scores = score_each_once(self.scorer, prompts, self.scorer.read(frames, self._fps), self._batch_size)
         rewards, costs = scores["reward"], scores["cost"]
         trade_off = self.trade_off
-        with np.errstate(over="ignore", invalid="ignore"):
-            combined = trade_off.score(rewards, costs)
-        if not np.isfinite(combined).all():
-            raise ConfigError(f"{trade_off} make a score overflow; lower them")
-        return LagrangianScores(rewards, costs, combined, trade_off)
+        return LagrangianScores(rewards, costs, trade_off.combine(rewards, costs), trade_off)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        """TRL's form: the Lagrangian score of each completion's video.
+        """Returns the Lagrangian score of each completion's video, as TRL expects it.
 
-        Prompts and completions are texts or lists of messages, of which the last one of the user's and the last one
-        count. Where TRL hands `log_metric` and `log_extra`, it logs `lagrangian/reward` and `lagrangian/cost` (means),
+        Prompts and completions are texts or lists of messages; the last message of the user and the last of all count.
+        With TRL's `log_metric` and `log_extra`, it logs `lagrangian/reward` and `lagrangian/cost` (means),
         `lagrangian/reward_std` and `lagrangian/cost_std` (within a prompt), `lagrangian/unsafe_rate` and
         `lagrangian/multiplier`, and in the table of completions the columns `reward` and `cost`.
 
@@ -189,7 +185,7 @@ class LagrangianReward:
         return combined
 
     def flow_grpo(self, *, training: bool = True) -> Callable[..., tuple[dict[str, np.ndarray], dict[str, Any]]]:
-        """flow-GRPO's form: a function of (images, prompts, metadata) that gives (scores, {}).
+        """Returns a reward function for flow-GRPO: of (images, prompts, metadata), returning (scores, {}).
 
         Scores are `avg`, which flow-GRPO trains on, and `reward`, `cost`, `unsafe` (1 or 0) and `multiplier` (lambda),
         which it logs as reward_<name>; each (N,). With a multiplier, call `update_multiplier()` once a training step.
@@ -219,9 +215,9 @@ class LagrangianReward:
         return reward_fn
 
     def update_multiplier(self) -> float:
-        """Move lambda once, by the costs of the training samples since the last time; without any it stays.
+        """Moves lambda once, by the costs of the training samples since the last call; without any it stays.
 
-        Where torch.distributed is initialised, all ranks must call it: the costs of all are taken, in their order, so
+        If torch.distributed is initialised, all ranks must call it: it takes the costs of all ranks, in their order, so
         that lambda is the same everywhere.
 
         Returns:
@@ -230,53 +226,53 @@ class LagrangianReward:
         Raises:
             ConfigError: lambda is fixed.
         """
-        if self.multiplier is None:
-            raise ConfigError("lambda is fixed; give multiplier=LagrangeMultiplier(...) to have it move")
+        multiplier = self._require_moving()
         with self._lock:
             own, self._pending = self._pending, []
         if costs := _gather(own):
-            self.multiplier.update(costs)
-        return self.multiplier.value
+            multiplier.update(costs)
+        return multiplier.value
 
     def callback(self) -> TrainerCallback:
-        """What moves lambda in TRL: after each training step, never by an evaluation's costs.
+        """Returns the callback that moves lambda in TRL after each training step, never by the costs of an evaluation.
 
-        It saves lambda's state in each checkpoint (`lagrange_multiplier.json`) and, when a run is resumed, reads it.
+        It saves the state of lambda in each checkpoint (`lagrange_multiplier.json`) and reads it when a run is resumed.
 
         Raises:
             ConfigError: lambda is fixed.
         """
-        if self.multiplier is None:
-            raise ConfigError("lambda is fixed, there is nothing to call back; give multiplier=LagrangeMultiplier(...)")
+        self._require_moving()
         return _MultiplierCallback(self)
 
     def save(self, path: Path) -> None:
-        """Write lambda's settings and state to a JSON file.
+        """Writes the settings and state of lambda to a JSON file.
 
         Raises:
             ConfigError: lambda is fixed. CheckpointError: the file cannot be written.
         """
-        if self.multiplier is None:
-            raise ConfigError("lambda is fixed, there is no state to save; give multiplier=LagrangeMultiplier(...)")
-        self.multiplier.save(path)
+        self._require_moving().save(path)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote; costs that were not taken yet are dropped.
+        """Continues from what `save` wrote; costs that have not moved lambda yet are dropped.
 
         Raises:
             ConfigError: lambda is fixed, or was saved with other settings. CheckpointError: the file cannot be read.
         """
-        if self.multiplier is None:
-            raise ConfigError("lambda is fixed, there is no state to load; give multiplier=LagrangeMultiplier(...)")
+        present = self._require_moving()
         loaded = LagrangeMultiplier.load(path)
         for field in fields(LagrangeMultiplier):
-            was, now = getattr(loaded, field.name), getattr(self.multiplier, field.name)
+            was, now = getattr(loaded, field.name), getattr(present, field.name)
             if field.name not in ("log_value", "num_updates", "recent_costs") and was != now:
                 raise ConfigError(
                     f"{path}: was saved with {field.name} {was}, not {now}; resume with the same settings"
                 )
         with self._lock:
             self.multiplier, self._pending = loaded, []
+
+    def _require_moving(self) -> LagrangeMultiplier:
+        if self.multiplier is None:
+            raise ConfigError("lambda is fixed; give multiplier=LagrangeMultiplier(...) to let it move")
+        return self.multiplier
 
     def _note(self, scores: LagrangianScores) -> None:
         if self.multiplier is not None:
@@ -305,7 +301,7 @@ class LagrangianReward:
 
 
 class _MultiplierCallback(TrainerCallback):
-    """Tells a LagrangianReward when a training step begins and ends."""
+    """Informs a LagrangianReward when a training step begins and ends."""
 
     def __init__(self, reward: LagrangianReward) -> None:
         self._reward = reward
@@ -321,8 +317,8 @@ class _MultiplierCallback(TrainerCallback):
         path = _checkpoint(args, state)
         if path.exists():  # also where lambda has moved since: a run that failed may be resumed by the same process
             self._reward.load(path)
-        elif not self._reward.multiplier.num_updates:  # else it was loaded by hand
-            raise CheckpointError(f"{path}: missing, so lambda would begin anew; load() the state that was saved")
+        elif not self._reward.multiplier.num_updates:  # else the user has called load()
+            raise CheckpointError(f"{path}: missing, so lambda would start again; load() the state that was saved")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._reward._in_step = True
@@ -363,7 +359,7 @@ def _log(scores: LagrangianScores, prompts: Sequence[str], columns: Mapping[str,
 
 
 def _spread(values: np.ndarray, prompts: Sequence[str]) -> float | None:
-    """The standard deviation within a prompt, pooled over prompts; None where each prompt has one video."""
+    """Computes the standard deviation within prompts, pooled; None where each prompt has one video."""
     groups: dict[str, list[float]] = {}
     for prompt, value in zip(prompts, values.tolist(), strict=True):
         groups.setdefault(prompt, []).append(value)
@@ -382,7 +378,7 @@ def _read_column(columns: Mapping[str, Any], name: str) -> Sequence[Any]:
 
 
 def _read_message(value: Any, what: str, place: int, role: str | None = None) -> str:
-    """The text of a prompt or completion: it itself, or what the last message (of `role`) says."""
+    """Returns the text of a prompt or completion, or of the last message (of `role`) in a list of messages."""
     if isinstance(value, list | tuple):
         said = [one for one in value if isinstance(one, dict) and role in (None, one.get("role"))]
         value = said[-1].get("content") if said else None

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.scoring.decisions import TradeOff, sigmoid
 
 
@@ -33,19 +32,10 @@ def build_answer(rewards: Sequence[float], costs: Sequence[float], trade_off: Tr
         cost is above 0. (A log named reward or score would replace OpenRLHF's own.)
 
     Raises:
-        ConfigError: lambda or d is out of range, or so large that a score overflows.
-        CheckpointError: a score is not finite.
+        ConfigError, CheckpointError: as `TradeOff.combine`.
     """
     reward, cost = np.asarray(rewards, dtype=np.float64), np.asarray(costs, dtype=np.float64)
-    if not (np.isfinite(reward).all() and np.isfinite(cost).all()):
-        raise CheckpointError("a reward or cost is not finite: the model diverged; give another one")
-    with np.errstate(over="ignore", invalid="ignore"):
-        combined = trade_off.score(reward, cost)
-    if not np.isfinite(combined).all():
-        raise ConfigError(
-            f"lagrange_multiplier {trade_off.lagrange_multiplier:g} and cost_limit {trade_off.cost_limit:g} make a "
-            "score overflow; give smaller ones"
-        )
+    combined = trade_off.combine(reward, cost)
     return {
         "rewards": combined.tolist(),
         "scores": [sigmoid(value) for value in combined.tolist()],

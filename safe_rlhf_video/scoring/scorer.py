@@ -12,7 +12,7 @@ import numpy as np
 
 from safe_rlhf_video import lagrangian
 from safe_rlhf_video.calibration.calibrate import CalibratedMultiplier, Sample, calibrate, find_choice
-from safe_rlhf_video.calibration.multiplier import Limit, StoredMultiplier, find_multiplier
+from safe_rlhf_video.calibration.multiplier_calibration import Limit, StoredMultiplier, find_multiplier
 from safe_rlhf_video.calibration.store import FILE_NAME, MultiplierCalibration
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset, load_any
 from safe_rlhf_video.data.labelled_pairs import Scores
