@@ -133,8 +133,9 @@ def _say(mistake: Any) -> str:
         return "unknown, no such field is expected"
     if kind == "json_invalid":
         return f"not {message.removeprefix('Invalid ').replace('JSON: ', 'valid JSON (')})"
-    if kind == "value_error":  # of a __post_init__, which says itself what it got
-        return message.removeprefix("Value error, ")
+    message = message.removeprefix("Value error, ")
+    if kind == "value_error" and not isinstance(mistake["input"], str | int | float | None):
+        return message  # about fields that do not fit each other: the whole object would fill a page
     if kind in _EXPECTED:
         message = f"expected {_EXPECTED[kind]}"
     message = message.replace("Input should be", "expected")
