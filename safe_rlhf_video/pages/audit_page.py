@@ -25,7 +25,7 @@ def audit_plots(result: Figures) -> dict[str, Sequence[Plot]]:
         "triangles": list(_draw_triangles(result["triangles"] or {}, unit)),
         "baselines": [plot for name, each in result["baselines"].items() if (plot := _draw_baselines(name, each))],
         "balance": list(_draw_balance(result["balance"], unit)),
-        "graph": list(_draw_graph(result["graph"]["overall"], unit)) if result["graph"] else [],
+        "graph": list(_draw_graph((result["graph"] or {}).get("overall", {}), unit)),
     }
 
 
@@ -188,6 +188,8 @@ def _note_balance(balance: Figures, unit: str) -> list[str]:
 
 
 def _draw_graph(overall: Figures, unit: str) -> Iterator[Plot]:
+    if not overall.get("comparisons"):
+        return
     counted: list[tuple[str, Mapping[str, int], str, str]] = [
         (f"Comparisons of one {unit}", overall["comparisons_per_video"]["distribution"], f"{unit}s", "comparisons"),
         (f"Compared {unit}s of one prompt", overall["videos_per_prompt"]["distribution"], "prompts", f"{unit}s"),
