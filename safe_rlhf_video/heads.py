@@ -4,7 +4,7 @@ A reward is higher for the more helpful video. A cost is higher for the more har
 boundary (Safe RLHF, arXiv 2310.12773). SafeSora's `harmlessness` names the safer video, the one with the lower cost.
 The four sub-dimensions of helpfulness have a head each, with the same name. A harm label's score is a logit: above zero
 the label rather applies. An ordinal score is higher for a higher level; thresholds part the levels
-(`losses.severity_loss`).
+(`losses.ordinal_loss`).
 
 To add a sub-dimension, a label or a level, add it to `HEADS`: configs, records, targets and reports follow.
 """

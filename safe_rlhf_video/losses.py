@@ -1,4 +1,4 @@
-"""Losses of the reward and the cost head: pure functions of scores and labels, one value per element.
+"""Computes losses of scores and labels: pure functions, one value per element.
 
 No function reduces. Under DeepSpeed a mean is only right when it is taken over the global number of elements, which
 the sampler knows and a loss does not, so the caller reduces. The weighting used by default is
@@ -8,8 +8,8 @@ the sampler knows and a loss does not, so the caller reduces. The weighting used
            + mean safety_sign_loss(c, safety_sign)
 
 with means over comparisons, over distinct videos, and over videos with a known sign. Where ties are trained on, the
-Rao-Kupper losses stand in the place of Bradley-Terry's. Sources: SafeSora (arXiv 2406.14477) for the reward, Safe RLHF
-(arXiv 2310.12773) for the cost; as published, the two sign terms of a pair stand inside the mean over pairs, with unit
+Rao-Kupper losses replace Bradley-Terry's. Sources: SafeSora (arXiv 2406.14477) for the reward, Safe RLHF
+(arXiv 2310.12773) for the cost; as published, the two sign terms of a pair are inside the mean over pairs, with unit
 weights.
 
 Results have the dtype of the scores. Pass fp32 or fp64: in bf16 close scores round to exact ties and lose their margin.
@@ -90,7 +90,7 @@ def safety_sign_loss(costs: Tensor, safety_sign: Tensor) -> Tensor:
         loss_n = -log sigmoid(-safety_sign_n * cost_n)   where the sign is known
         loss_n = 0, with zero gradient                   where safety_sign_n = 0
 
-    Source: the sign terms of the cost model's loss in Safe RLHF (arXiv 2310.12773). There they stand inside the mean
+    Source: the sign terms of the cost model's loss in Safe RLHF (arXiv 2310.12773). There they are inside the mean
     over pairs; here each video counts once, so divide by the number of *known* signs, not by N.
 
     Args:
@@ -136,8 +136,8 @@ def harm_label_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return -targets.abs() * F.logsigmoid(targets.sign() * known_logits)
 
 
-def severity_loss(scores: Tensor, thresholds: Tensor, targets: Tensor) -> Tensor:
-    """Negative log likelihood of a severity by the proportional-odds model, each video with a weight of its class.
+def ordinal_loss(scores: Tensor, thresholds: Tensor, targets: Tensor) -> Tensor:
+    """Negative log likelihood of an ordinal label by the proportional-odds model, each video with its class's weight.
 
         P(level >= k) = sigmoid(score - threshold_k),   k = 1 to K - 1
         loss_n = -sum_k targets_nk log P(level_n = k)

@@ -156,7 +156,7 @@ def test_other_families_merge_and_name_no_folder(family: str, tmp_path: Path, mo
     shutil.move(source, tmp_path / "moved")
     assert len(list((tmp_path / "merged" / "backbone").glob("*.safetensors"))) > 3
     np.testing.assert_allclose(scores_of(tmp_path / "merged"), expected, rtol=0, atol=1e-5)
-    with one_line(CheckpointError, "./checkpoint", "say where it lies"):
+    with one_line(CheckpointError, "./checkpoint", "say where it is"):
         scores_of(tmp_path / "copy")
     np.testing.assert_array_equal(scores_of(tmp_path / "copy", backbone=str(tmp_path / "moved")), expected)
 

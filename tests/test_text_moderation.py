@@ -26,7 +26,7 @@ from safe_rlhf_video.errors import CheckpointError, SampleError
 from safe_rlhf_video.heads import HARM_HEADS, LABEL_HEADS, TEXT_HARM_HEADS
 from safe_rlhf_video.kinds.ordinal import probabilities
 from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS, label_columns
-from safe_rlhf_video.losses import severity_loss
+from safe_rlhf_video.losses import ordinal_loss
 from safe_rlhf_video.models.folder import load_models, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.score_model import THRESHOLDS, Thresholds
@@ -121,23 +121,23 @@ def true_probabilities(score: float, thresholds: list[float]) -> list[float]:
     return [above - below for above, below in pairwise(at_least)]
 
 
-def test_severity_loss_is_the_proportional_odds_model() -> None:
+def test_ordinal_loss_is_the_proportional_odds_model() -> None:
     thresholds, scores = [0.0, 1.3, 1.9], [-2.0, 0.4, 1.6, 5.0]
     in_float64 = [torch.tensor(values, dtype=torch.float64) for values in (scores, thresholds)]
     for level in range(4):
         targets = torch.zeros(4, 4)
         targets[:, level] = torch.tensor([1.0, 0.25, 3.0, 2.0])
-        losses = severity_loss(*in_float64, targets)
+        losses = ordinal_loss(*in_float64, targets)
         expected = [
             -weight * math.log(true_probabilities(score, thresholds)[level])
             for weight, score in zip(targets[:, level].tolist(), scores, strict=True)
         ]
         assert losses.tolist() == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="shape"):
-        severity_loss(torch.zeros(4), torch.zeros(3), torch.zeros(4, 3))
+        ordinal_loss(torch.zeros(4), torch.zeros(3), torch.zeros(4, 3))
 
 
-def test_severity_loss_has_the_gradient_of_its_formula_and_none_of_unknown_texts() -> None:
+def test_ordinal_loss_has_the_gradient_of_its_formula_and_none_of_unknown_texts() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True)
     steps = torch.tensor([0.3, -0.8], dtype=torch.float64, requires_grad=True)
@@ -145,7 +145,7 @@ def test_severity_loss_has_the_gradient_of_its_formula_and_none_of_unknown_texts
 
     def loss(scores: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         thresholds = torch.cat([torch.zeros(1, dtype=torch.float64), steps.exp().cumsum(0)])
-        return severity_loss(scores, thresholds, targets)
+        return ordinal_loss(scores, thresholds, targets)
 
     assert torch.autograd.gradcheck(loss, (scores, steps))
     with torch.no_grad():
@@ -157,11 +157,11 @@ def test_severity_loss_has_the_gradient_of_its_formula_and_none_of_unknown_texts
     assert torch.isfinite(losses).all()
 
 
-def test_severity_loss_is_finite_in_float32_however_wrong_a_score_is() -> None:
+def test_ordinal_loss_is_finite_in_float32_however_wrong_a_score_is() -> None:
     scores = torch.tensor([-400.0, 400.0] * 4, requires_grad=True)
     log_step = torch.tensor(-12.0, requires_grad=True)  # two thresholds that nearly coincide
     thresholds = torch.stack([torch.zeros(()), log_step.exp(), torch.tensor(3.0)])
-    losses = severity_loss(scores, thresholds, torch.eye(4).repeat_interleave(2, 0))
+    losses = ordinal_loss(scores, thresholds, torch.eye(4).repeat_interleave(2, 0))
     losses.sum().backward()
     assert scores.grad is not None
     assert log_step.grad is not None
@@ -197,7 +197,7 @@ def test_the_fit_finds_the_thresholds_of_its_data() -> None:
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()  # noqa: B023
-            loss = severity_loss(slope * inputs + bias, head(), targets).mean()  # noqa: B023
+            loss = ordinal_loss(slope * inputs + bias, head(), targets).mean()  # noqa: B023
             loss.backward()
             return loss
 

@@ -1,6 +1,6 @@
 """A batch is a set of distinct videos plus comparisons between them, never two parallel lists of clips.
 
-In a text corpus the responses stand in the place of videos; one batch may hold both.
+In a text corpus, texts take the place of videos; one batch may hold both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which videos are compared with which: one group a prompt, and splits that never share a prompt."""
+"""Groups comparisons by prompt, and splits groups so that no two sides share a prompt."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class PromptGroup:
 
 
 def safety_signs(pairs: Iterable[PairSample], videos: Iterable[VideoSample] = ()) -> dict[tuple[str, str], int]:
-    """Whether each video is safe, from all the records that speak of it: the one rule for training and evaluation.
+    """Reads whether each video is safe from all its records: the one rule for training and evaluation.
 
     Args:
         videos: further records.
 
     Returns:
-        (prompt_id, video_id) -> +1 safe, -1 unsafe, 0 where no record says it or two contradict each other; in the
-        order of first appearance.
+        (prompt_id, video_id) -> +1 safe, -1 unsafe, 0 where no record has a label or two contradict each other; in
+        the order of first appearance.
     """
     said: dict[tuple[str, str], set[int]] = {}
     for video in _all_records(pairs, videos):
@@ -65,7 +65,7 @@ def safety_signs(pairs: Iterable[PairSample], videos: Iterable[VideoSample] = ()
 
 
 def harm_signs(pairs: Iterable[PairSample], videos: Iterable[VideoSample] = ()) -> dict[tuple[str, str], np.ndarray]:
-    """The label targets of each video, from all the records that speak of it.
+    """Reads the label targets of each video from all its records.
 
     Returns:
         (prompt_id, video_id) -> float32 (C,), a row of `kinds.targets.label_targets`; in the order of first appearance.
@@ -104,8 +104,8 @@ def build_groups(
 
     Returns:
         The groups, and what a reader should know of the labels: `missing/<dimension>` and `ties/<dimension>` counts,
-        and `contradictory is_safe` and the same of the fields of ordinal labels, such as `severity_level`: videos whose
-        records disagree and whose label therefore counts as unknown.
+        and `contradictory is_safe` and the same of the fields of ordinal labels: videos whose records disagree and
+        whose label therefore counts as unknown.
     """
     pairs_of: dict[str, list[PairSample]] = {}
     for pair in pairs:
@@ -180,7 +180,7 @@ def leave_out(groups: Sequence[PromptGroup], names: Collection[str]) -> list[Pro
 def split_pairs(groups: Sequence[PromptGroup], dimensions: Sequence[str]) -> list[PromptGroup]:
     """One group for each two videos that are compared or tied in one of these dimensions, with all labels of the two.
 
-    A video that stands in several comparisons stands in several groups; one that stands in none is in none.
+    A video of several comparisons is in several groups; a video of none is in none.
     """
     split = []
     for group in groups:
@@ -230,7 +230,7 @@ def keep_useful(
 
 
 def _select_videos(group: PromptGroup, keep: np.ndarray) -> PromptGroup:
-    """The group with some of its videos, and the comparisons and ties between those."""
+    """The group with some of its videos, and the comparisons and ties between them."""
     new_index = np.cumsum(keep) - 1
     comparisons, ties = (
         {name: new_index[rows[keep[rows].all(axis=1)]] for name, rows in labels.items()}
@@ -254,7 +254,7 @@ def split_by_prompt(
     A prompt's side depends on its text and the seed alone, so adding data moves no prompt across.
 
     Returns:
-        Those with a place from `fraction` on, and those below.
+        The groups to train on, and the groups that were split off.
 
     Raises:
         SampleError: one of the two sides would be empty.
@@ -280,6 +280,6 @@ def is_for_calibration(prompt_text: str, fraction: float, seed: int) -> bool:
 
 
 def _place(prompt_text: str, seed: int) -> float:
-    """Where a prompt stands from 0 to 1, evenly over prompts."""
+    """The place of a prompt from 0 to 1, evenly spread over prompts."""
     digest = hashlib.sha256(f"{seed}/{normalise_prompt(prompt_text)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -298,6 +298,6 @@ def known_labels(written: Mapping[str, bool | None] | None) -> dict[str, bool] |
     return None if written is None else {name: value for name, value in written.items() if value is not None}
 
 
-def contradicts_severity(is_safe: bool | None, severity_level: int | None) -> bool:
-    """Whether a response is labelled safe and severe at once, or neither."""
-    return is_safe is not None and severity_level is not None and is_safe == (severity_level > 0)
+def contradicts_is_safe(is_safe: bool | None, level: int | None) -> bool:
+    """Whether a response is labelled safe and harmful to some level at once, or neither."""
+    return is_safe is not None and level is not None and is_safe == (level > 0)

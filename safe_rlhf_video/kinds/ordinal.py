@@ -52,7 +52,7 @@ def decode(targets: NDArray[np.floating]) -> NDArray[np.int64]:
 def probabilities(
     scores: FloatArray, thresholds: FloatArray, class_weights: Sequence[float] | None = None
 ) -> FloatArray:
-    """Computes how likely each level is, by the proportional-odds model of `losses.severity_loss`.
+    """Computes how likely each level is, by the proportional-odds model of `losses.ordinal_loss`.
 
         P(level >= k) = sigmoid(score - threshold_k),   p_k = P(level >= k) - P(level >= k + 1)
 

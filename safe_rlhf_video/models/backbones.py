@@ -281,7 +281,7 @@ def _resolve_source(config: BackboneConfig) -> str:
         return str(folder)
     # A hub id is "name" or "owner/name"; all else can only be meant as a folder.
     if not config.path or config.path[0] in "/.~" or config.path.count("/") > 1:
-        raise CheckpointError(f"{config.path!r}: no such backbone folder; say where it lies, or give a hub id")
+        raise CheckpointError(f"{config.path!r}: no such backbone folder; say where it is, or give a hub id")
     return config.path
 
 

@@ -1,4 +1,4 @@
-"""What a score model is built from; plain dataclasses, no torch, so that command lines answer at once."""
+"""Defines what a score model is built from; plain dataclasses, no torch, so that command lines answer at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TrainedPart = Literal["projector", "language_model"]
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Which video-language backbone to stand on.
+    """The video-language backbone.
 
     Attributes:
         path: A checkpoint folder, a hub id, or "tiny" for the backbone embedded in this package.
@@ -27,7 +27,7 @@ class BackboneConfig:
         initialization: "random" builds the same architecture without its weights: a control, not a model to use.
         random_seed: The seed of that random initialisation.
         dtype: The frozen weights' type; "auto" is float32 on CPU and bfloat16 on CUDA. What is trained is float32.
-        trust_remote_code: Whether Python code that lies beside the weights may run; no supported family needs it.
+        trust_remote_code: Whether Python code beside the weights may run; no supported family needs it.
         attention: "auto" is FlashAttention 2 on CUDA in bfloat16 where it is installed, else PyTorch's ("sdpa").
         liger: "auto" takes the Liger kernels on CUDA where they are installed.
     """

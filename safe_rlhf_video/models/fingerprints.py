@@ -30,7 +30,7 @@ def read_fingerprints(folder: Path) -> Fingerprints:
 
 
 def fingerprint_model(folder: Path) -> str:
-    """Identifies what decides the scores of a model folder; its calibration does not, and so may lie in it.
+    """Identifies what decides the scores of a model folder; its calibration does not, so the folder may contain it.
 
     Of a merged model's own backbone, model.json has the fingerprint, which is compared when it is loaded.
 

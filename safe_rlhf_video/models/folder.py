@@ -74,13 +74,13 @@ def load_models(
     """Load one or more model folders onto one backbone.
 
     Args:
-        backbone_path: where the backbone lies here, if not where it lay in training; it must have the same weights. A
+        backbone_path: where the backbone is, if it has moved since training; it must have the same weights. A
             merged model brings its own.
-        trust_remote_code: whether Python code that lies beside the backbone's weights may run.
+        trust_remote_code: whether Python code beside the backbone's weights may run.
         dtype: the frozen weights' type, if not that of training.
 
     Returns:
-        The model in evaluation mode, its backbone, and a record that joins those of all folders.
+        The model in evaluation mode, its backbone, and a record that joins the records of all folders.
 
     Raises:
         CheckpointError: the folders do not fit each other or the backbone, or one lacks a tensor.
@@ -91,7 +91,7 @@ def load_models(
     if joined.backbone_in_folder:
         if backbone_path is not None:
             raise CheckpointError(
-                f"{folders[0]}: holds its own backbone, so {backbone_path} cannot stand in for it; leave it out"
+                f"{folders[0]}: holds its own backbone, so {backbone_path} cannot replace it; leave it out"
             )
         own = str(resolve_model_folder(folders[0]) / "backbone")
         config = replace(config, path=own, revision=None, initialization="pretrained")

@@ -79,7 +79,7 @@ def count_text_tokens(reader: Reader, prompt: str, response: str) -> int:
 def count_video_tokens(reader: Reader, prompt: str, sampling: Sampling) -> int:
     """Tokens of a prompt with the longest video that `sampling` lets through, about: times are taken as whole seconds.
 
-    No clip has to be read for it, so it says the same wherever the clips lie.
+    No clip has to be read for it, so the count is the same wherever the clips are.
     """
     family = reader.family
     seconds = family.step_seconds([float(second) for second in range(sampling.num_frames)])

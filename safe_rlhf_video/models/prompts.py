@@ -25,10 +25,10 @@ class Template:
 
     Attributes:
         name: Goes into model folders; another form gets another name.
-        before: What stands before the video, or before the prompt where there is none.
-        before_prompt: What stands between a video and the prompt.
+        before: The text before the video, or before the prompt where there is none.
+        before_prompt: The text between a video and the prompt.
         after_prompt: The end of the user's turn and the start of the assistant's.
-        before_response: What more stands before a text response.
+        before_response: Further text before a text response.
         after_response: What ends it.
     """
 

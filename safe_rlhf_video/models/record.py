@@ -185,7 +185,7 @@ def write_record(folder: Path, record: ModelRecord, template_name: str, template
 
 
 def read_record(folder: str | Path) -> ModelRecord:
-    """Reads and checks a model folder's model.json; a run folder stands for the model folder in it.
+    """Reads and checks a model folder's model.json; given a run folder, the model folder in it.
 
     Raises:
         CheckpointError: no model folder, another format version or template, or a damaged file.
@@ -231,7 +231,7 @@ def read_record(folder: str | Path) -> ModelRecord:
 
 
 def _upgrade(fields: dict[str, Any]) -> dict[str, Any]:
-    """Turns the fields of format version 3 into those of 4.
+    """Turns the fields of format version 3 into fields of version 4.
 
     Training such a folder again would cost days of a GPU, and reading it costs these lines. Delete them, and what
     mentions them in `read_record`, when nobody has such folders any more.

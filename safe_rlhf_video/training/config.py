@@ -1,4 +1,4 @@
-"""Everything a training run can be told; torch-free, checked before any process group starts."""
+"""Defines the configuration of a training run; torch-free, checked before any process group starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DataConfig:
         path: A SafeSora-format config file (.json or .json.gz), or a folder that holds one and `videos/`; or a list of
             them, which are joined. Text corpora are converted to this format first (scripts/convert.py).
         config_filename: The config's name, where `path` is a folder.
-        video_dir: Where the clips lie (video_dir/prompt_id/video_id.mp4), if not where SafeSora's rule says.
+        video_dir: Where the clips are (video_dir/prompt_id/video_id.mp4), if not where SafeSora's rule says.
         frame_store: A folder that scripts/prepare_videos.py made: clips are read from it and never decoded.
         unreadable: What becomes of comparisons with a clip in the frame store's quarantine: "refuse" ends the run
             before it starts, "drop" leaves them out and says how many.
@@ -84,8 +84,8 @@ class LossConfig:
     Attributes:
         comparison: Bradley-Terry on the comparisons, a mean over comparisons.
         sign: The cost's sign terms from `is_safe`, a mean over videos whose label is known.
-        harm: The harm labels' log loss, for each label a mean over the videos of which it is known; a mean over labels,
-            of which the severity of a text is one.
+        harm: The harm labels' log loss, for each label a mean over the videos whose label is known; a mean over labels,
+            ordinal ones included.
         harm_balance: How far rare classes are raised: a class of n_c of n videos weighs (n / n_c) to this power, 1 for
             equal shares of the loss, 0 for equal videos; the weights have the mean 1.
         regularization: The square of every score but the logits of harm labels, a mean over videos.
@@ -234,7 +234,7 @@ class CheckpointConfig:
 
     Attributes:
         every_steps: Validate and save after so many steps; 0 means once an epoch.
-        keep_last: Checkpoints to keep besides the best one.
+        keep_last: Checkpoints to keep in addition to the best one.
     """
 
     every_steps: int = 0

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
 from safe_rlhf_video.data.preferences import is_for_calibration, names_of_generators, videos_of
-from safe_rlhf_video.data.records import VIDEO_NAMES, PairSample, VideoSample, contradicts_severity
+from safe_rlhf_video.data.records import VIDEO_NAMES, PairSample, VideoSample, contradicts_is_safe
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.heads import HEADS, ORDINAL_HEADS
 from safe_rlhf_video.training.config import DataConfig
 
 
@@ -39,7 +40,7 @@ def read_corpus(config: DataConfig, with_levels: bool) -> Corpus:
     """Reads and joins the records of all files.
 
     Args:
-        with_levels: whether severities are trained on, which must then not contradict `is_safe`.
+        with_levels: whether a level of harm is trained on, which must then not contradict `is_safe`.
 
     Raises:
         SampleError: a wrong record, or two files use one id for different things.
@@ -68,7 +69,7 @@ def read_corpus(config: DataConfig, with_levels: bool) -> Corpus:
                     "different prompts different ids"
                 )
             if with_levels:
-                _check_severities(sample, f"{path} row {row}")
+                _check_levels(sample, f"{path} row {row}")
         videos = [video for video in dataset.videos if video.response_text is None]
         files = dict(zip((video.name for video in videos), dataset.video_files(videos), strict=True))
         for video in dataset.videos:
@@ -147,17 +148,18 @@ def hold_out_prompts(corpus: Corpus, fraction: float, seed: int) -> tuple[Corpus
     return kept, [f"{num_held_out} further records are held out for calibration"]
 
 
-def _check_severities(sample: PairSample | VideoSample, where: str) -> None:
-    """A severity is of a harm: 0 exactly where a text is safe."""
-    fields = [f"{name}." for name in VIDEO_NAMES] if isinstance(sample, PairSample) else [""]
-    for field, video in zip(fields, videos_of(sample), strict=True):
-        if contradicts_severity(video.is_safe, video.severity_level):
-            expected = "0" if video.is_safe else "1 to 3"
-            raise SampleError(
-                f"{where} field {field}severity_level: expected {expected} where is_safe is {video.is_safe}, got "
-                f"{video.severity_level}; correct one of them or set it to null (convert.py saferlhf "
-                "--unlabel_violations does)"
-            )
+def _check_levels(sample: PairSample | VideoSample, where: str) -> None:
+    """A level is one of harm: it is 0 exactly where a text is safe."""
+    sides = [f"{name}." for name in VIDEO_NAMES] if isinstance(sample, PairSample) else [""]
+    for side, video in zip(sides, videos_of(sample), strict=True):
+        for head in (HEADS[name] for name in ORDINAL_HEADS):
+            level = getattr(video, head.key)
+            if contradicts_is_safe(video.is_safe, level):
+                expected = "0" if video.is_safe else f"1 to {len(head.levels) - 1}"
+                raise SampleError(
+                    f"{where} field {side}{head.key}: expected {expected} where is_safe is {video.is_safe}, got "
+                    f"{level}; correct one of them or set it to null (convert.py saferlhf --unlabel_violations does)"
+                )
 
 
 def _is_same_clip(one: Path | str, other: Path | str) -> bool:

@@ -1,4 +1,4 @@
-"""A rank's micro-batches, step by step, read ahead of the model."""
+"""Reads a rank's micro-batches ahead of the model."""
 
 from __future__ import annotations
 

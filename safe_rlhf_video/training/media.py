@@ -1,4 +1,4 @@
-"""What a validation shows besides its figures: scores by label, and a few pairs with frames. W&B alone gets it."""
+"""Collects what W&B shows of a validation: scores by label, and a few pairs with frames."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TEXT_LENGTH = 500
 
 
 @dataclass(frozen=True)
-class ShownPair:
+class ValidationPair:
     """Two responses to a prompt.
 
     Attributes:
         names: of video_0 and video_1, as `prompt_id/video_id`.
-        labels: dimension -> "video_0", "video_1" or "tie"; only those that the pair has.
+        labels: dimension -> "video_0", "video_1" or "tie"; only dimensions in which the pair has one.
     """
 
     prompt_text: str
@@ -43,7 +43,7 @@ class ValidationMedia:
 
     Attributes:
         scores: `<head>/chosen` and `<head>/rejected` -> the scores on either side of the head's comparisons, a video
-            that stands in several counted as often; `cost/safe` and `cost/unsafe` -> the costs of videos;
+            of several comparisons counted as often; `cost/safe` and `cost/unsafe` -> the costs of videos;
             `<head>/<class>` -> the scores of videos by the class of their label: applies and does_not, or a level.
         pairs: the same at every validation.
         scores_of: name of a response of these pairs -> head -> score.
@@ -52,7 +52,7 @@ class ValidationMedia:
     """
 
     scores: Mapping[str, np.ndarray]
-    pairs: Sequence[ShownPair]
+    pairs: Sequence[ValidationPair]
     scores_of: Mapping[str, Mapping[str, float]]
     looks: Mapping[str, np.ndarray | str]
 
@@ -111,7 +111,7 @@ class MediaCollector:
         return _join(found) if found else None
 
 
-def choose_pairs(groups: Sequence[PromptGroup], dimensions: Sequence[str]) -> tuple[ShownPair, ...]:
+def choose_pairs(groups: Sequence[PromptGroup], dimensions: Sequence[str]) -> tuple[ValidationPair, ...]:
     """Of the first prompts with a label, the pair of each that has labels in most dimensions."""
     pairs = []
     for group in groups:
@@ -125,7 +125,7 @@ def choose_pairs(groups: Sequence[PromptGroup], dimensions: Sequence[str]) -> tu
         if labels:
             key = max(labels, key=lambda pair: len(labels[pair]))
             names = (group.videos[key[0]].name, group.videos[key[1]].name)
-            pairs.append(ShownPair(group.prompt_text, names, labels[key]))
+            pairs.append(ValidationPair(group.prompt_text, names, labels[key]))
         if len(pairs) == NUM_PAIRS:
             break
     return tuple(pairs)

@@ -1,4 +1,4 @@
-"""What a run tells its user besides its metrics: what is trained, what does not learn, a line a row."""
+"""Writes the lines of a run for its user: what is trained, what does not learn, what to do without memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def warn_if_stuck(
     weights: LossConfig,
     say: Callable[[str], None],
 ) -> None:
-    """Warn of a model that cannot tell any pair apart: its loss is ln 2; every recent step near it is no accident.
+    """Warns of a model that scores all pairs as equal: its loss is ln 2; every recent step near it is no accident.
 
     A mean over steps would not do: that of a run which learns passes ln 2 on its way down.
 

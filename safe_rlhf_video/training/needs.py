@@ -1,4 +1,4 @@
-"""What a run needs of tokens and memory, said before its first step; no weights are loaded for it."""
+"""Estimates the tokens and memory of a run before its first step; loads no weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From scores to one loss, and to the sums that the metrics are made of."""
+"""Computes the loss of a batch from its scores, and the sums that metrics are made of."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from safe_rlhf_video.kinds.targets import label_columns
 from safe_rlhf_video.losses import (
     bradley_terry_loss,
     harm_label_loss,
+    ordinal_loss,
     rao_kupper_loss,
     rao_kupper_tie_loss,
     safety_sign_loss,
     score_regularization,
-    severity_loss,
 )
 from safe_rlhf_video.stats.credit import TIE_TOLERANCE
 from safe_rlhf_video.training.config import LossConfig
@@ -42,7 +42,7 @@ def _label_loss(scores: Tensor, targets: Tensor, thresholds: Tensor | None) -> T
 
 def _ordinal_loss(scores: Tensor, targets: Tensor, thresholds: Tensor | None) -> Tensor:
     assert thresholds is not None
-    return severity_loss(scores, thresholds, targets)
+    return ordinal_loss(scores, thresholds, targets)
 
 
 # Kind of head -> its loss: (N,) from scores (N,), the head's columns of the targets (N, C) and its thresholds, if any.
@@ -167,7 +167,7 @@ class Tally:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def check_finite(self, when: str) -> None:
-        """Name the videos of which a score, or the batch of which the loss, is not finite.
+        """Names the videos whose score is not finite, or the batch whose loss is not.
 
         Args:
             when: begins the message, e.g. "step 3".

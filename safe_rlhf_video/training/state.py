@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, and enough to go on as if nothing had happened.
+"""Writes and reads checkpoints of a run: whole or not at all, and enough to resume as if nothing had happened.
 
     <run>/checkpoints/step_N/model/            the model folder
     <run>/checkpoints/step_N/training_state/   optimizer.safetensors, trainer.json
@@ -30,7 +30,7 @@ from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, TrainConfig
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where a run stands after `step` updates.
+    """The state of a run after `step` updates.
 
     Attributes:
         data_fingerprint: identifies the training records.
@@ -108,7 +108,7 @@ def find_checkpoints(run: Path) -> list[int]:
 def save_checkpoint(
     run: Path, state: TrainerState, moments: Mapping[str, Tensor], save_model: Callable[[Path], None], keep_last: int
 ) -> None:
-    """Write a checkpoint, make it the run's model if it is the best, and drop those no longer needed.
+    """Write a checkpoint, make it the run's model if it is the best, and delete those no longer needed.
 
     Raises:
         CheckpointError: the disk is full or cannot be written; all earlier checkpoints stay as they are.

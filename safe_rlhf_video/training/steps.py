@@ -89,7 +89,7 @@ def take_step(run: Run, learner: Learner, batches: Iterator[tuple[Job, Batch]], 
     totals = distributed.sum_over_ranks(tally.sums | squares_by_name, ranks)
     norms = {part: math.sqrt(totals.pop(f"norm/{part}")) for part in squares}
     if not all(map(math.isfinite, norms.values())):
-        # The norms are those of the whole step: it is all its prompts that are to be looked at.
+        # The norms are of the whole step, so any of its prompts may be the cause.
         prompts = name_some([run.data.train[i].prompt_id for i in job.plan.groups])
         raise CheckpointError(f"{when}: the gradient is not finite for the prompts {prompts}{DIVERGED}")
     with memory_hint(config, f"{when}: in the optimiser's step", len(job.groups)):  # the first one makes Adam's moments

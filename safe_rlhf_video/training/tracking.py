@@ -1,4 +1,4 @@
-"""Metrics: one row a step to <run>/metrics.jsonl and, the same, to W&B, which gets media and the model besides.
+"""Writes metrics: one row a step to <run>/metrics.jsonl, and the same row, media and the model to W&B.
 
 Only the first rank tracks.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.training.config import TrackingConfig
-from safe_rlhf_video.training.media import ShownPair, ValidationMedia
+from safe_rlhf_video.training.media import ValidationMedia, ValidationPair
 
 NUM_BINS = 32
 
@@ -67,7 +67,7 @@ class Tracker:
 
         artifact = wandb.Artifact(f"model-{self._wandb.id}", type="model", metadata=dict(facts))
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            # Uploaded from where it lies: a copy of a language model would fill the home folder.
+            # Uploaded from its place: a copy of a language model would fill the home folder.
             artifact.add_file(str(file), str(file.relative_to(folder)), policy="immutable")
         self._wandb.log_artifact(artifact)
 
@@ -104,8 +104,10 @@ class Tracker:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
 
-def _row(pair: ShownPair, looks: Mapping[str, Any], scores_of: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """A pair as a row of W&B's table; texts stand in columns of their own, since a column has one type."""
+def _row(
+    pair: ValidationPair, looks: Mapping[str, Any], scores_of: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """A pair as a row of W&B's table; texts have columns of their own, since a column has one type."""
     row: dict[str, Any] = {"prompt": pair.prompt_text}
     for side, name in enumerate(pair.names):
         kind = "text" if isinstance(looks[name], str) else "video"

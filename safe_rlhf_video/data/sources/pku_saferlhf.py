@@ -28,7 +28,7 @@ from safe_rlhf_video.data.records import (
     VIDEO_NAMES,
     HarmCategories,
     SeverityLevel,
-    contradicts_severity,
+    contradicts_is_safe,
     known_labels,
 )
 from safe_rlhf_video.data.sources.conversion import Conversion, digest
@@ -218,7 +218,7 @@ def convert_rows(
         if unlabel_violations and _breaks_logical_order(row):
             preferences["harmlessness"] = None
         for video in videos if unlabel_violations else ():
-            if contradicts_severity(video["is_safe"], video.get("severity_level")):
+            if contradicts_is_safe(video["is_safe"], video.get("severity_level")):
                 video["severity_level"] = None
         # The source's fields are nested, for one may have the name of a SafeSora field.
         more = {"prompt_source": row.prompt_source, "source_fields": dict(row.extra)}
