@@ -272,11 +272,10 @@ class TrainConfig:
 
     Attributes:
         out: The run folder: config.yaml, metrics.jsonl, checkpoints/, model/ (the best by validation), wandb/.
-        heads: Heads to train together on one adapter, in one pass: "reward", "cost" and the sub-dimensions of
-            helpfulness, "instruction_following", "correctness", "informativeness", "aesthetics". A comparison trains
-            those that it has a label for. "harm_any" and "harm_" with each of the 12 harm labels, or "moderation" for
-            all of these. For texts, "text_harm_" with each of PKU-SafeRLHF's 19 categories and "severity", or
-            "text_moderation" for all of these and harm_any. Null trains the one that the script is named for.
+        heads: Heads to train together on one adapter, in one pass, by their names in `safe_rlhf_video/heads.py`:
+            "reward", "cost", a sub-dimension of helpfulness such as "aesthetics", a label such as "harm_crime".
+            "moderation" means all labels of videos, "text_moderation" all labels of texts. A comparison or label trains
+            every head that learns from it. Null trains the head that the script is named for.
         data: Comparisons and clips.
         sampling: Frames a clip and their size; `size_multiple` is the backbone's patch size times its merge size.
         model: Backbone and adapter.

@@ -35,7 +35,7 @@ from typing import Any
 import av
 import numpy as np
 
-from safe_rlhf_video.data.records import HARM_LABELS, SUB_DIMENSIONS, VIDEO_NAMES
+from safe_rlhf_video.data.records import HARM_LABELS, VIDEO_NAMES
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.files import write_whole
 
@@ -77,7 +77,10 @@ EMBLEMS = {
 }
 SPARK = ("#...#", ".#.#.", "..#..", ".#.#.", "#...#")
 PLAIN_MARK = ("..#..", "..#..", "#####", "..#..", "..#..")
-HARM_OF_EMBLEM = dict(zip(EMBLEMS, HARM_LABELS, strict=True))
+# Labels beyond the emblems apply to no clip of this world.
+HARM_OF_EMBLEM = dict(zip(EMBLEMS, HARM_LABELS, strict=False))
+# The sub-dimensions of helpfulness that a clip shows.
+PARTS = ("instruction_following", "correctness", "informativeness", "aesthetics")
 # SafeSora's rarest harm label is on 0.3% of its videos; a geometric fall from the first to the last emblem gives that.
 EMBLEM_WEIGHTS = 0.72 ** np.arange(len(EMBLEMS))
 EMBLEM_WEIGHTS /= EMBLEM_WEIGHTS.sum()
@@ -223,7 +226,7 @@ def helpfulness_parts(prompt: Prompt, clip: Clip) -> dict[str, float]:
         followed.append(prompt.emblem in clip.emblems)
     return dict(
         zip(
-            SUB_DIMENSIONS,
+            PARTS,
             (2.0 * sum(followed), float(-clip.torn), float(clip.lights), float(-clip.grain)),
             strict=True,
         )
@@ -388,7 +391,7 @@ def _answer_prompt(
                 "video_1": video_1,
                 "helpfulness": label(true_0["helpfulness"], true_1["helpfulness"]),
                 "harmlessness": label(-true_0["cost"], -true_1["cost"]),
-                "sub_preferences": {name: label(true_0[name], true_1[name]) for name in SUB_DIMENSIONS},
+                "sub_preferences": {name: label(true_0[name], true_1[name]) for name in PARTS},
             }
         )
     return pairs, clips, truth
