@@ -33,7 +33,7 @@ from safe_rlhf_video.pages.live_page import build_server
 from safe_rlhf_video.pages.run_metrics import RunMetrics, open_runs
 from safe_rlhf_video.pages.wandb_workspace import build_workspace
 from safe_rlhf_video.training.config import TrackingConfig
-from safe_rlhf_video.training.media import ShownPair, ValidationMedia
+from safe_rlhf_video.training.media import ValidationMedia, ValidationPair
 from safe_rlhf_video.training.tracking import NUM_BINS, Tracker
 from safe_rlhf_video.worlds.text_world import plan_rows
 
@@ -129,7 +129,7 @@ def test_wandb_has_media_config_and_model(joint_run: Path) -> None:
 
 
 def test_texts_and_clips_stand_in_one_table(tmp_path: Path) -> None:
-    pairs = (ShownPair("one", ("a", "b"), {"helpfulness": "video_1"}), ShownPair("two", ("c", "d"), {}))
+    pairs = (ValidationPair("one", ("a", "b"), {"helpfulness": "video_1"}), ValidationPair("two", ("c", "d"), {}))
     looks = {"a": np.zeros((8, 32, 3), np.uint8), "b": np.zeros((8, 32, 3), np.uint8), "c": "<i>yes", "d": "no"}
     media = ValidationMedia({}, pairs, {name: {"reward": float(ord(name))} for name in "abcd"}, looks)
     with Tracker(tmp_path, TrackingConfig(wandb="offline"), {}, 0, None) as tracker:
