@@ -16,7 +16,7 @@ MOST_LINES_OF_A_FUNCTION = 140
 SHARED_MODULE_NAMES = {
     "config.py", "harms.py", "judgements.py", "page.py", "plots.py", "server.py", "wording.py",
 }  # fmt: skip
-SHARED_CLASS_NAMES = {"Clip", "Line", "Reference", "Row", "Sample", "Section", "ShownPair"}
+SHARED_CLASS_NAMES = {"Clip", "Line", "Reference", "Row", "Sample", "Section"}
 
 
 @cache
