@@ -46,7 +46,7 @@ test: $(STAMP) ## the fast tests
 
 test-full: $(STAMP) ## all tests: also kills, ZeRO stages x ranks, fuzzing
 	@echo "Running all tests ..."
-	@$(OFFLINE) $(BIN)/python -m pytest
+	@$(PYTEST)
 
 lint: $(STAMP) ## style and common mistakes (ruff)
 	@echo "Checking style ..."

@@ -76,7 +76,7 @@ def launch(
     *arguments: object,
     ranks: int | None = None,
     check: bool = True,
-    timeout: float = 280,
+    timeout: float = 500,
     as_users_do: bool = False,
     **extra: str,
 ) -> subprocess.CompletedProcess[str]:

@@ -483,10 +483,10 @@ def test_generators_with_a_name_for_each_video_end(tmp_path):
         ]
 
     config = write(tmp_path / "config.json", records_of(range(3000)))
-    started = time.perf_counter()
+    started = time.process_time()
     result = audit_files(config)
     # Cubic in 6,000 generators, this took minutes.
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     balance = result["balance"]
     assert len(balance["generators"]) == MAX_GENERATORS + 1
     assert balance["generators_taken_as_one"] == 6000 - MAX_GENERATORS

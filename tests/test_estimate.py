@@ -178,8 +178,8 @@ def test_a_description_says_what_is_too_much() -> None:
 
 
 def test_the_embedded_backbone_is_estimated_at_once() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     sampling = Sampling(8, 448 * 448, 448 * 448, 8)
     shapes = load_on_meta(ModelConfig(), HEADS, "cpu")
     estimate_memory(shapes, count_micro_batch(shapes.family, sampling, (448, 448), 4))
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

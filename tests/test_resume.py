@@ -17,7 +17,7 @@ from conftest import ROOT, MakeOnce, launch, read_rows, start, write_training_co
 from gradient_probe import PIECES
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STEPS = 27
 SCRIPT = ROOT / "scripts" / "train_cost.py"
