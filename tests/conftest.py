@@ -108,14 +108,14 @@ def launch(
 
 
 def write_training_config(path: Path, world: Path, /, **sections: Any) -> Path:
-    """A YAML file that trains the embedded backbone on `world`, a folder of make_synthetic.py."""
+    """A YAML file that trains the embedded backbone on `world`, a folder of make_synthetic.py, without W&B."""
     config = {
         "out": str(path.with_suffix("")),
         "data": {"path": str(world), "config_filename": "config-train.json.gz", "validation_fraction": 0.2},
         "sampling": {"num_frames": 4, "min_pixels": 1024, "max_pixels": 1024, "size_multiple": 8},
         "optimization": {"epochs": 2, "prompts_per_step": 4, "learning_rate": 1e-3},
         "checkpoint": {"every_steps": 2},
-        "tracking": {"log_every": 1},
+        "tracking": {"log_every": 1, "wandb": "disabled"},
     }
     for name, value in sections.items():
         config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
@@ -166,7 +166,7 @@ def world(make_once: MakeOnce) -> Path:
 
 def _train(head: str, world: Path, make_once: MakeOnce) -> Path:
     def train(folder: Path) -> None:
-        config = write_training_config(folder / f"{head}.yaml", world)
+        config = write_training_config(folder / f"{head}.yaml", world, tracking={"wandb": "auto"})
         launch(f"scripts/train_{head}.py", "--config", config, ranks=1)
 
     return make_once(f"{head}_run", train) / head

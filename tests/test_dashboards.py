@@ -49,7 +49,9 @@ def joint_run(world: Path, make_once: MakeOnce) -> Path:
         write_records(folder / "texts.json.gz", convert_rows(rows)[0])
         paths = [str(world / "config-train.json.gz"), str(folder / "texts.json.gz")]
         data = {"path": paths, "video_dir": str(world / "videos")}
-        config = write_training_config(folder / "joint.yaml", world, heads=list(HEADS), data=data)
+        config = write_training_config(
+            folder / "joint.yaml", world, heads=list(HEADS), data=data, tracking={"wandb": "auto"}
+        )
         launch("scripts/train_reward.py", "--config", config, ranks=2)
 
     return make_once("joint_run", train) / "joint"
@@ -193,7 +195,7 @@ with wandb.init(mode="offline"):
 
 @pytest.mark.slow
 def test_without_media_there_are_figures_alone(tmp_path: Path, world: Path) -> None:
-    tracking = {"media": False}
+    tracking = {"media": False, "wandb": "auto"}
     path = write_training_config(tmp_path / "run.yaml", world, optimization={"max_steps": 2}, tracking=tracking)
     launch("scripts/train_cost.py", "--config", path)
     rows = read_history(tmp_path / "run")

@@ -37,7 +37,6 @@ def test_a_family_is_prepared_trained_resumed_and_scored(
         engine={"zero_stage": zero_stage},
         optimization={"max_steps": 3},
         checkpoint={"every_steps": 1, "keep_last": 3},
-        tracking={"wandb": "disabled"},
     )
     launch("scripts/prepare_videos.py", "--config", config, "--out", tmp_path / "frames")
     run = tmp_path / "run"

@@ -47,6 +47,7 @@ def write_config(path: Path, world: Path, zero_stage: int, dropout: float | None
         },
         engine={"zero_stage": zero_stage, "deepspeed": {"zero_optimization": PIECES} if in_full else {}},
         checkpoint={"every_steps": 3, "keep_last": 100},
+        tracking={"wandb": "auto"},
     )
 
 

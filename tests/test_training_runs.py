@@ -255,7 +255,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, world: Path) -> None:
     """The second save fails as on a full disk (the error is simulated); test_resume.py goes on from such folders."""
-    path = write_training_config(tmp_path / "run.yaml", world, optimization={"max_steps": 4})
+    path = write_training_config(
+        tmp_path / "run.yaml", world, optimization={"max_steps": 4}, tracking={"wandb": "auto"}
+    )
     script = tmp_path / "full_disk.py"
     script.write_text(FULL_DISK)
     line = fail(script, ROOT / "scripts" / "train_reward.py", "--config", path)
@@ -294,7 +296,7 @@ runpy.run_path(os.environ["SPOILED_SCRIPT"], run_name="__main__")
 )
 def test_what_is_not_finite_is_named(tmp_path: Path, world: Path, spoiled: str, side: str, ranks: int | None) -> None:
     """One prompt's videos get scores or gradients that are no numbers: one line names it, and no rank waits in vain."""
-    path = write_training_config(tmp_path / "run.yaml", world, tracking={"wandb": "disabled"})
+    path = write_training_config(tmp_path / "run.yaml", world)
     script = tmp_path / "spoiled.py"
     script.write_text(SPOILED)
     data = load_data(parse_config(TrainConfig, ["--config", str(path)], ""), ["reward"])
@@ -343,7 +345,7 @@ def test_one_batch_overfits_with_opposite_roles(tmp_path: Path, edited_world: Ed
         data={"validation_fraction": 0.0},
         optimization={"epochs": 50, "learning_rate": 5e-3, "head_learning_rate": 1e-2, "warmup_fraction": 0.1},
         checkpoint={"every_steps": 50},
-        tracking={"log_every": 10, "wandb": "disabled"},
+        tracking={"log_every": 10},
     )
     launch("scripts/train_cost.py", "--config", path)
     last = read_rows(tmp_path / "run")[-1]
