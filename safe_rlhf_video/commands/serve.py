@@ -31,7 +31,7 @@ def main() -> None:
     key_file = arguments.pop("api_key_file")
     settings = ServerSettings(**arguments | {"model": tuple(arguments["model"])}, api_key=read_key(key_file))
     try:
-        from safe_rlhf_video.serving.server import serve
+        from safe_rlhf_video.serving.reward_server import serve
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "safe_rlhf_video":
             raise

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from safe_rlhf_video.scoring.decisions import Ranking
 from safe_rlhf_video.scoring.harms import Moderation
-from safe_rlhf_video.serving.request_models import AlignAnythingRequest, Clip, OpenRLHFRequest, ScoringRequest
+from safe_rlhf_video.serving.request_models import AlignAnythingRequest, OpenRLHFRequest, RequestClip, ScoringRequest
 
 _FILE = {"type": "string", "format": "binary", "description": "The encoded file."}
 _TEMPLATE = Path(__file__).parent / "page" / "docs.html.jinja"
@@ -54,14 +54,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def clip_body(kind: type[ScoringRequest]) -> dict[str, Any]:
     """Describes a request as JSON and as multipart: FastAPI itself knows one kind of body a route."""
-    clip = Clip.model_json_schema()
+    clip = RequestClip.model_json_schema()
     return _body({"application/json": _describe(kind, clip), "multipart/form-data": _describe(kind, _FILE)})
 
 
 def trainer_body() -> dict[str, Any]:
     """Describes what /remote_reward takes."""
     path = {"type": "string", "description": "A path under the video root."}
-    clip = {"oneOf": [path, Clip.model_json_schema()]}
+    clip = {"oneOf": [path, RequestClip.model_json_schema()]}
     return _body(
         {"application/json": {"oneOf": [_describe(kind, clip) for kind in (OpenRLHFRequest, AlignAnythingRequest)]}}
     )
@@ -78,7 +78,7 @@ def _describe(kind: type[ScoringRequest], clip: Mapping[str, Any]) -> Any:
     # `clip` takes the place of references, which lead nowhere from the description of a single operation.
     schema = kind.model_json_schema()
     del schema["$defs"]
-    return json.loads(json.dumps(schema).replace('{"$ref": "#/$defs/Clip"}', json.dumps(clip)))
+    return json.loads(json.dumps(schema).replace('{"$ref": "#/$defs/RequestClip"}', json.dumps(clip)))
 
 
 def _body(kinds: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import IO
 from fastapi import HTTPException
 
 from safe_rlhf_video.errors import VideoDecodeError
-from safe_rlhf_video.serving.request_models import Clip
+from safe_rlhf_video.serving.request_models import RequestClip
 from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.settings import ServerSettings
 from safe_rlhf_video.video.pool import DecodePool
@@ -82,7 +82,7 @@ class ClipReader:
         """Ends the decoding processes."""
         self._pool.close()
 
-    async def find(self, clips: Mapping[str, Clip], uploads: Uploads) -> dict[str, Path]:
+    async def find(self, clips: Mapping[str, RequestClip], uploads: Uploads) -> dict[str, Path]:
         """Finds or stores the file of each clip.
 
         Args:
@@ -93,7 +93,7 @@ class ClipReader:
         """
         return {name: await asyncio.to_thread(self._find, name, clip, uploads) for name, clip in clips.items()}
 
-    def _find(self, name: str, clip: Clip, uploads: Uploads) -> Path:
+    def _find(self, name: str, clip: RequestClip, uploads: Uploads) -> Path:
         if clip.part is not None:
             return uploads.store(clip.part.file)
         if clip.path:

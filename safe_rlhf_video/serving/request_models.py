@@ -64,7 +64,7 @@ def _check_not_empty(text: str) -> str:
 Text = Annotated[str, AfterValidator(_check_not_empty)]
 
 
-class Clip(BaseModel):
+class RequestClip(BaseModel):
     """A clip: a path under the server's video root, or the encoded file itself."""
 
     model_config = STRICT | ConfigDict(
@@ -109,7 +109,7 @@ def _name_paths(videos: object, info: ValidationInfo) -> object:
 
 
 Prompt = Annotated[str, AfterValidator(_check_prompt), Field(description="What the clips were generated for.")]
-Clips = Annotated[list[Clip], Field(min_length=1), BeforeValidator(_check_count)]
+Clips = Annotated[list[RequestClip], Field(min_length=1), BeforeValidator(_check_count)]
 Multiplier = Annotated[
     Annotated[float, Field(ge=0, le=MAX_LAGRANGE_MULTIPLIER)] | None,
     Field(description="Lambda, the price of a unit of cost in units of reward; GET /model returns the default."),
@@ -120,7 +120,7 @@ CostLimit = Annotated[
 ]
 # Trainers with more servers than samples send empty lists.
 Prompts = Annotated[list[Prompt], BeforeValidator(_check_count)]
-TrainerVideos = Annotated[list[Clip], BeforeValidator(_name_paths), BeforeValidator(_check_count)]
+TrainerVideos = Annotated[list[RequestClip], BeforeValidator(_name_paths), BeforeValidator(_check_count)]
 
 
 class ScoringRequest(BaseModel):
@@ -151,12 +151,12 @@ class ScoringRequest(BaseModel):
             raise HTTPException(400, f"{message}; GET /docs describes the fields") from wrong
 
     @property
-    def clips(self) -> dict[str, Clip]:
+    def clips(self) -> dict[str, RequestClip]:
         """The clips by the names that messages use for them, such as "video" and "videos[2]"."""
-        found: dict[str, Clip] = {}
+        found: dict[str, RequestClip] = {}
         for name, value in self:
             for place, clip in enumerate(value if isinstance(value, list) else [value]):
-                if isinstance(clip, Clip):
+                if isinstance(clip, RequestClip):
                     found[f"{name}[{place}]" if isinstance(value, list) else name] = clip
         return found
 
@@ -165,15 +165,15 @@ class ClipRequest(ScoringRequest):
     """One clip to score for its prompt."""
 
     prompt: Prompt
-    video: Clip
+    video: RequestClip
 
 
 class PairRequest(ScoringRequest):
     """Two clips to choose between."""
 
     prompt: Prompt
-    v1: Clip
-    v2: Clip
+    v1: RequestClip
+    v2: RequestClip
     lagrange_multiplier: Multiplier = None
     cost_limit: CostLimit = None
 
