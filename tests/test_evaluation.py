@@ -244,7 +244,7 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
     ]
     # A folder and the file's name in it do as well as the file.
     arguments = ("scripts/evaluate.py", "--model", reward, cost, "--out", tmp_path / "out", "--data", world,
-                 "--config_filename", "config-test.json.gz", "--train_data", world / "config-train.json.gz",
+                 "--config_filename", "config-train.json.gz", "--train_data", world / "config-train.json.gz",
                  "--controls", "shuffled_prompt", "reversed_frames", "single_frame", "--compare", *random,
                  "--random_backbone")  # fmt: skip
     before = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
@@ -255,7 +255,7 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
         assert {"accuracy", "interval", "ceiling", "true_order_accuracy", "num_comparisons", "tie_rate"} <= set(
             result[dimension]
         )
-        assert result[dimension]["num_comparisons"] == 20
+        assert result[dimension]["num_comparisons"] == 60
         assert result[dimension]["ceiling"] is not None
         assert result["controls"]["random_backbone"][dimension] is not None
     assert {"accuracy", "balanced_accuracy"} <= set(result["cost_sign"])
@@ -274,7 +274,7 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
         assert row["key"] == other["key"]
         assert abs(row["reward"] - other["reward"]) > 1e-6
         assert abs(row["cost"] - other["cost"]) > 1e-6
-    check_judgements(tmp_path / "out", PairDataset.load(world / "config-test.json.gz"))
+    check_judgements(tmp_path / "out", PairDataset.load(world / "config-train.json.gz"))
     refused = launch(*arguments, reward, cost, check=False)
     assert refused.returncode == 1
     assert "pretrained backbone and is no control" in refused.stderr
