@@ -167,7 +167,7 @@ def world(make_once: MakeOnce) -> Path:
 def _train(head: str, world: Path, make_once: MakeOnce) -> Path:
     def train(folder: Path) -> None:
         config = write_training_config(folder / f"{head}.yaml", world, tracking={"wandb": "auto"})
-        launch(f"scripts/train_{head}.py", "--config", config, ranks=1)
+        launch(f"scripts/train_{head}.py", "--config", config, ranks=1, as_users_do=True)
 
     return make_once(f"{head}_run", train) / head
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from conftest import ROOT
+import pytest
+from conftest import ROOT, launch
 
 FOLDERS = ("safe_rlhf_video", "scripts", "tools", "benchmarks", "tests")
 MOST_LINES_OF_A_FUNCTION = 105
@@ -57,3 +58,12 @@ def test_functions_are_short() -> None:
 def test_every_file_says_what_it_does() -> None:
     first_lines = {path: (ast.get_docstring(tree) or "").split("\n")[0] for path, tree in trees().items() if tree.body}
     assert not [path for path, line in first_lines.items() if not line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+def test_every_script_starts_in_an_interpreter_of_its_own(name: str) -> None:
+    """The other tests run scripts in forks of a process that has imported everything; this one would miss an import."""
+    done = launch(f"scripts/{name}", "--help", as_users_do=True)
+    assert name in done.stdout
+    assert not done.stderr

@@ -30,9 +30,9 @@ from safe_rlhf_video.training.data import load_data
 Edit = Callable[[Callable[[list[Record]], Any]], Path]
 
 
-def fail(script: str | Path, *arguments: object, ranks: int | None = None, **extra: str) -> str:
+def fail(script: str | Path, *arguments: object, **options: Any) -> str:
     """Run a script that must end with exit code 1 and one line on standard error; returns the line."""
-    done = launch(script, *arguments, ranks=ranks, check=False, **extra)
+    done = launch(script, *arguments, check=False, **options)
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
@@ -140,7 +140,7 @@ cli.run_script(main)
 def test_mistake_of_one_rank_alone_is_told(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text(FAILS_ON_RANK_1)
-    assert fail(script, ranks=2) == "error: rank 1: records.json: not on this machine"
+    assert fail(script, ranks=2, as_users_do=True) == "error: rank 1: records.json: not on this machine"
 
 
 def test_missing_data_file(tmp_path: Path, world: Path) -> None:
