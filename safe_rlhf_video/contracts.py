@@ -6,9 +6,10 @@ Pydantic checks it: types are not converted, and `Annotated` bounds and `__post_
 
 from __future__ import annotations
 
+import copy
 import json
 import reprlib
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -38,6 +39,7 @@ _EXPECTED = {
     "string_type": "a string",
     "tuple_type": "a list",
 }
+_MISSING = "missing, it is required"
 MAX_SHOWN = 60  # characters of a value or a name in a message
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = MAX_SHOWN
@@ -82,7 +84,10 @@ def check_fields(kind: Any, value: object, where: str, error: type[SafeRLHFVideo
     try:
         return _adapter(kind).validate_python(value)
     except ValidationError as wrong:
-        raise error(describe(wrong, where, within)) from wrong
+        message, first = describe(wrong, where, within), wrong.errors(include_url=False, include_context=False)[0]
+        if first["type"] == "missing" and (expected := _expected_at(kind, value, first["loc"])):
+            message = message.replace(_MISSING, f"missing, {expected}")
+        raise error(message) from wrong
 
 
 def read_json(kind: type[T], path: Path, error: type[SafeRLHFVideoError], advice: str) -> T:
@@ -125,10 +130,25 @@ def show(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def _expected_at(kind: Any, value: object, place: tuple[int | str, ...]) -> str | None:
+    """What a missing field expects: what is said of a value there that no JSON has; None if nothing is."""
+    filled = copy.deepcopy(value)
+    try:
+        reduce(lambda part, key: part[key], place[:-1], cast(Any, filled))[place[-1]] = ...
+        _adapter(kind).validate_python(filled)
+    except (KeyError, IndexError, TypeError):
+        return None  # a place that names one of several contracts
+    except ValidationError as wrong:
+        for mistake in wrong.errors(include_url=False, include_context=False):
+            if mistake["loc"][: len(place)] == place:
+                return _say(mistake).rpartition(", got ")[0]
+    return None
+
+
 def _say(mistake: Any) -> str:
     kind, message = mistake["type"], " ".join(mistake["msg"].split())
     if kind == "missing":
-        return "missing, it is required"
+        return _MISSING
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return "unknown, no such field is expected"
     if kind == "json_invalid":

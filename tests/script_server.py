@@ -162,6 +162,12 @@ def run_ranks(words: Sequence[str], ranks: int, port: int) -> None:
 
 
 def run_script(words: Sequence[str]) -> None:
+    import numpy.random
+    import torch
+
+    # As in a new interpreter, each run draws its own: what a run forgets to seed must not come out equal in two runs.
+    numpy.random.seed()
+    torch.default_generator.seed()
     sys.argv = list(words)
     sys.path[0] = str(Path(words[0]).resolve().parent)
     runpy.run_path(words[0], run_name="__main__")

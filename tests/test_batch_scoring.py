@@ -503,7 +503,7 @@ def test_deepspeed_ranks_share_and_a_lone_error_is_told(folders: tuple[Path, Pat
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    done = launch("scripts/score.py", *arguments, ranks=2)
+    done = launch("scripts/score.py", *arguments, ranks=2, as_users_do=True)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(killed.pid, signal.SIGKILL)
     assert f"{out}: 300 pairs of 120 clips scored" in done.stdout
@@ -513,7 +513,7 @@ def test_deepspeed_ranks_share_and_a_lone_error_is_told(folders: tuple[Path, Pat
     names = list(dict.fromkeys(row[side] for row in read_rows(source) for side in ("v1", "v2")))
     (source.parent / names[3]).write_bytes(b"no video")
     started = time.monotonic()
-    refused = launch("scripts/score.py", *arguments, ranks=2, check=False)
+    refused = launch("scripts/score.py", *arguments, ranks=2, check=False, as_users_do=True)
     assert refused.returncode
     assert f"error: rank 1: {source.parent / names[3]}" in refused.stderr
     assert time.monotonic() - started < 90

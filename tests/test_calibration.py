@@ -12,6 +12,7 @@ import pytest
 from conftest import Record
 from small_models import COST, REWARD, noise_video, one_line, write_model, write_reward_and_cost
 
+from safe_rlhf_video.calibration.calibrate import CalibratedMultiplier, calibrate
 from safe_rlhf_video.calibration.fit import (
     calibrate_head,
     calibrate_label,
@@ -388,6 +389,27 @@ def test_the_multiplier_of_these_two_models_is_taken_in_any_order(tmp_path: Path
     for folders in ((reward, cost), (cost, reward)):
         with one_line(CheckpointError, "two multipliers", "a limit", "lagrange_multiplier"):
             multiplier_of(*folders)
+
+
+def test_candidates_are_what_the_reward_and_the_cost_held_out(world: Path, tmp_path: Path) -> None:
+    """A further folder chooses nothing, so what its own training held out changes no candidate."""
+    folders = [*write_reward_and_cost(tmp_path), write_model(tmp_path / "moderation", {"moderation": ("harm_any",)})]
+    for folder, fraction in zip(folders, (0.9, 0.9, 0.3), strict=True):
+        fields = json.loads((folder / "model.json").read_text())
+        fields["training"] |= {"calibration_fraction": fraction, "seed": 3}
+        (folder / "model.json").write_text(json.dumps(fields))
+    pairs = PairDataset.load(world / "config-train.json.gz").pairs
+
+    def score(_: Any, samples: Sequence[Any]) -> dict[str, dict[str, float]]:
+        names = {video.name for pair in samples for video in (pair.video_0, pair.video_1)}
+        return {name: {"reward": float(len(name)), "cost": 0.0} for name in names}
+
+    limit = Limit(harm_rate=0.9, confidence=0.5)
+    two, three = ([*calibrate(some, pairs, "data", score, limit=limit)][-1] for some in (folders[:2], folders))
+    assert isinstance(two, CalibratedMultiplier)
+    assert isinstance(three, CalibratedMultiplier)
+    assert two.candidates == three.candidates
+    assert len(two.candidates.rewards) > 10
 
 
 def test_multiplier_is_stored_and_becomes_the_default(

@@ -52,7 +52,7 @@ def joint_run(world: Path, make_once: MakeOnce) -> Path:
         config = write_training_config(
             folder / "joint.yaml", world, heads=list(HEADS), data=data, tracking={"wandb": "auto"}
         )
-        launch("scripts/train_reward.py", "--config", config, ranks=2)
+        launch("scripts/train_reward.py", "--config", config, ranks=2, as_users_do=True)
 
     return make_once("joint_run", train) / "joint"
 

@@ -135,7 +135,7 @@ def test_the_fields_of_the_first_record_tell_the_kind(tmp_path: Path) -> None:
         ([], "config.json: holds no record that shows what it is"),
         ([{"text": "a cat"}], "config.json row 0: expected the fields of a pair (pair_id, video_0, video_1), a vid"),
         ([["p"]], "config.json row 0: expected the fields of a pair"),
-        ([{"pair_id": "1"}], "config.json row 0 field prompt_id: missing"),
+        ([{"pair_id": "1"}], "config.json row 0 field prompt_id: missing, expected a string"),
     ):
         with pytest.raises(SampleError) as caught:
             load_any(write_config(tmp_path, records))

@@ -123,7 +123,7 @@ def test_a_missing_field_is_named(field: str) -> None:
     record = make_record()
     *parents, key = field.split(".")
     del (record[parents[0]] if parents else record)[key]
-    with pytest.raises(SampleError, match=rf"^{WHERE} field {field}: missing"):
+    with pytest.raises(SampleError, match=rf"^{WHERE} field {field}: missing, expected"):
         parse_pair(record, WHERE)
     with pytest.raises(SampleError, match=rf"^{WHERE}: expected an object, got \[1\]"):
         parse_pair([1], WHERE)

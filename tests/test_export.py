@@ -38,7 +38,7 @@ from safe_rlhf_video.export.export_model import export_model
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, TrainedPart
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
 from safe_rlhf_video.models.folder import fingerprint_weights, save_model
-from safe_rlhf_video.models.record import read_record, resolve_model_folder
+from safe_rlhf_video.models.record import TrainingFacts, read_record, resolve_model_folder
 from safe_rlhf_video.video.sampling import Sampling
 
 HEADS_ONLY = replace(LORA, rank=0)
@@ -56,11 +56,12 @@ def write(
     setting: str = "lora",
     backbone: BackboneConfig | None = None,
     sampling: Sampling | None = None,
+    training: TrainingFacts | None = None,
 ) -> Path:
     """A model folder whose parts all change the scores."""
     lora, parts = SETTINGS[setting]
     model, record = build_score_model(heads_of_adapter, lora, backbone, trained_parts=parts)
-    record = replace(record, sampling=sampling or record.sampling)
+    record = replace(record, sampling=sampling or record.sampling, training=training or record.training)
     save_model(model, record, folder, whole_weights(model))
     return folder
 
@@ -143,7 +144,10 @@ def test_other_families_merge_and_name_no_folder(family: str, tmp_path: Path, mo
     source = write_tiny_backbone(tmp_path / "secret" / "checkpoint", family)
     (source / "pytorch_model.bin").write_bytes(b"no pickle is read or handed on")
     config = BackboneConfig(path=str(source))
-    folder = write(tmp_path / "model", REWARD, "lora+projector", config, SAMPLINGS[family])
+    # Whatever the facts are: none of them may name a folder of this machine.
+    secret = str(tmp_path / "secret" / "data")
+    facts = TrainingFacts(step=3, data=secret, leave_out_generators=(secret,))
+    folder = write(tmp_path / "model", REWARD, "lora+projector", config, SAMPLINGS[family], facts)
     expected = scores_of(folder)
     export_model(folder, tmp_path / "merged", merge=True)
     export_model(folder, tmp_path / "copy")
@@ -319,16 +323,25 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
     head = written["helpfulness"]
     damages: tuple[tuple[dict[str, Any], str], ...] = (
         ({"helpfulness": {**head, "accuracy": "0.81"}}, "helpfulness.accuracy: expected a number, got '0.81'"),
-        ({"helpfulness": {**head, "interval": [0.79]}}, "helpfulness.interval[1]: missing"),
+        ({"helpfulness": {**head, "interval": [0.79]}}, "helpfulness.interval[1]: missing, it is required"),
         ({"helpfulness": {**head, "interval": 0.79}}, "helpfulness.interval: expected a list, got 0.79"),
-        ({"harmlessness": {**head, "ceiling": float("nan")}}, "harmlessness.ceiling: expected a finite number"),
+        (
+            {"harmlessness": {**head, "ceiling": float("nan")}},
+            "harmlessness.ceiling: expected a finite number, got nan",
+        ),
         ({"harmlessness": {"accuracy": 0.5}}, "harmlessness.interval: missing"),
-        ({"cost_sign": {**written["cost_sign"], "num_safe": None}}, "cost_sign.num_safe: expected a whole number"),
-        ({"controls": {"prompt_only": {"helpfulness": "half"}}}, "controls.prompt_only.helpfulness: expected a number"),
-        ({"controls": {"prompt_only": 0.5}}, "controls.prompt_only: expected"),
-        ({"controls": [0.5]}, "controls: expected"),
-        ({"models": "reward"}, "models: expected"),
-        ({"num_prompts_also_in_training": [3]}, "num_prompts_also_in_training: expected a whole number"),
+        (
+            {"cost_sign": {**written["cost_sign"], "num_safe": None}},
+            "cost_sign.num_safe: expected a whole number, got None",
+        ),
+        (
+            {"controls": {"prompt_only": {"helpfulness": "half"}}},
+            "controls.prompt_only.helpfulness: expected a number, got 'half'",
+        ),
+        ({"controls": {"prompt_only": 0.5}}, "controls.prompt_only: expected an object, got 0.5"),
+        ({"controls": [0.5]}, "controls: expected an object, got [0.5]"),
+        ({"models": "reward"}, "models: expected an object, got 'reward'"),
+        ({"num_prompts_also_in_training": [3]}, "num_prompts_also_in_training: expected a whole number, got [3]"),
         ({"surprise": 1}, "surprise: unknown"),
     )
     for damage, part in damages:

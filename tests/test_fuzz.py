@@ -7,10 +7,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from conftest import ROOT, launch
+from pydantic import BeforeValidator
 from typing_extensions import TypedDict
 
 from safe_rlhf_video.contracts import OPEN
@@ -60,6 +61,10 @@ def careless_form(form: Any, **fields: Any) -> Any:
     return careless
 
 
+# A label that is not one is silently taken for none.
+CARELESS_CHOICE = Annotated[
+    Any, BeforeValidator(lambda value: value if value in ("video_0", "video_1", "tie", None) else None)
+]
 # The released files' name of one sub-dimension is not known.
 ONE_NAME = TypedDict("ONE_NAME", dict.fromkeys(records.SUB_DIMENSIONS, records.Choice), total=False)  # type: ignore[misc]
 
@@ -68,7 +73,7 @@ ONE_NAME = TypedDict("ONE_NAME", dict.fromkeys(records.SUB_DIMENSIONS, records.C
     ("kind", "module", "name", "careless"),
     [
         ("tar", archive, "_checked_parts", trusting_parts),
-        ("json", records, "PairRecord", careless_form(records.PairRecord, helpfulness=Any)),
+        ("json", records, "PairRecord", careless_form(records.PairRecord, helpfulness=CARELESS_CHOICE)),
         ("json", records, "PairRecord", careless_form(records.PairRecord, sub_preferences=ONE_NAME | None)),
         ("json", records, "VideoRecord", careless_form(records.VideoRecord, video_labels=Any)),
         ("json", records, "VideoRecord", careless_form(records.VideoRecord, video_path=str)),

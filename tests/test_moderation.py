@@ -26,6 +26,7 @@ from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.evaluation.harm_figures import compare_with_cost, judge_labels
 from safe_rlhf_video.evaluation.results import AgreementCell, DifferingClips
 from safe_rlhf_video.heads import HARM_HEADS, LOGIT_HEADS
+from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS, label_columns
 from safe_rlhf_video.losses import harm_label_loss
 from safe_rlhf_video.models.folder import save_model
 from safe_rlhf_video.models.record import TrainingFacts
@@ -217,6 +218,39 @@ def test_a_model_is_trained_calibrated_and_evaluated_on_labelled_videos(labelled
     assert figures["precision"] == hits / figures["num_flagged"]
 
 
+def test_kappa_by_all_pairs() -> None:
+    """The quadratic-weighted kappa, 1 - mean squared difference / that of two levels drawn apart from each other."""
+
+    def kappa(levels: Any, likeliest: Any) -> float | None:
+        signs, logits, judged = {}, {}, {}
+        for number, (level, likely) in enumerate(zip(levels, likeliest, strict=True)):
+            row = np.zeros(NUM_LABEL_COLUMNS)
+            row[label_columns("severity")] = np.eye(4)[level]
+            signs[f"p{number}", "v"], logits[f"p{number}/v"] = row, {"severity": 0.0}
+            severity = {str(one): float(one == likely) for one in range(4)}
+            judged[f"p{number}/v"] = Moderation({}, (), (), {}, {}, severity=severity)
+        return judge_labels(signs, logits, judged).ordinals["severity"].kappa
+
+    first, second = np.random.default_rng(0).integers(0, 4, (2, 60))
+    by_chance = np.mean([(one - other) ** 2 for one in first for other in second])
+    assert kappa(first, second) == pytest.approx(1.0 - np.mean((first - second) ** 2) / by_chance)
+    assert kappa(first, first) == 1.0
+    assert kappa([2] * 40, [2] * 40) is None
+
+
+def test_nothing_flagged_has_no_precision_and_equal_logits_count_half() -> None:
+    keys = [(f"p{number // 3}", f"v{number}") for number in range(60)]
+    signs = {key: np.zeros(13) for key in keys}
+    for number, key in enumerate(keys):
+        signs[key][HARM_HEADS.index("harm_crime")] = 1 if number % 4 == 0 else -1
+    logits = {"/".join(key): {"harm_crime": float(number % 3)} for number, key in enumerate(keys)}
+    judged = {name: Moderation({"crime": 0.5}, (), (), {"crime": True}, {"crime": None}) for name in logits}
+    one = judge_labels(signs, logits, judged).labels["crime"]
+    assert (one.precision, one.recall, one.f1, one.num_flagged) == (None, 0.0, None, 0)
+    assert one.reason == "nothing is flagged"
+    assert (one.auroc, one.average_precision) == (0.5, 0.25)
+
+
 def test_figures_of_labels_by_plain_loops() -> None:
     rng = np.random.default_rng(0)
     keys = [(f"p{number // 3}", f"v{number}") for number in range(240)]
@@ -313,7 +347,9 @@ def test_a_label_that_never_applies_is_named(labelled: Path, tmp_path: Path) -> 
     data = load_data(replace(config, loss=replace(config.loss, harm_balance=0.0)), ["harm_any"])
     known = sum(int(np.count_nonzero(group.harm_targets[:, 0])) for group in (*data.train, *data.validation))
     assert known == sum(len(group.videos) for group in (*data.train, *data.validation)) > 50
-    with pytest.raises(SampleError, match=r"no training example of .*harm_\w+ \(applies\).* \(heads: \[harm_any"):
+    with pytest.raises(
+        SampleError, match=r"no training example of .*harm_\w+ \(applies\).*leave them out \(heads: \[harm_any"
+    ):
         load_data(config, HARM_HEADS)
     with pytest.raises(SampleError, match="helpfulness label"):
         load_data(config, ["reward"])

@@ -26,6 +26,7 @@ from safe_rlhf_video.evaluation.compare import compare
 from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.judgements import JudgedComparison, collect_judgements, write_judgements
 from safe_rlhf_video.evaluation.labelled_clips import load_labelled_clips
+from safe_rlhf_video.evaluation.results import fingerprint, read_evaluation
 from safe_rlhf_video.evaluation.results import write_evaluation as write_result
 from safe_rlhf_video.heads import HARM_HEADS
 from safe_rlhf_video.pages.gallery import choose_pairs, clips_to_show, make_cards
@@ -386,10 +387,18 @@ def test_bad_input_is_one_line(world: Path, tmp_path: Path) -> None:
     with one_line(SampleError, "evaluation.json: cannot be read", "scripts/evaluate.py"):
         draw(tmp_path)
     judgements = (folder / "judgements.json").read_text()
-    for content in ("", "{}", judgements[:-20], judgements.replace('"scores"', '"scorez"', 1)):
+    stored = read_evaluation(folder / "evaluation.json")
+    no_number = judgements.replace('"reward": ', '"reward": NaN, "x": ', 1)
+    for content, told in (("", "not valid JSON"), ("{}", " field "), (judgements[:-20], "not valid JSON"),
+                          (judgements.replace('"scores"', '"scorez"', 1), " field "), (no_number, "")):  # fmt: skip
         (folder / "judgements.json").write_text(content)
-        with one_line(SampleError, "judgements.json", "again"):
+        with one_line(SampleError, "judgements.json: was not written with the evaluation.json beside it", "again"):
             draw(folder)
+        # Also where the evaluation names just this file.
+        write_result(folder / "evaluation.json", replace(stored, judgements=fingerprint(content.encode())))
+        with one_line(SampleError, "judgements.json", told, "again"):
+            draw(folder)
+        write_result(folder / "evaluation.json", stored)
     (folder / "judgements.json").unlink()
     with one_line(SampleError, "judgements.json: cannot be read", "again"):
         draw(folder)
@@ -399,6 +408,17 @@ def test_bad_input_is_one_line(world: Path, tmp_path: Path) -> None:
         (folder / "evaluation.json").write_text(text)
         with one_line(SampleError, "evaluation.json", told, "again"):
             draw(folder)
+
+
+def test_pictures_that_are_gone_are_named(world: Path, tmp_path: Path) -> None:
+    """Where neither the clips nor their frame store are there any more, a page still has all else."""
+    data = read_report_data(write_evaluation(tmp_path / "eval", world / "config-test.json.gz"))
+    clips, store = list(data.clips.values())[:2], str(tmp_path / "no_store")
+    pictures = draw_thumbnails(clips, {clip.name: tmp_path / "gone.mp4" for clip in clips}, store, 1)
+    assert set(pictures) == {clip.name for clip in clips}
+    assert all(isinstance(one, VideoDecodeError) and store in str(one) for one in pictures.values())
+    with pytest.raises(VideoDecodeError, match="no_store"):  # one that was asked for
+        draw_thumbnails(clips, {}, store, 1)
 
 
 def test_clips_with_labels_of_their_own_have_a_report(world: Path, tmp_path: Path) -> None:

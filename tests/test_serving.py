@@ -459,6 +459,9 @@ def test_stopping_reaches_all_requests_also_beside_one_that_is_late(scorer: Scor
 
 
 def test_clients_do_not_learn_where_the_backbone_is(tmp_path: Path) -> None:
+    bytes_folder = os.fsencode(tmp_path) + b"/bb\xff"
+    os.mkdir(bytes_folder)
+    assert hide_folder(os.fsdecode(bytes_folder)) == "bb\\udcff"  # JSON is UTF-8
     assert [hide_folder(name) for name in (str(tmp_path), "tiny", "Qwen/no-folder")] == [
         tmp_path.name,
         "tiny",

@@ -20,7 +20,7 @@ from conftest import ROOT, environment, launch
 
 from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import HEAD_GROUPS
+from safe_rlhf_video.heads import HEAD_GROUPS, HEADS
 from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, EngineConfig, TrainConfig
 from safe_rlhf_video.training.state import flatten
 
@@ -96,23 +96,28 @@ def places(values: dict[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
             yield from places(value, *above, name)
 
 
+@pytest.mark.parametrize("name", [*HEADS, *HEAD_GROUPS])
+def test_every_head_can_be_named(name: str) -> None:
+    config = parse_config(TrainConfig, ["--out", "run", "--data.path", "data", "--heads", f"[{name}]"], "test")
+    assert config.heads == [name]
+
+
 def test_misspelt_key_at_any_level_is_one_line(tmp_path: Path) -> None:
-    """One key of the config and one of every section in it."""
+    """Every key of the config and of every section in it."""
     values = asdict(parse_config(TrainConfig, ["--out", "run", "--data.path", "data"], "test"))
+    values["engine"]["deepspeed"] = {"steps_per_print": 10}
     sections = [(), *(place for place in places(values) if isinstance(section_at(values, place), dict))]
     for place in sections:
-        broken = deepcopy(values)
-        section = section_at(broken, place)
-        if not section:
-            continue  # engine.deepspeed: DeepSpeed's own keys have tests of their own
-        name = next(iter(section))
-        section[f"{name}x"] = section.pop(name)
-        path = tmp_path / "broken.yaml"
-        path.write_text(yaml.safe_dump(json.loads(json.dumps(broken))))
-        with pytest.raises(ConfigError) as raised:
-            parse(path)
-        assert name in str(raised.value)
-        assert "\n" not in str(raised.value)
+        for name in section_at(values, place):
+            broken = deepcopy(values)
+            section = section_at(broken, place)
+            section[f"{name}x"] = section.pop(name)
+            path = tmp_path / "broken.yaml"
+            path.write_text(yaml.safe_dump(json.loads(json.dumps(broken))))
+            with pytest.raises(ConfigError) as raised:
+                parse(path)
+            assert name in str(raised.value)
+            assert "\n" not in str(raised.value)
     assert len(sections) == 12
 
 
@@ -198,6 +203,7 @@ def test_help(name: str) -> None:
 def test_parsing_arguments_imports_no_framework() -> None:
     code = (
         "import sys, safe_rlhf_video, safe_rlhf_video.cli, safe_rlhf_video.training.config as config\n"
+        "import safe_rlhf_video.scoring.score_rows\n"  # which reports wrong rows at once
         "safe_rlhf_video.cli.parse_config(config.TrainConfig, ['--out', 'run', '--data.path', 'data'], '')\n"
         "print(sorted({'torch', 'deepspeed', 'transformers', 'peft', 'wandb', 'datasets'} & set(sys.modules)))"
     )

@@ -126,7 +126,13 @@ def calibrate(
     samples_of = {
         folder: held_out(samples, data, folder, read_record(folder).training, train_prompts) for folder in folders
     }
-    names_of = [{video.name for one in kept for video in videos_of(one)} for kept in samples_of.values()]
+    # Further folders, such as a moderation's, do not choose: what their training read may be a candidate.
+    choosing = {folder for _, folder in folder_of}
+    names_of = [
+        {video.name for one in kept for video in videos_of(one)}
+        for folder, kept in samples_of.items()
+        if resolve_model_folder(folder) in choosing
+    ]
     shared = [one for one in samples if all(video.name in names for names in names_of for video in videos_of(one))]
     scores_of_head: dict[str, dict[str, float]] = {}
     for scored, kept in samples_of.items() if targets is not None else ():

@@ -118,8 +118,9 @@ class PairRecord(PromptFields, total=False):
     """A record of a pair file."""
 
     pair_id: Required[NonEmptyText]
-    video_0: Required[Any]  # a VideoRecord or a ResponseRecord, by its response_text
-    video_1: Required[Any]
+    # A VideoRecord or a ResponseRecord, by its response_text.
+    video_0: Required[Annotated[dict[str, Any], Expected("an object")]]
+    video_1: Required[Annotated[dict[str, Any], Expected("an object")]]
     helpfulness: Choice
     harmlessness: Choice
     sub_preferences: Annotated[SubPreferenceFields | None, OptionalObject]

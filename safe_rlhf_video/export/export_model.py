@@ -184,7 +184,7 @@ def _write_merged(
         trained_parts=(),
         backbone_in_folder=True,
         training=replace(
-            record.training, merged_from=MergedFrom(record.backbone_fingerprint, record.lora, record.trained_parts)
+            public.training, merged_from=MergedFrom(record.backbone_fingerprint, record.lora, record.trained_parts)
         ),
     )
     heads = {name: one.detach() for part in model.trained().values() for name, one in part.items()}
@@ -295,7 +295,13 @@ def _without_folders(record: ModelRecord) -> ModelRecord:
         # With a dot it can only mean a folder, never somebody else's repository of that name.
         name = (PureWindowsPath if "\\" in backbone.path else PurePath)(backbone.path).name
         backbone = replace(backbone, path=f"./{name if name not in ('', '..') else 'backbone'}", revision=None)
-    return replace(record, backbone=backbone)
+    facts = record.training
+    generators = tuple(map(_last_names, facts.leave_out_generators))
+    return replace(
+        record,
+        backbone=backbone,
+        training=replace(facts, data=_last_names(facts.data), leave_out_generators=generators),
+    )
 
 
 def _last_names(value: Any) -> Any:

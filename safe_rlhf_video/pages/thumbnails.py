@@ -39,8 +39,14 @@ def draw_thumbnails(
     there = [clip.name for clip in clips if clip.name in files and (frame_store is None or files[clip.name].is_file())]
     pictures: dict[str, str | VideoDecodeError] = {}
     if frame_store is not None and len(there) < len(clips):
-        store = FrameStore(frame_store)
-        pictures = {clip.name: _read_stored(store, clip.name) for clip in clips if clip.name not in there}
+        gone = [clip.name for clip in clips if clip.name not in there]
+        try:
+            store = FrameStore(frame_store)
+            pictures = {name: _read_stored(store, name) for name in gone}
+        except VideoDecodeError as error:
+            if not files:  # the store was asked for
+                raise
+            pictures = dict.fromkeys(gone, error)
     if there:
         with DecodePool(SAMPLING, workers) as pool:
             for name, video in zip(there, pool.attempt([files[name] for name in there]), strict=True):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from safe_rlhf_video.errors import ConfigError
+
+if TYPE_CHECKING:  # slow to import; rows are checked before it is needed
+    import torch
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def choose_device(shard: Shard) -> str:
     Raises:
         ConfigError: this machine has fewer GPUs than processes.
     """
+    import torch
+
     if not torch.cuda.is_available():
         # Ranks that all use all cores wait for each other most of the time.
         torch.set_num_threads(max(1, torch.get_num_threads() // shard.local_size))
@@ -72,6 +76,8 @@ def own_device() -> str:
 
     A trainer sets the current device when it starts; a model that is loaded before that would be on the first one.
     """
+    import torch
+
     rank = os.environ.get("LOCAL_RANK", "")
     return f"cuda:{rank}" if rank.isdecimal() and int(rank) < torch.cuda.device_count() else "auto"
 
@@ -82,6 +88,8 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: there is no such device.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

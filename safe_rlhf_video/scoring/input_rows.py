@@ -60,8 +60,8 @@ class RowForm:
 
 FORMS: Mapping[Kind, RowForm] = {
     "clip": RowForm("video_id", "a clip", ClipFields),
-    "pair": RowForm("pair_id", "a pair", PairFields),
     "list": RowForm("prompt_id", "a list of videos", ListFields),
+    "pair": RowForm("pair_id", "a pair", PairFields),
 }
 COLUMNS = ("prompt", "v1", "v2", "video", "videos", *(form.id_field for form in FORMS.values()))
 

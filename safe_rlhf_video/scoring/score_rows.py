@@ -8,17 +8,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring.decisions import PairScore, Ranking, judge_pair, judge_ranking
 from safe_rlhf_video.scoring.devices import choose_device, read_shard
 from safe_rlhf_video.scoring.input_rows import BadRow, InputRow, read_rows
 from safe_rlhf_video.scoring.score_many import ScoreRequest, Scores
 from safe_rlhf_video.scoring.score_parts import content_key, score_in_parts
-from safe_rlhf_video.scoring.scorer import Scorer
+
+if TYPE_CHECKING:
+    from safe_rlhf_video.scoring.decisions import PairScore, Ranking
+    from safe_rlhf_video.scoring.scorer import Scorer
 
 # (prompt, response) -> key of its request
 Keys = Mapping[tuple[str, Path | TextResponse], str]
@@ -83,6 +85,9 @@ def score_rows(task: RowScoring) -> RowsScored:
             f"{bad[0].error if bad else '; there is nothing to score'}"
         )
     keys, requests = _make_requests(rows, task)
+    # Torch takes seconds to import, and wrong rows are reported at once.
+    from safe_rlhf_video.scoring.scorer import Scorer
+
     shard = read_shard()
     with Scorer.from_pretrained(
         *task.model, device=choose_device(shard), backbone=task.backbone, workers=task.workers
@@ -150,6 +155,8 @@ def _judge_row(row: InputRow, scores: Sequence[Scores], scorer: Scorer, task: Ro
         is_safe = {"is_safe": scores[0]["cost"] <= 0.0} if "cost" in scores[0] else {}
         return {**result, "video": shown[0], **scores[0], **is_safe, **({"harms": harms[0]} if harms else {})}
     trade_off = scorer.resolve_trade_off(task.lagrange_multiplier, task.cost_limit)
+    from safe_rlhf_video.scoring.decisions import judge_pair, judge_ranking
+
     judged: PairScore | Ranking
     if row.kind == "pair":
         result |= zip(row.responses, shown, strict=True)

@@ -32,7 +32,8 @@ _log = logging.getLogger(__name__)
 
 def hide_folder(backbone: str) -> str:
     """Returns a hub id or the embedded backbone's name as it is, and of a folder its last part."""
-    return Path(backbone).name if Path(backbone).is_dir() else backbone
+    name = Path(backbone).name if Path(backbone).is_dir() else backbone
+    return name.encode(errors="backslashreplace").decode()  # a folder's name may not be UTF-8, an answer has to be
 
 
 class Service:
