@@ -21,7 +21,6 @@ from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS
 from safe_rlhf_video.lagrangian import Bound, Constraint, Weighed
 from safe_rlhf_video.models.fingerprints import fingerprint_model
-from safe_rlhf_video.models.record import resolve_model_folder
 from safe_rlhf_video.stats.thresholds import Target, Threshold
 
 FILE_NAME = "calibration.json"
@@ -245,11 +244,6 @@ def join_calibrations(found: Iterable[Calibration]) -> Calibration:
     for one in found:
         heads, labels = heads | dict(one.heads), labels | dict(one.labels)
     return Calibration(heads, labels)
-
-
-def load_calibration(folders: Iterable[str | Path]) -> Calibration:
-    """Reads the calibrations of model folders as one, without their multipliers."""
-    return join_calibrations(read_calibration(resolve_model_folder(folder)) for folder in folders)
 
 
 def write_calibration(folder: Path, fitted: Calibration) -> Path:
