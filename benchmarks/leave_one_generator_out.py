@@ -27,8 +27,8 @@ from safe_rlhf_video.data.preferences import safety_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, PairSample
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.evaluation.breakdown import num_unseen
-from safe_rlhf_video.evaluation.dimension_figures import HEAD_OF_DIMENSION
 from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.heads import HEAD_OF_DIMENSION
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS
 from safe_rlhf_video.stats.credit import credit
 from safe_rlhf_video.stats.intervals import mean_interval

@@ -124,10 +124,11 @@ _TABLE = (
 # Name -> head, in the order of the table.
 HEADS: Mapping[str, Head] = MappingProxyType({head.name: head for head in _TABLE})
 DIMENSION_OF_HEAD = {head.name: head.dimension for head in _TABLE if head.is_compared}
+HEAD_OF_DIMENSION = {dimension: head for head, dimension in DIMENSION_OF_HEAD.items()}
 SUB_HEADS = tuple(head.name for head in _TABLE if head.name == head.dimension)
 LABEL_HEADS = tuple(head.name for head in _TABLE if not head.is_compared)
 LOGIT_HEADS = tuple(head.name for head in _TABLE if head.kind == "label")
-ORDINAL_HEADS = tuple(head.name for head in _TABLE if head.kind == "ordinal")
+GRADED_HEADS = tuple(head.name for head in _TABLE if not head.is_compared and head.kind != "label")
 HARM_HEADS = tuple(name for name in LOGIT_HEADS if HEADS[name].judges != "text")
 TEXT_HARM_HEADS = tuple(name for name in LOGIT_HEADS if HEADS[name].judges == "text")
 HEAD_OF_LABEL = {HEADS[name].label: name for name in LOGIT_HEADS}

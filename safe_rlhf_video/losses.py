@@ -18,6 +18,8 @@ Results have the dtype of the scores. Pass fp32 or fp64: in bf16 close scores ro
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -194,3 +196,18 @@ def _check_same_shape(first_name: str, first: Tensor, second_name: str, second: 
         raise ValueError(
             f"{first_name} has shape {tuple(first.shape)} but {second_name} {tuple(second.shape)}; give equal shapes"
         )
+
+
+def _label_loss(scores: Tensor, targets: Tensor, thresholds: Tensor | None) -> Tensor:
+    return harm_label_loss(scores, targets[:, 0])
+
+
+def _ordinal_loss(scores: Tensor, targets: Tensor, thresholds: Tensor | None) -> Tensor:
+    assert thresholds is not None
+    return ordinal_loss(scores, thresholds, targets)
+
+
+# Kind of label -> its loss: (N,) from scores (N,), the head's columns of the targets (N, C) and its thresholds, if any.
+LABEL_LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = MappingProxyType(
+    {"label": _label_loss, "ordinal": _ordinal_loss}
+)

@@ -25,6 +25,18 @@ def decimals(value: float | None) -> str | None:
     return None if value is None else f"{value:.3f}"
 
 
+def figure(value: float | None) -> str:
+    """A figure with four digits; empty for None."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
+    """A figure with its interval, if it has one."""
+    if value is None or ends is None:
+        return figure(value)
+    return f"{value:.4f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+
+
 def verb(number: int, one: str, several: str) -> str:
     """The form of a verb that goes with a number."""
     return one if number == 1 else several

@@ -229,7 +229,7 @@ def test_kappa_by_all_pairs() -> None:
             signs[f"p{number}", "v"], logits[f"p{number}/v"] = row, {"severity": 0.0}
             severity = {str(one): float(one == likely) for one in range(4)}
             judged[f"p{number}/v"] = Moderation({}, (), (), {}, {}, severity=severity)
-        return judge_labels(signs, logits, judged).ordinals["severity"].kappa
+        return judge_labels(signs, logits, judged).graded["severity"].kappa
 
     first, second = np.random.default_rng(0).integers(0, 4, (2, 60))
     by_chance = np.mean([(one - other) ** 2 for one in first for other in second])

@@ -170,7 +170,7 @@ def test_ordinal_loss_is_finite_in_float32_however_wrong_a_score_is() -> None:
 
 
 def test_thresholds_rise_whatever_is_learned() -> None:
-    thresholds = Thresholds(4)
+    thresholds = Thresholds(3)
     assert thresholds().tolist() == pytest.approx([0.0, 2.0, 4.0])
     for seed in range(20):
         with torch.no_grad():
@@ -189,7 +189,7 @@ def test_the_fit_finds_the_thresholds_of_its_data() -> None:
     counts = np.bincount(levels, minlength=4)
     for power in (0.0, 0.5):
         weights = (len(x) / counts) ** power
-        head = Thresholds(4)
+        head = Thresholds(3)
         slope, bias = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.zeros(1))
         targets = torch.tensor(np.eye(4)[levels] * weights, dtype=torch.float32)
         inputs = torch.tensor(x, dtype=torch.float32)

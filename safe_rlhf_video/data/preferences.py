@@ -11,7 +11,7 @@ import numpy as np
 
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.heads import HEADS, ORDINAL_HEADS
+from safe_rlhf_video.heads import GRADED_HEADS, HEADS
 from safe_rlhf_video.kinds.targets import label_columns, label_targets
 
 
@@ -104,7 +104,7 @@ def build_groups(
 
     Returns:
         The groups, and what a reader should know of the labels: `missing/<dimension>` and `ties/<dimension>` counts,
-        and `contradictory is_safe` and the same of the fields of ordinal labels: videos whose records disagree and
+        and `contradictory is_safe` and the same of the fields of graded labels: videos whose records disagree and
         whose label therefore counts as unknown.
     """
     pairs_of: dict[str, list[PairSample]] = {}
@@ -120,7 +120,7 @@ def build_groups(
     for prompt_id, members in pairs_of.items():
         shown: dict[str, VideoSample] = {}
         labelled: set[str] = set()
-        graded: dict[str, set[str]] = {head: set() for head in ORDINAL_HEADS}
+        graded: dict[str, set[str]] = {head: set() for head in GRADED_HEADS}
         for video in _all_records(members, further.get(prompt_id, ())):
             shown.setdefault(video.video_id, video)
             if video.is_safe is not None:

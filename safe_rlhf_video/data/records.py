@@ -297,8 +297,3 @@ def _parse_video(record: Any, field: str, prompt: tuple[str, str, str | None], w
 def known_labels(written: Mapping[str, bool | None] | None) -> dict[str, bool] | None:
     """The labels that are true or false; None where there are no labels at all."""
     return None if written is None else {name: value for name, value in written.items() if value is not None}
-
-
-def contradicts_is_safe(is_safe: bool | None, level: int | None) -> bool:
-    """Whether a response is labelled safe and harmful to some level at once, or neither."""
-    return is_safe is not None and level is not None and is_safe == (level > 0)

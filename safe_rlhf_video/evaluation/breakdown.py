@@ -8,9 +8,9 @@ import numpy as np
 
 from safe_rlhf_video.data.preferences import videos_of
 from safe_rlhf_video.data.records import HARM_LABELS, PairSample, VideoSample
-from safe_rlhf_video.evaluation.results import Breakdown, Interval, PartFigures, UnseenFigures
+from safe_rlhf_video.evaluation.results import Breakdown, PartFigures, UnseenFigures
 from safe_rlhf_video.stats.checks import too_few
-from safe_rlhf_video.stats.intervals import mean_interval
+from safe_rlhf_video.stats.intervals import interval_by_prompt
 
 NO_HARM = "none"
 UNKNOWN = "unknown"
@@ -65,11 +65,6 @@ def judge_unseen(pairs: Sequence[PairSample], right: np.ndarray, generators: Seq
         generators=tuple(generators),
         **{name: _judge_part(name, right[rows], prompts[rows], seed) for name, rows in parts.items()},
     )
-
-
-def interval_by_prompt(values: np.ndarray, prompts: np.ndarray, seed: int) -> Interval | None:
-    """The bootstrap interval of the mean of (M,) values; None with a single prompt."""
-    return mean_interval(values, prompts, seed=seed) if len(np.unique(prompts)) > 1 else None
 
 
 def _judge_part(name: str, right: np.ndarray, prompts: np.ndarray, seed: int) -> PartFigures:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from safe_rlhf_video.data.labelled_pairs import Scores, preference_margin, select_labelled
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, PairSample
-from safe_rlhf_video.evaluation.breakdown import interval_by_prompt
-from safe_rlhf_video.evaluation.dimension_figures import HEAD_OF_DIMENSION
 from safe_rlhf_video.evaluation.results import ComparisonFigures
+from safe_rlhf_video.heads import HEAD_OF_DIMENSION
 from safe_rlhf_video.stats.credit import credit
+from safe_rlhf_video.stats.intervals import interval_by_prompt
 from safe_rlhf_video.stats.significance import holm, mcnemar
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from safe_rlhf_video.data.labelled_pairs import Labelled, Scores, preference_margin, select_labelled
 from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.evaluation import controls
-from safe_rlhf_video.evaluation.dimension_figures import HEAD_OF_DIMENSION
 from safe_rlhf_video.evaluation.distinct_clips import DistinctClips
+from safe_rlhf_video.heads import HEAD_OF_DIMENSION
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS, too_few
 from safe_rlhf_video.stats.credit import credit, expected_credit, sign_accuracy
 

@@ -9,15 +9,12 @@ import numpy as np
 from safe_rlhf_video.calibration.store import HeadCalibration
 from safe_rlhf_video.data.labelled_pairs import Labelled
 from safe_rlhf_video.data.records import PairSample
-from safe_rlhf_video.evaluation.breakdown import break_down, interval_by_prompt, judge_unseen
+from safe_rlhf_video.evaluation.breakdown import break_down, judge_unseen
 from safe_rlhf_video.evaluation.results import DimensionFigures, ProbabilityFigures, TieFigures
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.stats.checks import too_few
 from safe_rlhf_video.stats.credit import TIE_TOLERANCE, credit, tie_aware_credit
-from safe_rlhf_video.stats.intervals import ratio_interval
+from safe_rlhf_video.stats.intervals import interval_by_prompt, ratio_interval
 from safe_rlhf_video.stats.probabilities import preference_probability, reliability
-
-HEAD_OF_DIMENSION = {dimension: head for head, dimension in DIMENSION_OF_HEAD.items()}
 
 
 def judge_dimension(

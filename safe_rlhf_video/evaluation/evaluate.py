@@ -13,11 +13,12 @@ from safe_rlhf_video.data.labelled_pairs import Scores, preference_margin, selec
 from safe_rlhf_video.data.preferences import harm_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, DIMENSIONS, TIE, PairSample, VideoSample
 from safe_rlhf_video.evaluation.control_figures import judge_controls
-from safe_rlhf_video.evaluation.dimension_figures import HEAD_OF_DIMENSION, judge_dimension
+from safe_rlhf_video.evaluation.dimension_figures import judge_dimension
 from safe_rlhf_video.evaluation.distinct_clips import DistinctClips, distinct_clips
 from safe_rlhf_video.evaluation.harm_figures import compare_with_cost, judge_labels
 from safe_rlhf_video.evaluation.results import DimensionFigures, Evaluation, ModerationFigures
 from safe_rlhf_video.evaluation.sign_figures import judge_sign
+from safe_rlhf_video.heads import HEAD_OF_DIMENSION
 
 if TYPE_CHECKING:
     # Only its annotations; torch is slow to import.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from safe_rlhf_video.evaluation.breakdown import interval_by_prompt
 from safe_rlhf_video.evaluation.results import (
     Agreement,
     AgreementCell,
@@ -17,11 +16,12 @@ from safe_rlhf_video.evaluation.results import (
     LabelFigures,
     MacroFigures,
     ModerationFigures,
-    OrdinalFigures,
 )
-from safe_rlhf_video.heads import HEADS, LOGIT_HEADS, ORDINAL_HEADS
-from safe_rlhf_video.kinds.targets import classes_of, kind_of, label_columns
+from safe_rlhf_video.heads import GRADED_HEADS, HEADS, LOGIT_HEADS
+from safe_rlhf_video.kinds.kind import GradedFigures
+from safe_rlhf_video.kinds.targets import graded_kind_of, label_columns
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS
+from safe_rlhf_video.stats.intervals import interval_by_prompt
 from safe_rlhf_video.stats.thresholds import Target
 
 if TYPE_CHECKING:
@@ -67,11 +67,16 @@ def judge_labels(
                 bool(one and one.calibrated[label]),
                 seed,
             )
-    said = [judged[name] for name in names]
+    graded: dict[str, GradedFigures | None] = dict.fromkeys(GRADED_HEADS)
+    for head in GRADED_HEADS:
+        shown = [getattr(judged[name], head) for name in names]
+        if any(one is not None for one in shown):
+            kind = graded_kind_of(head)
+            graded[head] = kind.judge(HEADS[head], known[:, label_columns(head)], shown, prompts, seed)
     return ModerationFigures(
         labels=labels,
         macro=_average({label: one for label, one in labels.items() if label != "any"}),
-        ordinals={head: _judge_levels(head, known, said, prompts, seed) for head in ORDINAL_HEADS},
+        graded=graded,
         cost_sign_against_any=agreement,
     )
 
@@ -177,33 +182,6 @@ def _holds(target: Target | None, interval: Interval | None) -> bool | None:
     if target is None or interval is None:
         return None
     return interval[1] >= target.value if target.kind == "recall" else interval[0] <= target.value
-
-
-def _judge_levels(
-    head: str, targets: np.ndarray, judged: Sequence[Moderation], prompts: np.ndarray, seed: int
-) -> OrdinalFigures | None:
-    if not any(one.severity for one in judged):
-        return None
-    from sklearn.metrics import cohen_kappa_score  # slow to import
-
-    levels, num_levels = kind_of(head).decode(targets[:, label_columns(head)]), len(classes_of(head))
-    rows = np.flatnonzero(levels >= 0)
-    labelled = levels[rows]
-    likeliest = np.array([np.argmax(list((judged[int(row)].severity or {}).values())) for row in rows], dtype=int)
-    cells = np.bincount(num_levels * labelled + likeliest, minlength=num_levels**2)
-    right = (labelled == likeliest).astype(float)
-    is_known = len(rows) >= MIN_COMPARISONS
-    kappa = None
-    if is_known and len({*labelled.tolist(), *likeliest.tolist()}) > 1:  # with one level nothing is left to chance
-        kappa = float(cohen_kappa_score(labelled, likeliest, weights="quadratic"))
-    return OrdinalFigures(
-        num=len(rows),
-        accuracy=float(right.mean()) if is_known else None,
-        interval=interval_by_prompt(right, prompts[rows], seed) if is_known else None,
-        kappa=kappa,
-        reason=None if is_known else f"{len(rows)} texts whose {head} is known, fewer than {MIN_COMPARISONS}",
-        confusion=tuple(map(tuple, cells.reshape(num_levels, -1).tolist())),
-    )
 
 
 def _average(labels: Mapping[str, LabelFigures]) -> MacroFigures:

@@ -11,13 +11,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import GetPydanticSchema
+from typing_extensions import TypedDict
 
 from safe_rlhf_video.contracts import STRICT, parse_json, to_fields
 from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.heads import ORDINAL_HEADS
+from safe_rlhf_video.heads import GRADED_HEADS
+from safe_rlhf_video.kinds.kind import GradedFigures
+from safe_rlhf_video.kinds.targets import graded_kind_of
 from safe_rlhf_video.stats.probabilities import ReliabilityBin
 
 FILE_NAME = "evaluation.json"
@@ -209,23 +214,6 @@ class MacroFigures:
 
 
 @dataclass(frozen=True)
-class OrdinalFigures:
-    """How well the likeliest level of an ordinal head agrees with the labelled one.
-
-    Attributes:
-        kappa: Cohen's, quadratic weights.
-        confusion: counts, a row for each labelled level, a column for each likeliest level.
-    """
-
-    num: int
-    accuracy: float | None
-    interval: Interval | None
-    kappa: float | None
-    reason: str | None
-    confusion: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
 class AgreementCell:
     """Number of clips, and how many of them are labelled unsafe and safe."""
 
@@ -253,19 +241,23 @@ class Agreement:
     examples: DifferingClips
 
 
+_GRADED = TypedDict("_GRADED", {head: graded_kind_of(head).figures | None for head in GRADED_HEADS}, total=False)  # type: ignore[misc]
+
+
 @dataclass(frozen=True)
 class ModerationFigures:
     """Figures of the heads of harm labels.
 
     Attributes:
         labels: name of a label -> figures.
-        ordinals: ordinal head -> figures; empty without such a head. In the file each stands under the head's name.
+        graded: graded head -> figures of its kind; None without scores of it. In the file each stands under the head's
+            name.
         cost_sign_against_any: None without a cost and a head of any harm.
     """
 
     labels: Mapping[str, LabelFigures]
     macro: MacroFigures
-    ordinals: Mapping[str, OrdinalFigures | None]
+    graded: Annotated[Mapping[str, GradedFigures | None], GetPydanticSchema(lambda _, handler: handler(_GRADED))]
     cost_sign_against_any: Agreement | None = None
 
 
@@ -367,11 +359,11 @@ def parse_evaluation(kind: type[E], path: Path) -> E:
         raise SampleError(f"{path}: is damaged or not an evaluation ({error}); {_AGAIN}") from error
     _fold(fields, "dimensions", ALL_DIMENSIONS)
     if isinstance(fields.get("moderation"), dict):
-        _fold(fields["moderation"], "ordinals", ORDINAL_HEADS)
+        _fold(fields["moderation"], "graded", GRADED_HEADS)
     try:
         return parse_json(kind, json.dumps(fields), str(path), SampleError, _AGAIN)
     except SampleError as error:  # names a field as the file has it
-        message = str(error).replace(" field dimensions.", " field ").replace("moderation.ordinals.", "moderation.")
+        message = str(error).replace(" field dimensions.", " field ").replace("moderation.graded.", "moderation.")
         raise SampleError(message) from error.__cause__
 
 
@@ -388,7 +380,7 @@ def evaluation_fields(evaluation: Evaluation) -> dict[str, Any]:
     """The JSON object that evaluation.json holds."""
     fields = to_fields(evaluation)
     if fields["moderation"] is not None:
-        fields["moderation"] |= fields["moderation"].pop("ordinals")
+        fields["moderation"] |= fields["moderation"].pop("graded")
     return {**fields.pop("dimensions"), **fields}
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from safe_rlhf_video.data.labelled_pairs import Scores
-from safe_rlhf_video.evaluation.breakdown import interval_by_prompt
 from safe_rlhf_video.evaluation.distinct_clips import DistinctClips
 from safe_rlhf_video.evaluation.results import SignFigures, SignPart, UnseenSigns
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS
 from safe_rlhf_video.stats.credit import sign_accuracy
+from safe_rlhf_video.stats.intervals import interval_by_prompt
 
 
 def judge_sign(clips: DistinctClips, scores: Scores, unseen: Sequence[str], seed: int) -> SignFigures | None:

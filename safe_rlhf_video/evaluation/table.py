@@ -10,12 +10,12 @@ from safe_rlhf_video.evaluation.results import (
     ComparisonFigures,
     DimensionFigures,
     Evaluation,
-    Interval,
     LabelFigures,
     ModerationFigures,
     PartFigures,
     SignPart,
 )
+from safe_rlhf_video.wording import figure, with_interval
 
 CONTROL_NAMES = {
     "generator_only": "which generator made it, nothing else",
@@ -73,18 +73,6 @@ def format_comparison(comparison: Mapping[str, ComparisonFigures]) -> str:
         ]
         lines.append(_row(dimension.replace("_", " "), cells, 22, COMPARISON_WIDTHS))
     return "\n".join(lines)
-
-
-def figure(value: float | None) -> str:
-    """A figure with four digits; empty for None."""
-    return "" if value is None else f"{value:.4f}"
-
-
-def with_interval(value: float | None, interval: Interval | None) -> str:
-    """A figure with its interval, if it has one."""
-    if value is None or interval is None:
-        return figure(value)
-    return f"{value:.4f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def _format_dimensions(evaluation: Evaluation) -> Iterator[str]:
@@ -172,13 +160,7 @@ def _format_moderation(figures: ModerationFigures) -> Iterator[str]:
             f"means over labels: AUROC {macro.auroc:.4f} of {macro.num_labels_auroc}, average precision "
             f"{macro.average_precision:.4f} of {macro.num_labels_average_precision}"
         )
-    for head, ordinal in figures.ordinals.items():
-        if ordinal is not None:
-            yield (
-                f"{head} of {ordinal.num} texts: likeliest level right "
-                f"{with_interval(ordinal.accuracy, ordinal.interval) or '-'}, quadratic-weighted kappa "
-                f"{figure(ordinal.kappa) or '-'}" + (f" ({ordinal.reason})" if ordinal.reason else "")
-            )
+    yield from (one.line(head) for head, one in figures.graded.items() if one)
     if without := sum(one.target is None for one in labels.values()):
         yield f"{without} labels without a calibrated threshold, flagged above a probability of one half"
     if figures.cost_sign_against_any:

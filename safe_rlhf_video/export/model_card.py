@@ -11,37 +11,21 @@ from typing import Any
 import yaml
 
 from safe_rlhf_video.evaluation.results import Evaluation
-from safe_rlhf_video.evaluation.table import figure, with_interval
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, ORDINAL_HEADS, SUB_HEADS, TEXT_HARM_HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS, LABEL_HEADS, SUB_HEADS
+from safe_rlhf_video.kinds.targets import kind_of
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, LoraConfig
 from safe_rlhf_video.models.record import ModelRecord, TrainingFacts
+from safe_rlhf_video.wording import figure, with_interval, words
 
 MEANINGS = {
     "reward": "how helpful a video is for its prompt: more is better. Only differences between videos for one prompt "
     "mean something",
-    **{
-        head: f"its {head.replace('_', ' ')}, a part of helpfulness: more is better, between videos for one prompt"
-        for head in SUB_HEADS
-    },
+    **{head: f"its {words(head)}, a part of helpfulness: more is better, between videos for one prompt"
+       for head in SUB_HEADS},
     "cost": "how harmful a video is: above 0 is unsafe, 0 is the boundary, below is safe; as far as the model was "
     "trained on labels of what is safe, which alone give it a zero",
-    **{
-        head: f"how likely the label {head.removeprefix('harm_').replace('_', ' ')} applies, as a logit with the "
-        "weights that its classes had in training (`Scorer.moderate` takes them out)"
-        for head in HARM_HEADS
-    },
-    **{
-        head: f"how likely PKU-SafeRLHF's category {head.removeprefix('text_harm_').replace('_', ' ')} applies to a "
-        "text, as a logit with the weights that its classes had in training"
-        for head in TEXT_HARM_HEADS
-    },
-    **{
-        head: f"the {head} of the harm in a text: more is more severe, above 0 is rather "
-        f"{', '.join(HEADS[head].levels[1:-1])} or {HEADS[head].levels[-1]} than {HEADS[head].levels[0]}; thresholds "
-        "stored with the head separate these levels"
-        for head in ORDINAL_HEADS
-    },
-}
+    **{head: kind_of(head).meaning(HEADS[head]) for head in LABEL_HEADS},
+}  # fmt: skip
 LICENSE = "# license: not stated. Write one that the licences of the base model and of the training data allow.\n"
 LIMITS = """\
 - A reward says which of two videos for one prompt people would find more helpful. It has no unit, and rewards of

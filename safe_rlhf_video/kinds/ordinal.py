@@ -2,51 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_rlhf_video.heads import HEADS, ORDINAL_HEADS, Head
+from safe_rlhf_video.heads import Head
+from safe_rlhf_video.kinds.kind import FloatArray, GradedFigures, GradedKind
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS
+from safe_rlhf_video.stats.intervals import interval_by_prompt
+from safe_rlhf_video.wording import count, figure, share, with_interval
 
 if TYPE_CHECKING:
     from safe_rlhf_video.data.records import VideoSample
 
-FloatArray = NDArray[np.float64]
 
+@dataclass(frozen=True)
+class OrdinalFigures(GradedFigures):
+    """How well the likeliest level of an ordinal head agrees with the labelled one.
 
-def classes(head: Head) -> tuple[str, ...]:
-    """The head's levels, the lowest first."""
-    return head.levels
-
-
-def num_columns(head: Head) -> int:
-    """One a level."""
-    return len(head.levels)
-
-
-def said(video: VideoSample) -> Iterator[tuple[str, int]]:
-    """What one record says: names of heads and the level of each."""
-    for name in ORDINAL_HEADS:
-        level = getattr(video, HEADS[name].key)
-        if level is not None:
-            yield name, level
-
-
-def encode(known: NDArray[np.int64], weights: FloatArray) -> FloatArray:
-    """Targets (N, K) of videos of some levels: the level's weight in its column, 0 in the others.
-
-    Args:
-        known: (N,), the level, -1 where it is unknown.
-        weights: (K,).
+    Attributes:
+        kappa: Cohen's, quadratic weights.
+        confusion: counts, a row for each labelled level, a column for each likeliest level.
     """
-    return (known[:, None] == np.arange(len(weights))) * weights
+
+    num: int
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    kappa: float | None
+    reason: str | None
+    confusion: tuple[tuple[int, ...], ...]
+
+    def line(self, head: str) -> str:
+        return (
+            f"{head} of {self.num} texts: likeliest level right {with_interval(self.accuracy, self.interval) or '-'}, "
+            f"quadratic-weighted kappa {figure(self.kappa) or '-'}" + (f" ({self.reason})" if self.reason else "")
+        )
+
+    def table(self, head: Head) -> Sequence[Sequence[str]]:
+        """The confusion of levels."""
+        rows = zip(head.levels, self.confusion, strict=True)
+        return [
+            ["labelled, by likeliest level", *head.levels],
+            *([level, *(f"{num:,}" for num in nums)] for level, nums in rows),
+        ]
+
+    def sentence(self, unit: str) -> str:
+        if self.reason:
+            return self.reason
+        kappa = "." if self.kappa is None else f"; quadratic-weighted kappa {self.kappa:.3f}."
+        of_all = f"{share(self.accuracy, self.interval)} of {count(self.num, unit)}"
+        return f"The likeliest level is the labelled one for {of_all}{kappa}"
 
 
-def decode(targets: NDArray[np.floating]) -> NDArray[np.int64]:
-    """The levels (N,) of targets (N, K), -1 where they are unknown."""
-    return np.where(targets.any(axis=1), targets.argmax(axis=1), -1)
+class Ordinal(GradedKind):
+    """A label of several levels, learned by the proportional-odds model."""
+
+    figures = OrdinalFigures
+    shown = Mapping[str, float]
+
+    def classes(self, head: Head) -> tuple[str, ...]:
+        """The head's levels, the lowest first."""
+        return head.levels
+
+    def num_columns(self, head: Head) -> int:
+        """One a level."""
+        return len(head.levels)
+
+    def num_thresholds(self, head: Head) -> int:
+        """One between two levels."""
+        return len(head.levels) - 1
+
+    def said(self, video: VideoSample) -> Iterator[tuple[str, int]]:
+        """What one record says: names of heads and the level of each."""
+        for head in self.heads:
+            level = getattr(video, head.key)
+            if level is not None:
+                yield head.name, level
+
+    def encode(self, known: NDArray[np.int64], weights: FloatArray) -> FloatArray:
+        """The level's weight in its column, 0 in the others: (N, K)."""
+        return (known[:, None] == np.arange(len(weights))) * weights
+
+    def decode(self, targets: NDArray[np.floating]) -> NDArray[np.int64]:
+        """The level whose column (N, K) is not 0."""
+        return np.where(targets.any(axis=1), targets.argmax(axis=1), -1)
+
+    def meaning(self, head: Head) -> str:
+        *between, highest = head.levels[1:]
+        return (
+            f"the {head.name} of the harm in a text: more is more severe, above 0 is rather {', '.join(between)} or "
+            f"{highest} than {head.levels[0]}; thresholds stored with the head separate these levels"
+        )
+
+    def expected(self, head: Head, video: VideoSample) -> str | None:
+        """A level is one of harm: it is 0 exactly where a text is safe."""
+        if not contradicts_is_safe(video.is_safe, getattr(video, head.key)):
+            return None
+        levels = "0" if video.is_safe else f"1 to {len(head.levels) - 1}"
+        return f"{levels} where is_safe is {video.is_safe}"
+
+    def show(
+        self, head: Head, score: float, thresholds: FloatArray | None, class_weights: Sequence[float] | None
+    ) -> Mapping[str, float]:
+        """level -> probability."""
+        assert thresholds is not None
+        found = probabilities(np.array(score), thresholds, class_weights)
+        return dict(zip(head.levels, found.tolist(), strict=True))
+
+    def judge(
+        self, head: Head, targets: NDArray[np.floating], shown: Sequence[Any], prompts: NDArray[np.str_], seed: int
+    ) -> OrdinalFigures:
+        from sklearn.metrics import cohen_kappa_score  # slow to import
+
+        levels, num_levels = self.decode(targets), len(head.levels)
+        rows = np.flatnonzero(levels >= 0)
+        labelled = levels[rows]
+        likeliest = np.array([np.argmax(list(shown[int(row)].values())) for row in rows], dtype=np.int64)
+        cells = np.bincount(num_levels * labelled + likeliest, minlength=num_levels**2)
+        right = (labelled == likeliest).astype(float)
+        is_known = len(rows) >= MIN_COMPARISONS
+        kappa = None
+        if is_known and len({*labelled.tolist(), *likeliest.tolist()}) > 1:  # with one level nothing is left to chance
+            kappa = float(cohen_kappa_score(labelled, likeliest, weights="quadratic"))
+        return OrdinalFigures(
+            num=len(rows),
+            accuracy=float(right.mean()) if is_known else None,
+            interval=interval_by_prompt(right, prompts[rows], seed) if is_known else None,
+            kappa=kappa,
+            reason=None if is_known else f"{len(rows)} texts whose {head.name} is known, fewer than {MIN_COMPARISONS}",
+            confusion=tuple(map(tuple, cells.reshape(num_levels, -1).tolist())),
+        )
+
+
+KIND = Ordinal("ordinal")
+
+
+def contradicts_is_safe(is_safe: bool | None, level: int | None) -> bool:
+    """Whether a response is labelled safe and harmful to some level at once, or neither."""
+    return is_safe is not None and level is not None and is_safe == (level > 0)
 
 
 def probabilities(

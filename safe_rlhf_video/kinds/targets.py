@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_rlhf_video.heads import HEADS, LABEL_HEADS, Head
-from safe_rlhf_video.kinds import label, ordinal
+from safe_rlhf_video.heads import HEADS, LABEL_HEADS
+from safe_rlhf_video.kinds.kind import GradedKind, LabelKind
 
 if TYPE_CHECKING:
     from safe_rlhf_video.data.records import VideoSample
 
 
-class LabelKind(Protocol):
-    """What a module of a kind defines."""
-
-    def classes(self, head: Head) -> tuple[str, ...]: ...
-
-    def num_columns(self, head: Head) -> int: ...
-
-    def said(self, video: VideoSample) -> Iterator[tuple[str, int]]: ...
-
-    def encode(self, known: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]: ...
-
-    def decode(self, targets: NDArray[np.floating]) -> NDArray[np.int64]: ...
+def _load(kind: str) -> LabelKind:
+    found: LabelKind = import_module(f"{__package__}.{kind}").KIND
+    return found
 
 
-# A new kind of head is a module here, and its loss in training/objectives.py.
-KINDS: Mapping[str, LabelKind] = {"label": label, "ordinal": ordinal}
+# Of each kind of label in the table of heads, the module of its name.
+KINDS = {kind: _load(kind) for kind in dict.fromkeys(HEADS[name].kind for name in LABEL_HEADS)}
 
 
 def kind_of(head: str) -> LabelKind:
@@ -39,9 +31,21 @@ def kind_of(head: str) -> LabelKind:
     return KINDS[HEADS[head].kind]
 
 
+def graded_kind_of(head: str) -> GradedKind:
+    """The kind of a graded head."""
+    kind = kind_of(head)
+    assert isinstance(kind, GradedKind)
+    return kind
+
+
 def classes_of(head: str) -> tuple[str, ...]:
     """Names of the classes of a head's label, e.g. does_not and applies."""
     return kind_of(head).classes(HEADS[head])
+
+
+def num_thresholds_of(head: str) -> int:
+    """How many thresholds a head has beside its score; none if it learns from comparisons."""
+    return 0 if HEADS[head].is_compared else kind_of(head).num_thresholds(HEADS[head])
 
 
 def _lay_out(widths: Sequence[int]) -> tuple[dict[str, slice], int]:

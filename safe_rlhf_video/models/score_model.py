@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import HEADS, ORDINAL_HEADS
+from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.kinds.targets import num_thresholds_of
 from safe_rlhf_video.models.backbones import Backbone
 from safe_rlhf_video.models.config import LoraConfig, Pooling, TrainedPart
 from safe_rlhf_video.models.families import Family
 from safe_rlhf_video.models.pooling import attend, last_attended
 
-THRESHOLDS = "thresholds/"  # before an ordinal head's name: its thresholds, among the scores of the heads
+THRESHOLDS = "thresholds/"  # before a head's name: its thresholds, among the scores of the heads
 
 
 class ScoreModel(nn.Module):
@@ -77,18 +78,18 @@ class ScoreModel(nn.Module):
         self.score_heads = nn.ModuleDict()
         for heads in self.heads_of_adapter.values():
             for head in heads:
-                score_head = ScoreHead(backbone.hidden_size, pooling, len(HEADS[head].levels))
+                score_head = ScoreHead(backbone.hidden_size, pooling, num_thresholds_of(head))
                 self.score_heads[head] = score_head.to(backbone.model.device)
 
     def forward(self, inputs: Mapping[str, Tensor], with_thresholds: bool = False) -> dict[str, Tensor]:
         """Score the N videos of `models.inputs.build_inputs`.
 
         Args:
-            with_thresholds: whether the thresholds of ordinal heads come along, as training needs them: where weights
-                are divided among ranks, they are whole in here alone.
+            with_thresholds: whether the thresholds of heads come along, where they have some, as training needs them:
+                where weights are divided among ranks, they are whole in here alone.
 
         Returns:
-            head name -> float32 scores (N,); and with thresholds, `THRESHOLDS` + name of an ordinal head -> (K - 1,).
+            head name -> float32 scores (N,); and with thresholds, `THRESHOLDS` + name of such a head -> (K - 1,).
         """
         scores = {}
         device_type = inputs["input_ids"].device.type
@@ -112,8 +113,9 @@ class ScoreModel(nn.Module):
         return scores
 
     def thresholds(self) -> dict[str, Tensor]:
-        """The scores from which on each higher level is the likelier: ordinal head -> (K - 1,), rising from 0."""
-        return {head: self.score_heads[head].thresholds() for head in ORDINAL_HEADS if head in self.score_heads}  # type: ignore[operator]
+        """The scores from which on each higher level is the likelier: head with levels -> (K - 1,), rising from 0."""
+        found = {head: self.score_heads[head].thresholds for head in HEADS if head in self.score_heads}
+        return {head: thresholds() for head, thresholds in found.items() if thresholds is not None}  # type: ignore[operator]
 
     @property
     def peft_model(self) -> PeftModel | None:
@@ -187,17 +189,17 @@ class ScoreHead(nn.Module):
     bfloat16 scores of close videos become exact ties.
 
     Args:
-        num_levels: of an ordinal head, which has thresholds between them; 0 for any other.
+        num_thresholds: of a head of several levels, between them; 0 for any other.
     """
 
-    def __init__(self, hidden_size: int, pooling: Pooling, num_levels: int = 0) -> None:
+    def __init__(self, hidden_size: int, pooling: Pooling, num_thresholds: int = 0) -> None:
         super().__init__()
         # Scores of about unit spread at the start (Stiennon et al. 2020, arXiv 2009.01325).
         linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
         nn.init.normal_(linear.weight, std=1.0 / math.sqrt(hidden_size + 1))
         self.weight, self.bias = linear.weight, nn.Parameter(torch.zeros(1))
         self.query = nn.Parameter(torch.zeros(hidden_size)) if pooling == "query" else None
-        self.thresholds = Thresholds(num_levels) if num_levels else None
+        self.thresholds = Thresholds(num_thresholds) if num_thresholds else None
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores (N,) from token states (N, L, E) and their mask (N, L)."""
@@ -210,18 +212,18 @@ class ScoreHead(nn.Module):
 
 
 class Thresholds(nn.Module):
-    """Where the levels of an ordinal head part, on the scale of its score.
+    """Where the levels of a head part, on the scale of its score.
 
     The first threshold is 0, for the score has a bias; the steps from one to the next are exponentials, so that they
     rise whatever is learned. They begin at 2, where a level in the middle can be the likeliest.
     """
 
-    def __init__(self, num_levels: int) -> None:
+    def __init__(self, num_thresholds: int) -> None:
         super().__init__()
-        self.log_steps = nn.Parameter(torch.full((num_levels - 2,), math.log(2.0), dtype=torch.float32))
+        self.log_steps = nn.Parameter(torch.full((num_thresholds - 1,), math.log(2.0), dtype=torch.float32))
 
     def forward(self) -> Tensor:
-        """Thresholds (num_levels - 1,)."""
+        """Thresholds (num_thresholds,)."""
         return torch.cat([self.log_steps.new_zeros(1), self.log_steps.exp().cumsum(0)])
 
 

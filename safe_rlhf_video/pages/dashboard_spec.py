@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from safe_rlhf_video.heads import HEADS, ORDINAL_HEADS
+from safe_rlhf_video.heads import GRADED_HEADS
+from safe_rlhf_video.kinds.targets import classes_of
 
 X_NAME = "step"
 X_TITLE = "optimiser step"
@@ -110,8 +111,8 @@ SECTIONS = (
             Panel("Scores of rejected videos", ("eval/scores/<head>/rejected",), "score", kind="histogram"),
             Panel("Logits where a harm label applies", ("eval/scores/<label>/applies",), "logit", kind="histogram"),
             Panel("Logits where it does not", ("eval/scores/<label>/does_not",), "logit", kind="histogram"),
-            *(Panel(f"Scores of the {head}", tuple(f"eval/scores/{head}/{level}" for level in HEADS[head].levels),
-                    "score", kind="histogram") for head in ORDINAL_HEADS),
+            *(Panel(f"Scores of the {head}", tuple(f"eval/scores/{head}/{one}" for one in classes_of(head)),
+                    "score", kind="histogram") for head in GRADED_HEADS),
             Panel("Costs by safety", ("eval/scores/cost/safe", "eval/scores/cost/unsafe"), "cost", kind="histogram"),
         ),
     ),

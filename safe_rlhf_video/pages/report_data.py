@@ -12,10 +12,8 @@ from safe_rlhf_video.data.records import ALL_DIMENSIONS, DIMENSIONS, TIE
 from safe_rlhf_video.evaluation import results
 from safe_rlhf_video.evaluation.judgements import JudgedClip, JudgedComparison, read_judgements
 from safe_rlhf_video.evaluation.results import DimensionFigures, Evaluation, LabelFigures
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEAD_OF_LABEL, HEADS
+from safe_rlhf_video.heads import HEAD_OF_DIMENSION, HEAD_OF_LABEL, HEADS
 from safe_rlhf_video.wording import words
-
-_HEAD_OF = {dimension: head for head, dimension in DIMENSION_OF_HEAD.items()}
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,12 @@ class ReportData:
     def unlabelled(self) -> list[str]:
         """Dimensions that have a head and no label."""
         return [name for name in ALL_DIMENSIONS
-                if _HEAD_OF[name] in self.heads and not self.evaluation.dimensions[name]]  # fmt: skip
+                if HEAD_OF_DIMENSION[name] in self.heads and not self.evaluation.dimensions[name]]  # fmt: skip
 
     @property
     def unjudged(self) -> dict[str, str]:
         """Main dimensions without a head -> the head."""
-        return {name: head for name in DIMENSIONS if (head := _HEAD_OF[name]) not in self.heads}
+        return {name: head for name in DIMENSIONS if (head := HEAD_OF_DIMENSION[name]) not in self.heads}
 
     @property
     def left_out(self) -> dict[str, list[str]]:
@@ -122,7 +120,7 @@ def read_report_data(folder: Path) -> ReportData:
     dimensions = []
     for name in ALL_DIMENSIONS:
         if figures := evaluation.dimensions[name]:
-            head = _HEAD_OF[name]
+            head = HEAD_OF_DIMENSION[name]
             judged = [one for one in judgements.comparisons if one.preferences.get(name, TIE) != TIE]
             sign = np.array([1 if one.preferences[name] == 0 else -1 for one in judged])
             margin = np.array([one.margins[head] for one in judged])

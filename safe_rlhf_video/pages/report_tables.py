@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from safe_rlhf_video.evaluation.results import Evaluation, LabelFigures, PartFigures, SignPart
 from safe_rlhf_video.heads import HEADS
-from safe_rlhf_video.kinds.targets import classes_of
 from safe_rlhf_video.pages.document import Table
 from safe_rlhf_video.pages.report_data import JudgedDimension, ReportData
 from safe_rlhf_video.wording import capitalise, decimals, share, words
@@ -32,7 +31,7 @@ class ReportTables:
     summary: Table
     not_judged: Reasons
     labels: Table
-    ordinals: Mapping[str, Table]
+    graded: Mapping[str, Table]
     parts: Mapping[str, Sequence[Table]]
     comparison: Table | None
     not_compared: Reasons
@@ -41,18 +40,13 @@ class ReportTables:
 def report_tables(data: ReportData) -> ReportTables:
     """Makes all tables."""
     moderation = data.evaluation.moderation
-    ordinals = {head: figures for head, figures in moderation.ordinals.items() if figures} if moderation else {}
+    graded = {head: one.table(HEADS[head]) for head, one in moderation.graded.items() if one} if moderation else {}
     header = ["", "with / without", "AUROC", "AP", "precision", "recall", "false positives", "target"]
     return ReportTables(
         summary=_summarise(data.dimensions),
         not_judged=_explain_dimensions(data.dimensions),
         labels=Table(header, [_label_row(HEADS[head].title, figures) for head, figures in data.labels.items()]),
-        ordinals={
-            head: Table(["labelled, by likeliest level", *classes_of(head)],
-                        [(level, *(f"{num:,}" for num in nums))
-                         for level, nums in zip(classes_of(head), figures.confusion, strict=True)])
-            for head, figures in ordinals.items()
-        },
+        graded={head: Table(header, rows) for head, (header, *rows) in graded.items()},
         parts={heading: tables for heading, tables in _show_parts(data) if tables},
         comparison=_compare(data.evaluation),
         not_compared=_explain_comparison(data.evaluation),

@@ -5,21 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from safe_rlhf_video.calibration.store import LabelCalibration
-from safe_rlhf_video.heads import HEAD_OF_LABEL, HEADS, LOGIT_HEADS, ORDINAL_HEADS
-from safe_rlhf_video.kinds import ordinal
+from safe_rlhf_video.heads import GRADED_HEADS, HEAD_OF_LABEL, HEADS, LOGIT_HEADS
+from safe_rlhf_video.kinds.targets import graded_kind_of
 from safe_rlhf_video.models.record import ModelRecord
 from safe_rlhf_video.scoring.decisions import sigmoid
 from safe_rlhf_video.stats.thresholds import Target
 
+T = TypeVar("T")
+
+
+def _with_graded_heads(moderation: type[T]) -> type[T]:
+    """Adds a field for each graded head, None by default."""
+    for head in GRADED_HEADS:
+        moderation.__annotations__[head] = graded_kind_of(head).shown | None
+        setattr(moderation, head, None)
+    return moderation
+
 
 @dataclass(frozen=True)
+@_with_graded_heads
 class Moderation:
     """Which harms a video or a text shows.
+
+    Under the name of each graded head it has what the head's kind shows, such as `severity`: level -> probability; None
+    without such a head. These are not fitted to held-out labels.
 
     Attributes:
         probabilities: label -> that it applies, for the labels (`Head.label`) that the model has heads for: "any",
@@ -30,7 +44,6 @@ class Moderation:
         calibrated: label -> whether its probability was fitted to held-out labels. Of the others the weights that rare
             labels had in training are taken out, no more.
         targets: label -> what its threshold holds on new clips; None without one.
-        severity: level -> probability; None without a head for it. Not fitted to held-out labels.
     """
 
     probabilities: Mapping[str, float]
@@ -38,7 +51,6 @@ class Moderation:
     names: tuple[str, ...]
     calibrated: Mapping[str, bool]
     targets: Mapping[str, Target | None]
-    severity: Mapping[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -52,7 +64,7 @@ def judge_harms(
     calibrations: Mapping[str, LabelCalibration] | None = None,
     thresholds: Mapping[str, np.ndarray] | None = None,
 ) -> Moderation:
-    """Probabilities of harm labels from their logits, which are flagged, and how severe the harm is.
+    """Probabilities of harm labels from their logits, which are flagged, and what graded heads say of it.
 
     Without a fitted probability
 
@@ -65,15 +77,19 @@ def judge_harms(
         records: of the model folders, which tell these weights.
         is_text: labels of videos say nothing of a text, nor those of texts of a video; any harm is about both.
         calibrations: head -> calibration, `Scorer.calibration.labels`.
-        thresholds: of ordinal heads, `Scorer.thresholds`; without them nothing is said of the severity.
+        thresholds: `Scorer.thresholds`; a head that needs them and has none says nothing.
     """
+
+    def can_say(head: str) -> bool:
+        return head in scores and HEADS[head].judges != ("video" if is_text else "text")
+
     weights = {head: one for record in records for head, one in record.training.class_weights.items()}
     probabilities: dict[str, float] = {}
     calibrated: dict[str, bool] = {}
     targets: dict[str, Target | None] = {}
     flagged: list[str] = []
     for head in LOGIT_HEADS:
-        if head not in scores or HEADS[head].judges == ("video" if is_text else "text"):
+        if not can_say(head):
             continue
         label, fitted = HEADS[head].label, (calibrations or {}).get(head)
         probability = fitted.probability(scores[head]) if fitted else None
@@ -88,9 +104,9 @@ def judge_harms(
             flagged.append(label)
     flags = tuple(sorted(flagged, key=lambda label: -probabilities[label]))
     names = tuple(HEADS[HEAD_OF_LABEL[label]].title for label in flags if label != "any")
-    severity = None
-    for head in ORDINAL_HEADS:
-        if is_text and head in scores and thresholds:
-            levels = ordinal.probabilities(np.array(scores[head]), thresholds[head], weights.get(head))
-            severity = dict(zip(HEADS[head].levels, levels.tolist(), strict=True))
-    return Moderation(probabilities, flags, names, calibrated, targets, severity)
+    shown: dict[str, Any] = {}
+    for head in GRADED_HEADS:
+        kind, of_head = graded_kind_of(head), (thresholds or {}).get(head)
+        if can_say(head) and (of_head is not None or not kind.num_thresholds(HEADS[head])):
+            shown[head] = kind.show(HEADS[head], scores[head], of_head, weights.get(head))
+    return Moderation(probabilities, flags, names, calibrated, targets, **shown)

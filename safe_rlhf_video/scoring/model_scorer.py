@@ -120,7 +120,7 @@ class ModelScorer:
 
     @property
     def thresholds(self) -> dict[str, np.ndarray]:
-        """The scores that separate the K levels of each ordinal head: head -> (K - 1,)."""
+        """The scores that separate the K levels of each head that has some: head -> (K - 1,)."""
         return {head: found.detach().double().cpu().numpy() for head, found in self.model.thresholds().items()}
 
     def require_both_heads(self) -> None:

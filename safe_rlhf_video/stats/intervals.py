@@ -35,6 +35,11 @@ def mean_interval(
     return _percentile_interval(sums[:, 0] / sums[:, 1], level)
 
 
+def interval_by_prompt(values: ArrayLike, prompts: ArrayLike, seed: int) -> tuple[float, float] | None:
+    """As ``mean_interval``; None with a single prompt."""
+    return mean_interval(values, prompts, seed=seed) if len(np.unique(prompts)) > 1 else None
+
+
 def ratio_interval(
     numerator: ArrayLike,
     denominator: ArrayLike,

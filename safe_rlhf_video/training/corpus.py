@@ -10,9 +10,10 @@ from pathlib import Path
 
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
 from safe_rlhf_video.data.preferences import is_for_calibration, names_of_generators, videos_of
-from safe_rlhf_video.data.records import VIDEO_NAMES, PairSample, VideoSample, contradicts_is_safe
+from safe_rlhf_video.data.records import VIDEO_NAMES, PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.heads import HEADS, ORDINAL_HEADS
+from safe_rlhf_video.heads import GRADED_HEADS, HEADS
+from safe_rlhf_video.kinds.targets import graded_kind_of
 from safe_rlhf_video.training.config import DataConfig
 
 
@@ -36,16 +37,17 @@ class Corpus:
         return bool(self.pairs or self.videos)
 
 
-def read_corpus(config: DataConfig, with_levels: bool) -> Corpus:
+def read_corpus(config: DataConfig, heads: Sequence[str]) -> Corpus:
     """Reads and joins the records of all files.
 
     Args:
-        with_levels: whether a level of harm is trained on, which must then not contradict `is_safe`.
+        heads: what is trained; labels of graded heads must not contradict other labels of their record.
 
     Raises:
         SampleError: a wrong record, or two files use one id for different things.
     """
     corpus = Corpus(", ".join(config.paths), [], [], {})
+    graded = [head for head in GRADED_HEADS if head in heads]
     text_of: dict[str, tuple[str, str]] = {}
     content_of: dict[str, tuple[Path | str, str]] = {}
     for path in config.paths:
@@ -68,8 +70,8 @@ def read_corpus(config: DataConfig, with_levels: bool) -> Corpus:
                     f"{path} row {row} field prompt_text: differs from that of the same prompt_id in {first}; give "
                     "different prompts different ids"
                 )
-            if with_levels:
-                _check_levels(sample, f"{path} row {row}")
+            if graded:
+                _check_grades(sample, graded, f"{path} row {row}")
         videos = [video for video in dataset.videos if video.response_text is None]
         files = dict(zip((video.name for video in videos), dataset.video_files(videos), strict=True))
         for video in dataset.videos:
@@ -148,17 +150,15 @@ def hold_out_prompts(corpus: Corpus, fraction: float, seed: int) -> tuple[Corpus
     return kept, [f"{num_held_out} further records are held out for calibration"]
 
 
-def _check_levels(sample: PairSample | VideoSample, where: str) -> None:
-    """A level is one of harm: it is 0 exactly where a text is safe."""
+def _check_grades(sample: PairSample | VideoSample, graded: Sequence[str], where: str) -> None:
     sides = [f"{name}." for name in VIDEO_NAMES] if isinstance(sample, PairSample) else [""]
     for side, video in zip(sides, videos_of(sample), strict=True):
-        for head in (HEADS[name] for name in ORDINAL_HEADS):
-            level = getattr(video, head.key)
-            if contradicts_is_safe(video.is_safe, level):
-                expected = "0" if video.is_safe else f"1 to {len(head.levels) - 1}"
+        for head in graded:
+            key = HEADS[head].key
+            if expected := graded_kind_of(head).expected(HEADS[head], video):
                 raise SampleError(
-                    f"{where} field {side}{head.key}: expected {expected} where is_safe is {video.is_safe}, got "
-                    f"{level}; correct one of them or set it to null (convert.py saferlhf --unlabel_violations does)"
+                    f"{where} field {side}{key}: expected {expected}, got {getattr(video, key)}; correct one of them "
+                    "or set it to null (convert.py saferlhf --unlabel_violations does)"
                 )
 
 

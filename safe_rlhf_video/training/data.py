@@ -11,7 +11,7 @@ import numpy as np
 
 from safe_rlhf_video.data.preferences import PromptGroup, build_groups, leave_out, split_by_prompt, split_pairs
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.heads import HEADS, LABEL_HEADS, ORDINAL_HEADS
+from safe_rlhf_video.heads import GRADED_HEADS, HEADS, LABEL_HEADS
 from safe_rlhf_video.kinds.targets import (
     columns_of_texts,
     columns_of_videos,
@@ -60,7 +60,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
         raise ConfigError(
             "optimization.batching: pairwise takes comparisons alone, so that harm labels would be lost; set grouped"
         )
-    corpus = read_corpus(config.data, bool(set(ORDINAL_HEADS) & set(heads)))
+    corpus = read_corpus(config.data, heads)
     corpus, of_generators = leave_out_generators(corpus, config.data.leave_out_generators)
     corpus, held_out = hold_out_prompts(corpus, config.data.calibration_fraction, config.seed)
     groups, doubtful = build_groups(corpus.pairs, corpus.videos)
@@ -221,7 +221,7 @@ def _count_doubtful(doubtful: Mapping[str, int], lessons: Lessons) -> list[str]:
                 "and train the ties loss" if lessons.ties else "and are not used; loss.ties rao_kupper would use them"
             )
             notes.append(f"{ties} comparisons are ties in {name} {fate}")
-    for label in ("is_safe", *(HEADS[head].key for head in ORDINAL_HEADS)):
+    for label in ("is_safe", *(HEADS[head].key for head in GRADED_HEADS)):
         if count := doubtful.get(f"contradictory {label}"):
             notes.append(f"{count} videos have contradictory {label} labels, taken as unknown")
     return notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -15,9 +15,8 @@ from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS, LABEL_HEADS, preference_score
 from safe_rlhf_video.kinds.targets import label_columns
 from safe_rlhf_video.losses import (
+    LABEL_LOSSES,
     bradley_terry_loss,
-    harm_label_loss,
-    ordinal_loss,
     rao_kupper_loss,
     rao_kupper_tie_loss,
     safety_sign_loss,
@@ -34,21 +33,6 @@ DIVERGED = (
 )
 
 NO_THRESHOLDS: Mapping[str, Tensor] = MappingProxyType({})
-
-
-def _label_loss(scores: Tensor, targets: Tensor, thresholds: Tensor | None) -> Tensor:
-    return harm_label_loss(scores, targets[:, 0])
-
-
-def _ordinal_loss(scores: Tensor, targets: Tensor, thresholds: Tensor | None) -> Tensor:
-    assert thresholds is not None
-    return ordinal_loss(scores, thresholds, targets)
-
-
-# Kind of head -> its loss: (N,) from scores (N,), the head's columns of the targets (N, C) and its thresholds, if any.
-LABEL_LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = MappingProxyType(
-    {"label": _label_loss, "ordinal": _ordinal_loss}
-)
 
 
 @dataclass(frozen=True)
@@ -84,7 +68,7 @@ def compute_objective(
 
     Args:
         scores: head -> (N,).
-        thresholds: ordinal head -> (K - 1,), between its K levels.
+        thresholds: head -> (K - 1,), between its K levels; of heads that have some.
     """
     device = next(iter(scores.values())).device
     terms: dict[str, Tensor] = {}

@@ -28,11 +28,11 @@ from safe_rlhf_video.data.records import (
     VIDEO_NAMES,
     HarmCategories,
     SeverityLevel,
-    contradicts_is_safe,
     known_labels,
 )
 from safe_rlhf_video.data.sources.conversion import Conversion, digest
 from safe_rlhf_video.errors import ConfigError, SampleError
+from safe_rlhf_video.kinds.ordinal import contradicts_is_safe
 
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".json.gz", ".json.xz")
 
