@@ -356,7 +356,7 @@ def test_a_run_learns_categories_and_severity(corpus: Path, tmp_path: Path) -> N
     label = head.replace("harm_", "")
     assert result["labels"][label]["auroc"] == pytest.approx(found[head])
     assert result["severity"]["accuracy"] == pytest.approx(found["severity accuracy"])
-    levels = [video.severity_level for video in videos]
+    levels = [video.grades["severity_level"] for video in videos]
     assert [sum(row) for row in result["severity"]["confusion"]] == [levels.count(level) for level in range(4)]
     harmful = next(video for video in videos if (video.harm_categories or {})[name])
     with Scorer.from_pretrained(tmp_path / "run", device="cpu") as scorer:
@@ -404,6 +404,6 @@ def judge(run: Path, dataset: PairDataset) -> dict[str, float]:
         if head in scores:
             applies = np.array([bool((video.harm_categories or {})[name]) for video in videos])
             found[head] = roc_auc_score(applies, scores[head])
-    levels = np.array([video.severity_level for video in videos])
+    levels = np.array([video.grades["severity_level"] for video in videos])
     predicted = probabilities(scores[SEVERITY], thresholds, weights).argmax(1)
     return found | {"severity accuracy": float(np.mean(predicted == levels))}

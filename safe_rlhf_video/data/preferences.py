@@ -126,7 +126,7 @@ def build_groups(
             if video.is_safe is not None:
                 labelled.add(video.video_id)
             for head, ids in graded.items():
-                if getattr(video, HEADS[head].key) is not None:
+                if HEADS[head].key in video.grades:
                     ids.add(video.video_id)
         index = {video_id: place for place, video_id in enumerate(shown)}
         rows: dict[str, list[tuple[int, int]]] = {name: [] for name in ALL_DIMENSIONS}

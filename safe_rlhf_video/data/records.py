@@ -1,7 +1,7 @@
 """Defines the records of SafeSora's files and reads them: a wrong known field is an error, an unknown one is kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Required
 
@@ -22,7 +22,8 @@ from safe_rlhf_video.data.record_fields import (
     unknown_fields,
 )
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HARM_HEADS, HEADS, SUB_HEADS, TEXT_HARM_HEADS, Head
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, GRADED_HEADS, HARM_HEADS, HEADS, SUB_HEADS, TEXT_HARM_HEADS, Head
+from safe_rlhf_video.kinds.targets import classes_of
 
 SUB_DIMENSIONS = SUB_HEADS
 DIMENSIONS = tuple(name for name in DIMENSION_OF_HEAD.values() if name not in SUB_DIMENSIONS)
@@ -48,10 +49,6 @@ HARM_CATEGORIES: Mapping[str, str] = MappingProxyType({HEADS[name].key: HEADS[na
 # --- the form of the files --------------------------------------------------------------------------------------------
 
 Choice = Annotated[Literal["video_0", "video_1", "tie"] | None, Expected("'video_0', 'video_1', 'tie' or null")]
-_MAX_SEVERITY = len(HEADS["severity"].levels) - 1
-SeverityLevel = Annotated[
-    int | None, Field(ge=0, le=_MAX_SEVERITY), Expected(f"a whole number from 0 to {_MAX_SEVERITY}, or null")
-]
 HarmLabelFields = TypedDict("HarmLabelFields", dict.fromkeys(HARM_LABELS, Flag), total=False)  # type: ignore[misc]
 HarmLabels = Annotated[HarmLabelFields | None, OptionalObject]
 # The released files say "information" where their loader says "informativeness".
@@ -66,6 +63,17 @@ def _check_category(name: str) -> str:
     return name
 
 
+def _grades(*judged: str) -> dict[str, Any]:
+    heads = [HEADS[name] for name in GRADED_HEADS if HEADS[name].judges in judged]
+    highest = {head.key: len(classes_of(head.name)) - 1 for head in heads}
+    return {
+        key: Annotated[int | None, Field(ge=0, le=most), Expected(f"a whole number from 0 to {most}, or null")]
+        for key, most in highest.items()
+    }
+
+
+VideoGrades = TypedDict("VideoGrades", _grades("video", "both"), total=False)  # type: ignore[misc]
+TextGrades = TypedDict("TextGrades", _grades("text", "both"), total=False)  # type: ignore[misc]
 HarmCategories = Annotated[dict[Annotated[str, AfterValidator(_check_category)], Flag] | None, OptionalObject]
 
 
@@ -98,20 +106,19 @@ class GeneratedFields(TypedDict, total=False):
     generated_from: OptionalText
 
 
-class VideoRecord(GeneratedFields, total=False):
+class VideoRecord(GeneratedFields, VideoGrades, total=False):
     """A record of a video file (SafeSora-Label), or a video of a pair; its prompt's fields are `PromptFields`."""
 
     video_path: Required[FilePath]
     response_text: None
 
 
-class ResponseRecord(GeneratedFields, total=False):
+class ResponseRecord(GeneratedFields, TextGrades, total=False):
     """A response of a text corpus, in the place of a video."""
 
     response_text: Required[Text]
     video_path: Annotated[None, Expected("null beside a response_text, which has no clip")]
     harm_categories: HarmCategories
-    severity_level: SeverityLevel
 
 
 class PairRecord(PromptFields, total=False):
@@ -127,6 +134,7 @@ class PairRecord(PromptFields, total=False):
 
 
 _PROMPT_KEYS = tuple(PromptFields.__annotations__)
+_GRADE_KEYS = tuple(HEADS[name].key for name in GRADED_HEADS)
 _VIDEO_KEYS = frozenset((*_PROMPT_KEYS, *VideoRecord.__annotations__))
 
 # --- samples ----------------------------------------------------------------------------------------------------------
@@ -167,7 +175,7 @@ class VideoSample:
             "prompt_labels".
         harm_categories: of a response, name of `HARM_CATEGORIES` -> whether it applies; a missing name is unknown. None
             without any.
-        severity_level: of a response, 0 none to 3 severe; None without a label.
+        grades: key of a graded head, such as "severity_level" -> the number of the label's class.
     """
 
     prompt_id: str
@@ -183,7 +191,7 @@ class VideoSample:
     generated_from: str | None
     extra: Mapping[str, Any]
     harm_categories: Mapping[str, bool] | None = None
-    severity_level: int | None = None
+    grades: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -290,7 +298,7 @@ def _parse_video(record: Any, field: str, prompt: tuple[str, str, str | None], w
         generated_from=get("generated_from"),
         extra=unknown_fields(record, _VIDEO_KEYS, video_labels=HARM_LABELS, prompt_labels=HARM_LABELS),
         harm_categories=known_labels(get("harm_categories")),
-        severity_level=get("severity_level"),
+        grades={key: grade for key in _GRADE_KEYS if (grade := get(key)) is not None},
     )
 
 

@@ -87,6 +87,11 @@ class GradedKind(LabelKind):
     figures: ClassVar[type[GradedFigures]]
     shown: ClassVar[Any]
 
+    def said(self, video: VideoSample) -> Iterator[tuple[str, int]]:
+        for head in self.heads:
+            if (grade := video.grades.get(head.key)) is not None:
+                yield head.name, grade
+
     def expected(self, head: Head, video: VideoSample) -> str | None:
         """What its label should be, if another label of the record contradicts it: "0 where is_safe is True"."""
         return None

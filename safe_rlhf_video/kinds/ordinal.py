@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +75,6 @@ class Ordinal(GradedKind):
         """One between two levels."""
         return len(head.levels) - 1
 
-    def said(self, video: VideoSample) -> Iterator[tuple[str, int]]:
-        """What one record says: names of heads and the level of each."""
-        for head in self.heads:
-            level = getattr(video, head.key)
-            if level is not None:
-                yield head.name, level
-
     def encode(self, known: NDArray[np.int64], weights: FloatArray) -> FloatArray:
         """The level's weight in its column, 0 in the others: (N, K)."""
         return (known[:, None] == np.arange(len(weights))) * weights
@@ -99,7 +92,7 @@ class Ordinal(GradedKind):
 
     def expected(self, head: Head, video: VideoSample) -> str | None:
         """A level is one of harm: it is 0 exactly where a text is safe."""
-        if not contradicts_is_safe(video.is_safe, getattr(video, head.key)):
+        if not contradicts_is_safe(video.is_safe, video.grades.get(head.key)):
             return None
         levels = "0" if video.is_safe else f"1 to {len(head.levels) - 1}"
         return f"{levels} where is_safe is {video.is_safe}"

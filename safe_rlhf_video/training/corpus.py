@@ -157,7 +157,7 @@ def _check_grades(sample: PairSample | VideoSample, graded: Sequence[str], where
             key = HEADS[head].key
             if expected := graded_kind_of(head).expected(HEADS[head], video):
                 raise SampleError(
-                    f"{where} field {side}{key}: expected {expected}, got {getattr(video, key)}; correct one of them "
+                    f"{where} field {side}{key}: expected {expected}, got {video.grades[key]}; correct one of them "
                     "or set it to null (convert.py saferlhf --unlabel_violations does)"
                 )
 

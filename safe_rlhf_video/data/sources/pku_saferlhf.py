@@ -27,7 +27,6 @@ from safe_rlhf_video.data.records import (
     HARM_CATEGORIES,
     VIDEO_NAMES,
     HarmCategories,
-    SeverityLevel,
     known_labels,
 )
 from safe_rlhf_video.data.sources.conversion import Conversion, digest
@@ -37,6 +36,8 @@ from safe_rlhf_video.kinds.ordinal import contradicts_is_safe
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".json.gz", ".json.xz")
 
 _PATH_ENDINGS = (*FILE_SUFFIXES, ".gz", ".xz", ".zst", ".zip", ".csv", ".parquet", ".arrow", ".txt")
+
+SeverityLevel = Annotated[int | None, Field(ge=0, le=3), Expected("a whole number from 0 to 3, or null")]
 
 # What `convert_rows` finds; the command prints it.
 LOGICAL_ORDER = "a harmful response ranked as safer than a harmless one"
