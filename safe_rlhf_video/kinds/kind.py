@@ -77,7 +77,7 @@ class GradedFigures(ABC):
 
 
 class GradedKind(LabelKind):
-    """A kind whose heads say how much, not only whether a label applies.
+    """A kind whose heads say how much, not only whether a label applies: their classes are levels.
 
     Attributes:
         figures: what an evaluation computes for a head.
@@ -87,10 +87,27 @@ class GradedKind(LabelKind):
     figures: ClassVar[type[GradedFigures]]
     shown: ClassVar[Any]
 
+    def classes(self, head: Head) -> tuple[str, ...]:
+        """The head's levels, the lowest first."""
+        return head.levels
+
+    def num_columns(self, head: Head) -> int:
+        """One a level."""
+        return len(head.levels)
+
     def said(self, video: VideoSample) -> Iterator[tuple[str, int]]:
+        """What one record says: names of heads and the level of each."""
         for head in self.heads:
             if (grade := video.grades.get(head.key)) is not None:
                 yield head.name, grade
+
+    def encode(self, known: NDArray[np.int64], weights: FloatArray) -> FloatArray:
+        """The level's weight in its column, 0 in the others: (N, K)."""
+        return (known[:, None] == np.arange(len(weights))) * weights
+
+    def decode(self, targets: NDArray[np.floating]) -> NDArray[np.int64]:
+        """The level whose column (N, K) is not 0."""
+        return np.where(targets.any(axis=1), targets.argmax(axis=1), -1)
 
     def expected(self, head: Head, video: VideoSample) -> str | None:
         """What its label should be, if another label of the record contradicts it: "0 where is_safe is True"."""

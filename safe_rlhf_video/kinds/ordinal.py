@@ -1,4 +1,4 @@
-"""Reads labels of several levels, lays them out as one column a level, and computes how likely each level is."""
+"""Computes how likely each level of a label is, from its score and thresholds."""
 
 from __future__ import annotations
 
@@ -63,25 +63,9 @@ class Ordinal(GradedKind):
     figures = OrdinalFigures
     shown = Mapping[str, float]
 
-    def classes(self, head: Head) -> tuple[str, ...]:
-        """The head's levels, the lowest first."""
-        return head.levels
-
-    def num_columns(self, head: Head) -> int:
-        """One a level."""
-        return len(head.levels)
-
     def num_thresholds(self, head: Head) -> int:
         """One between two levels."""
         return len(head.levels) - 1
-
-    def encode(self, known: NDArray[np.int64], weights: FloatArray) -> FloatArray:
-        """The level's weight in its column, 0 in the others: (N, K)."""
-        return (known[:, None] == np.arange(len(weights))) * weights
-
-    def decode(self, targets: NDArray[np.floating]) -> NDArray[np.int64]:
-        """The level whose column (N, K) is not 0."""
-        return np.where(targets.any(axis=1), targets.argmax(axis=1), -1)
 
     def meaning(self, head: Head) -> str:
         *between, highest = head.levels[1:]
