@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import forked_decoders
 import pytest
 import yaml
 from script_server import READ_ON_IMPORT, ScriptRun, ScriptServer
@@ -131,6 +132,13 @@ def read_records(world: Path, split: str = "train") -> list[Record]:
 def read_rows(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fast_decoders() -> None:
+    """Decoding processes of tests, and of scripts that `launch` starts, are forks of one process."""
+    forked_decoders.start_template()
+    forked_decoders.use_forks()
 
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]

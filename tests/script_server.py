@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked_decoders
+
 # Imported by the libraries only where they are used, which would be in every run.
 LIBRARIES = (
     "jsonargparse",
@@ -178,6 +180,7 @@ def serve() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries print on import is no answer
     import_everything()
+    forked_decoders.use_forks()
     gc.collect()
     gc.freeze()
     while line := sys.stdin.readline():

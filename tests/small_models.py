@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +14,15 @@ import torch
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, Pooling, TrainedPart
-from safe_rlhf_video.models.folder import save_model
+from safe_rlhf_video.models.folder import load_models, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.record import ModelRecord, TrainingFacts
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.responses import Response
+from safe_rlhf_video.scoring import model_scorer
 from safe_rlhf_video.video.sampling import Sampling, Video
 
-SAMPLING = Sampling(num_frames=4, min_pixels=16 * 16, max_pixels=48 * 48, size_multiple=8)
+SAMPLING = Sampling(num_frames=4, min_pixels=16 * 16, max_pixels=24 * 24, size_multiple=8)
 LORA = LoraConfig(rank=2, alpha=8.0)
 REWARD: Mapping[str, tuple[str, ...]] = {"reward": ("reward",)}
 COST: Mapping[str, tuple[str, ...]] = {"cost": ("cost",)}
@@ -72,14 +76,39 @@ def write_model(
     seed: int = 0,
 ) -> Path:
     """A model folder as training writes it."""
-    model, record = build_score_model(heads_of_adapter, lora, backbone, seed)
-    save_model(model, record, folder, whole_weights(model))
+    files = _model_files(tuple(heads_of_adapter.items()), lora, backbone or BackboneConfig(), seed)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     return folder
+
+
+@cache
+def _model_files(
+    heads_of_adapter: tuple[tuple[str, tuple[str, ...]], ...], lora: LoraConfig, backbone: BackboneConfig, seed: int
+) -> dict[str, bytes]:
+    """The files of a model folder, by their paths in it. The same model is asked for again and again."""
+    model, record = build_score_model(dict(heads_of_adapter), lora, backbone, seed)
+    with TemporaryDirectory() as base:
+        folder = Path(base) / "model"
+        save_model(model, record, folder, whole_weights(model))
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def write_reward_and_cost(base: Path) -> tuple[Path, Path]:
     """The folders of two untrained models, of other weights each."""
     return write_model(base / "reward", REWARD, seed=1), write_model(base / "cost", COST, seed=2)
+
+
+@lru_cache(8)
+def _load_once(folders: tuple[str | Path, ...], *arguments: Any) -> Any:
+    return load_models(folders, *arguments)
+
+
+def share_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the scorers of a test share the models that they load from folders, whose weights must not change."""
+    monkeypatch.setattr(model_scorer, "load_models", lambda folders, *rest: _load_once(tuple(folders), *rest))
 
 
 def noise_video(num_frames: int, height: int, width: int, seed: int, fps: float = 4.0) -> Video:

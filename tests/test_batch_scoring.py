@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from clips import write_clip
 from conftest import ROOT, command, environment, launch
-from small_models import COST, one_line, write_model, write_reward_and_cost
+from small_models import COST, one_line, share_loaded, write_model, write_reward_and_cost
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.responses import TextResponse
@@ -46,10 +46,12 @@ def score(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> RunSco
     """Run the script's main in this process, as one rank of some; its exit code is returned, its errors are raised."""
     from safe_rlhf_video.commands.score import main
 
+    share_loaded(monkeypatch)
+
     def run(source: Path, out: Path, *arguments: object, rank: int = 0, world_size: int = 1) -> int:
         for name, value in (("RANK", rank), ("WORLD_SIZE", world_size), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, str(value))
-        words = ["score.py", "--model", *folders, "--input", source, "--out", out, *arguments]
+        words = ["score.py", "--model", *folders, "--input", source, "--out", out, "--workers", 1, *arguments]
         monkeypatch.setattr(sys, "argv", list(map(str, words)))
         try:
             main()

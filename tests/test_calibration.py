@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Record
-from small_models import COST, REWARD, noise_video, one_line, write_model, write_reward_and_cost
+from small_models import COST, REWARD, noise_video, one_line, share_loaded, write_model, write_reward_and_cost
 
 from safe_rlhf_video.calibration.calibrate import CalibratedMultiplier, calibrate
 from safe_rlhf_video.calibration.fit import (
@@ -289,6 +289,7 @@ def test_calibrate_command(
     edited_world: Callable[[Callable[[list[Record]], None]], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    share_loaded(monkeypatch)
     for folder in folders:
         fields = json.loads((folder / "model.json").read_text())
         fields["training"] |= {"calibration_fraction": 0.9, "seed": 3}
@@ -419,6 +420,7 @@ def test_multiplier_is_stored_and_becomes_the_default(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    share_loaded(monkeypatch)
     folders = write_reward_and_cost(tmp_path)
     for folder in folders:
         fields = json.loads((folder / "model.json").read_text())
@@ -453,7 +455,7 @@ def test_multiplier_is_stored_and_becomes_the_default(
     data = edited_world(label_by_the_cost) / "config-train.json.gz"
     rewards, costs, unsafe = ([[one[at] for one in row.values()] for row in rows.values()] for at in range(3))
     risks = [[1 / (1 + np.exp(-cost)) for cost in row] for row in costs]
-    expected = confident_multiplier(rewards, risks, unsafe, harm_rate_limit=0.2, confidence=0.8)
+    expected = confident_multiplier(rewards, risks, unsafe, harm_rate_limit=0.25, confidence=0.8)
     assert expected.lagrange_multiplier is not None
     assert expected.lagrange_multiplier > 0
 
@@ -465,7 +467,7 @@ def test_multiplier_is_stored_and_becomes_the_default(
         main()
 
     capsys.readouterr()
-    calibrate("--harm_rate_limit", 0.2, "--confidence", 0.8)
+    calibrate("--harm_rate_limit", 0.25, "--confidence", 0.8)
     told = capsys.readouterr().out
     assert f"lambda: {len(unlabelled)} clips without a safety label are no candidates\n" in told
     assert "lambda: 1 prompts with a single candidate are left out\n" in told
@@ -484,7 +486,7 @@ def test_multiplier_is_stored_and_becomes_the_default(
         assert (scorer.lagrange_multiplier, scorer.cost_limit) == (expected.lagrange_multiplier, 0.0)
         judged = scorer.score_pair("a red circle", *videos[:2])
         assert judged.lagrange_multiplier == expected.lagrange_multiplier
-        assert "a harmful rate up to 0.2 with 80% confidence" in judged.multiplier_source
+        assert "a harmful rate up to 0.25 with 80% confidence" in judged.multiplier_source
         assert judged.multiplier_source in judged.explain()
         assert "a price on P(unsafe)" in judged.explain()
         risk = [1 / (1 + np.exp(-cost)) - 0.5 for cost in judged.costs]

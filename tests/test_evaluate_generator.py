@@ -9,7 +9,7 @@ import pytest
 from clips import write_clip
 from conftest import launch
 from made_up_evaluations import made_up_evaluation, sign_figures
-from small_models import COST, REWARD, one_line, write_model
+from small_models import COST, REWARD, one_line, share_loaded, write_model
 
 from safe_rlhf_video.commands.evaluate_generator import parse_videos
 from safe_rlhf_video.contracts import to_fields
@@ -274,8 +274,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 @pytest.fixture
-def job(models: list[str], clip: list[bytes], tmp_path: Path) -> GeneratorRequest:
+def job(models: list[str], clip: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GeneratorRequest:
     """Two folders of clips: the one has files, the other folders with one or two each."""
+    share_loaded(monkeypatch)
     prompts = [
         {
             "prompt_id": f"p{i}",

@@ -163,8 +163,9 @@ def load_weights(model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, ..
     Raises:
         CheckpointError: a tensor is missing, extra, or of another shape or type.
     """
-    check_weights(model, heads_of_adapter, folder)
-    for path, parameters in _files(model, heads_of_adapter, folder).items():
+    files = _files(model, heads_of_adapter, folder)
+    _check_files(files)
+    for path, parameters in files.items():
         with _open(path) as file, torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(file.get_tensor(name))
@@ -179,7 +180,11 @@ def check_weights(model: ScoreModel, heads_of_adapter: Mapping[str, tuple[str, .
     Raises:
         CheckpointError: a tensor is missing, extra, or of another shape or type.
     """
-    for path, parameters in _files(model, heads_of_adapter, folder).items():
+    _check_files(_files(model, heads_of_adapter, folder))
+
+
+def _check_files(files: Mapping[Path, Mapping[str, Tensor]]) -> None:
+    for path, parameters in files.items():
         with _open(path) as file:
             names = file.keys()
             found = {name: file.get_slice(name) for name in names}
