@@ -296,9 +296,8 @@ def count_flops(model: ScoreModel, batch: MicroBatch, backward: bool = True) -> 
         elif _is_within(name, (family.vision_tower,)):
             flops["vision"] += 2 * weights * patches
     if batch.steps:
-        flops["vision"] += sum(
-            4 * patches * seen * vision.hidden_size for seen in _patches_seen(vision, patches / batch.steps)
-        )
+        features, _ = _vision_sizes(model)
+        flops["vision"] += sum(4 * patches * seen * features for seen in _patches_seen(vision, patches / batch.steps))
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     forward = 4 * batch.tokens * batch.length * width * text.num_hidden_layers / 2
     return Flops(**flops, attention=forward * (3 if passes else 1))
@@ -311,6 +310,22 @@ def _plain_backbone(model: ScoreModel) -> PreTrainedModel:
 
 def _is_within(name: str, modules: Sequence[str]) -> bool:
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
+
+
+def _vision_sizes(model: ScoreModel) -> tuple[int, int]:
+    """Features of a patch between the layers of the vision tower, and inside their inner layers.
+
+    Read off what linear layers take, attention first: families name the two differently in their configurations.
+    """
+    family = model.family
+    widths = [
+        module.in_features
+        for name, module in _plain_backbone(model).named_modules()
+        if isinstance(module, nn.Linear)
+        and _is_within(name, (family.vision_tower,))
+        and not _is_within(name, family.projector)
+    ]
+    return widths[0], next((width for width in widths if width != widths[0]), widths[0])
 
 
 def _merged_patches(config: PreTrainedConfig) -> int:
@@ -410,7 +425,8 @@ def _saved_states(model: ScoreModel, batch: MicroBatch, gradient_checkpointing: 
         linear = sum(module.in_features + module.out_features for module in modules if isinstance(module, nn.Linear))
         # Norms stand before the patches of a token are merged, and keep what they are given in float32.
         norms = sum("Norm" in type(module).__name__ for module in modules)
-        merged = _merged_patches(plain.config) * plain.config.vision_config.hidden_size
+        features, _ = _vision_sizes(model)
+        merged = _merged_patches(plain.config) * features
         projector = batch.video_tokens * (model.dtype.itemsize * linear + 4 * norms * merged)
     if not gradient_checkpointing:
         return total[0] + projector
@@ -427,10 +443,10 @@ def _vision_states(model: ScoreModel, batch: MicroBatch) -> int:
     vision = plain.config.vision_config
     patches = batch.video_tokens * _merged_patches(plain.config)
     size = next(plain.get_submodule(model.family.vision_tower).parameters()).element_size()
-    width = vision.hidden_size
+    width, inner_width = _vision_sizes(model)
     # Residual and normed states, queries, keys and values, and of Qwen-VL queries and keys in float32 as they turn.
     attention = 5 * width * size + 2 * width * 4
-    inner = (2 * width + 3 * vision.intermediate_size) * size
+    inner = (2 * width + 3 * inner_width) * size
     pixels = 4 * 3 * vision.patch_size**2 * getattr(vision, "temporal_patch_size", 1)
     return patches * (max(attention, inner) + pixels)
 
