@@ -173,8 +173,8 @@ def labelled(world: Path, tmp_path: Path) -> Path:
                 clip.parent.mkdir(parents=True)
                 shutil.copy(world / "videos" / video["prompt_id"] / clip.name, clip)
                 path = clip.relative_to(folder).as_posix()
-                text = f"{video['prompt_text']} {prompt_id}"
-                rows.append({**video, "prompt_id": prompt_id, "prompt_text": text, "video_path": path})
+                # A short prompt: what is learned here is seen, and a text is most of what a pass computes.
+                rows.append({**video, "prompt_id": prompt_id, "prompt_text": prompt_id, "video_path": path})
     (folder / "config-train.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
     return folder
 
@@ -182,9 +182,9 @@ def labelled(world: Path, tmp_path: Path) -> Path:
 def test_a_model_is_trained_calibrated_and_evaluated_on_labelled_videos(labelled: Path, tmp_path: Path) -> None:
     path = write_training_config(
         tmp_path / "run.yaml", labelled, heads=["harm_any"],
-        data={"validation_fraction": 0.0, "calibration_fraction": 0.4},
+        data={"validation_fraction": 0.0, "calibration_fraction": 0.7}, sampling={"num_frames": 2},
         # Few large steps: a step costs more than the videos in it.
-        optimization={"epochs": 14, "prompts_per_step": 16, "learning_rate": 5e-3, "head_learning_rate": 1e-2},
+        optimization={"epochs": 6, "prompts_per_step": 16, "learning_rate": 5e-3, "head_learning_rate": 1e-2},
         checkpoint={"every_steps": 1000}, tracking={"log_every": 4},
     )  # fmt: skip
     launch("scripts/train_moderation.py", "--config", path)
@@ -197,7 +197,7 @@ def test_a_model_is_trained_calibrated_and_evaluated_on_labelled_videos(labelled
     done = launch("scripts/calibrate.py", *source, "--targets", "false_positive_rate=0.5")
     assert "harm_any: flagged above" in done.stdout
     clips = VideoDataset.load(data)
-    apart = [video for video in clips.videos if is_for_calibration(video.prompt_text, 0.4, seed=0)]
+    apart = [video for video in clips.videos if is_for_calibration(video.prompt_text, 0.7, seed=0)]
     fitted = read_calibration(model).labels["harm_any"]
     assert (fitted.num_positive, fitted.num_negative) == (
         sum(video.is_safe is False for video in apart), sum(video.is_safe is True for video in apart)
