@@ -1,8 +1,8 @@
 """Launched by test_gradients.py: one update with the real engine, in several ways, on one or two ranks.
 
-Rank 0 writes <case>.safetensors, the gradient as it stands right before the optimiser's step, and
-<case>-truth.safetensors, that of the whole step's loss by plain autograd, without DeepSpeed. Arguments: a folder, and
-names of cases.
+Rank 0 writes <case>.safetensors, the gradient as it stands right before the optimiser's step. Where it is alone, it
+writes <case>-truth.safetensors too, that of the whole step's loss by plain autograd, without DeepSpeed. Arguments: a
+folder, and names of cases.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ NUM_COMPARISONS = (0, 9, 1, 2, 3)
 def main() -> None:
     folder, *names = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     ranks = distributed.start()
+    truths: dict[Case, dict[str, torch.Tensor]] = {}
     for name in names:
         case = CASES[name]
         config = TrainConfig(
@@ -116,7 +117,12 @@ def main() -> None:
         gradient = engine_gradient(config, ranks, groups)
         if ranks.is_first:
             save_file(gradient, Path(folder) / f"{name}.safetensors")
-            save_file(true_gradient(config, ranks, groups), Path(folder) / f"{name}-truth.safetensors")
+        if ranks.world_size == 1:
+            # How a step is divided does not change what it is.
+            step = replace(case, zero_stage=0, budget=0, pieces=False)
+            if step not in truths:
+                truths[step] = true_gradient(config, ranks, groups)
+            save_file(truths[step], Path(folder) / f"{name}-truth.safetensors")
     distributed.barrier()
     distributed.stop()
 
