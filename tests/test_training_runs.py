@@ -137,10 +137,11 @@ cli.run_script(main)
 """
 
 
-def test_mistake_of_one_rank_alone_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_users_do", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_mistake_of_one_rank_alone_is_told(tmp_path: Path, as_users_do: bool) -> None:
     script = tmp_path / "fails.py"
     script.write_text(FAILS_ON_RANK_1)
-    assert fail(script, ranks=2, as_users_do=True) == "error: rank 1: records.json: not on this machine"
+    assert fail(script, ranks=2, as_users_do=as_users_do) == "error: rank 1: records.json: not on this machine"
 
 
 def test_missing_data_file(tmp_path: Path, world: Path) -> None:
@@ -256,8 +257,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, world: Path) -> None:
     """The second save fails as on a full disk (the error is simulated); test_resume.py goes on from such folders."""
     path = write_training_config(
-        tmp_path / "run.yaml", world, optimization={"max_steps": 2}, checkpoint={"every_steps": 1},
-        tracking={"wandb": "auto"},
+        tmp_path / "run.yaml", world, data={"validation_fraction": 0.0}, optimization={"max_steps": 2},
+        checkpoint={"every_steps": 1}, tracking={"wandb": "auto"},
     )  # fmt: skip
     script = tmp_path / "full_disk.py"
     script.write_text(FULL_DISK)

@@ -28,7 +28,7 @@ SHORT: dict[str, Any] = {"optimization": {"epochs": 1, "prompts_per_step": 8}, "
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config made of rows in PKU-SafeRLHF's form."""
     folder = tmp_path_factory.mktemp("texts")
-    launch("scripts/make_synthetic_text.py", "--out", folder, "--num_pairs", 60, "--num_test_pairs", 4)
+    launch("scripts/make_synthetic_text.py", "--out", folder, "--num_pairs", 24, "--num_test_pairs", 4)
     config = folder / "config.json.gz"
     launch("scripts/convert.py", "saferlhf", "--input", folder / "train.jsonl", "--out", config)
     return config
