@@ -20,7 +20,8 @@ class Labelled:
 
     Attributes:
         sign: (M,), +1 where video_0 is preferred, -1 where video_1 is.
-        true_margin: (M,) hidden utility of video_0 minus that of video_1, in logits; None without a truth file.
+        true_margin: (M,) hidden utility of video_0 minus that of video_1, in logits; None without a truth file
+            that knows the dimension.
     """
 
     pairs: list[PairSample]
@@ -43,7 +44,8 @@ def select_labelled(
     # A tie names no winner that a score could agree with.
     chosen = [pair for pair in pairs if pair.preferences.get(dimension) in (0, 1)]
     true_margin = None
-    if truth is not None:
+    # A world hides no utility of a dimension that it does not have.
+    if truth is not None and (not truth or any(dimension in utilities for utilities in truth.values())):
         try:
             true_margin = np.array(
                 [truth[pair.video_0.video_id][dimension] - truth[pair.video_1.video_id][dimension] for pair in chosen]
