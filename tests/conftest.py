@@ -114,7 +114,7 @@ def write_training_config(path: Path, world: Path, /, **sections: Any) -> Path:
         "out": str(path.with_suffix("")),
         "data": {"path": str(world), "config_filename": "config-train.json.gz", "validation_fraction": 0.2},
         "sampling": {"num_frames": 4, "min_pixels": 1024, "max_pixels": 1024, "size_multiple": 8},
-        "optimization": {"epochs": 2, "prompts_per_step": 4, "learning_rate": 1e-3},
+        "optimization": {"epochs": 1, "prompts_per_step": 4, "learning_rate": 1e-3},
         "checkpoint": {"every_steps": 2},
         "tracking": {"log_every": 1, "wandb": "disabled"},
     }
