@@ -9,13 +9,15 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conftest import command, environment
+from conftest import command, environment, start
+from script_server import ScriptRun
 
 START_S = 120.0
 JSON_HEADERS = {"Content-Type": "application/json"}
@@ -45,8 +47,19 @@ class Answer:
 
 @dataclass
 class RunningServer:
-    process: subprocess.Popen[str]
+    """A server that answers.
+
+    Attributes:
+        process: Its process.
+        port: Where it answers.
+        printed: The file with what it printed.
+        log: The file with its errors.
+        key: The key that it asks for.
+    """
+
+    process: subprocess.Popen[bytes] | ScriptRun
     port: int
+    printed: Path
     log: Path
     key: str | None = None
 
@@ -114,29 +127,39 @@ def encode_parts(parts: Sequence[tuple[str, str | Path | bytes]]) -> tuple[bytes
 
 
 @contextmanager
-def running_server(folder: Path, *arguments: object, key: str | None = None) -> Iterator[RunningServer]:
-    """Starts a server with these arguments, and kills it at the end; `folder` holds its log and its uploads."""
-    log = folder / "server.log"
+def running_server(
+    folder: Path, *arguments: object, key: str | None = None, as_users_do: bool = False
+) -> Iterator[RunningServer]:
+    """Starts a server with these arguments, and kills it at the end.
+
+    Args:
+        folder: Holds its output and its uploads.
+        arguments: Of scripts/serve.py.
+        key: The key that it asks for.
+        as_users_do: Start a new interpreter, with decoding processes of its own; a fork does otherwise.
+    """
     (folder / "tmp").mkdir(exist_ok=True)
     extra = {"TMPDIR": str(folder / "tmp"), **({"SAFE_RLHF_VIDEO_API_KEY": key} if key else {})}
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            command("scripts/serve.py", "--port", 0, "--device", "cpu", *arguments),
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env=environment(**extra),
-        )
+    words = ("scripts/serve.py", "--port", 0, "--device", "cpu", *arguments)
+    printed, log = folder / "stdout", folder / "stderr"
+    process: subprocess.Popen[bytes] | ScriptRun
+    if as_users_do:
+        with printed.open("w") as stdout, log.open("w") as stderr:
+            process = subprocess.Popen(command(*words), stdout=stdout, stderr=stderr, env=environment(**extra))
+    else:
+        process = start(*words, output=folder, **extra)
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
+        deadline = time.monotonic() + START_S
+        while process.poll() is None and not (printed.exists() and "\n" in printed.read_text()):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+        line = printed.read_text()
         assert line.startswith("http://"), line + log.read_text()
-        yield RunningServer(process, int(line.split("/")[2].rsplit(":", 1)[1]), log, key)
+        yield RunningServer(process, int(line.split("/")[2].rsplit(":", 1)[1]), printed, log, key)
     finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        if process.poll() is None:
+            process.kill()
+            process.wait(60)
 
 
 def children_of(process_id: int) -> list[int]:

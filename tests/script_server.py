@@ -17,6 +17,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -109,6 +110,9 @@ class ScriptRun:
         assert self.code is not None
         return self.code
 
+    def send_signal(self, sent: int) -> None:
+        os.kill(self.process_id, sent)
+
     def kill(self) -> None:
         """Kill the whole process group."""
         os.killpg(self.process_id, signal.SIGKILL)
@@ -138,6 +142,7 @@ def become(order: Mapping[str, Any], answers: int) -> None:
         os.close(ours)
     os.environ.clear()
     os.environ.update(order["environment"])
+    tempfile.tempdir = None  # TMPDIR may be another
     os.chdir(order["folder"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -74,9 +74,10 @@ def write_model(
     lora: LoraConfig = LORA,
     backbone: BackboneConfig | None = None,
     seed: int = 0,
+    trained_parts: tuple[TrainedPart, ...] = (),
 ) -> Path:
     """A model folder as training writes it."""
-    files = _model_files(tuple(heads_of_adapter.items()), lora, backbone or BackboneConfig(), seed)
+    files = _model_files(tuple(heads_of_adapter.items()), lora, backbone or BackboneConfig(), seed, trained_parts)
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +87,14 @@ def write_model(
 
 @cache
 def _model_files(
-    heads_of_adapter: tuple[tuple[str, tuple[str, ...]], ...], lora: LoraConfig, backbone: BackboneConfig, seed: int
+    heads_of_adapter: tuple[tuple[str, tuple[str, ...]], ...],
+    lora: LoraConfig,
+    backbone: BackboneConfig,
+    seed: int,
+    trained_parts: tuple[TrainedPart, ...],
 ) -> dict[str, bytes]:
     """The files of a model folder, by their paths in it. The same model is asked for again and again."""
-    model, record = build_score_model(dict(heads_of_adapter), lora, backbone, seed)
+    model, record = build_score_model(dict(heads_of_adapter), lora, backbone, seed, trained_parts=trained_parts)
     with TemporaryDirectory() as base:
         folder = Path(base) / "model"
         save_model(model, record, folder, whole_weights(model))

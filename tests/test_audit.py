@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 import time
@@ -695,11 +694,10 @@ def test_command_writes_strict_json_and_a_page_that_trusts_nothing(tmp_path):
         (["--data", "config.json", "--out", "config.json"], "cannot be written"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, arguments, message):
+def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):
     write(tmp_path / "config.json", [pair("0", "a", "b")])
-    script = [sys.executable, str(ROOT / "scripts" / "audit.py"), "--out", "out", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    monkeypatch.chdir(tmp_path)
+    done = launch("scripts/audit.py", "--out", "out", *arguments, check=False)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(lines) == 1

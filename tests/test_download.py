@@ -14,6 +14,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def pair(number: int) -> dict[str, Any]:
     return {"pair_id": str(number), **prompt, **videos, "helpfulness": "video_0", "harmlessness": None}
 
 
+@cache
 def archive(clip_bytes: int) -> bytes:
     """An archive of a text and six clips that do not compress."""
     buffer = io.BytesIO()
@@ -55,7 +57,6 @@ def archive(clip_bytes: int) -> bytes:
 
 CONFIG = gzip.compress(json.dumps([pair(number) for number in range(3)]).encode(), mtime=0)
 LABELS = gzip.compress(json.dumps([make_video_record("p0", f"v{side}") for side in range(2)]).encode(), mtime=0)
-VIDEOS = archive(6 * MB)
 SMALL_VIDEOS = archive(50_000)
 FILES = {
     PAIRS: {".gitattributes": b"", "README.md": b"# SafeSora", "config-train.json.gz": CONFIG,
@@ -150,7 +151,8 @@ def test_next_commands_fit_the_configs(hub: StubHub, tmp_path: Path) -> None:
 
 
 def test_cut_connections_and_kills_lose_nothing(hub: StubHub, tmp_path: Path) -> None:
-    hub.repositories[PAIRS]["videos.tar.gz"] = VIDEOS
+    videos = archive(6 * MB)
+    hub.repositories[PAIRS]["videos.tar.gz"] = videos
     # Cut twice: the first time the hub comes back at once, the second time it stays away.
     hub.cut_after["videos.tar.gz"] = [CHUNK_BYTES + 5 * MB]
     hub.fail_after_cut = (503, "")
@@ -175,7 +177,7 @@ def test_cut_connections_and_kills_lose_nothing(hub: StubHub, tmp_path: Path) ->
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     second = partial.stat().st_size
-    assert first < second < len(VIDEOS)
+    assert first < second < len(videos)
     assert hub.starts("videos.tar.gz")[0] == first
 
     hub.bytes_per_s = None
@@ -186,7 +188,7 @@ def test_cut_connections_and_kills_lose_nothing(hub: StubHub, tmp_path: Path) ->
     assert hub.starts("videos.tar.gz") == [second, second, second, second]
     assert hub.starts("config-train.json.gz") == []
     assert "have arrived" in done.stdout
-    assert (tmp_path / "data" / "videos.tar.gz").read_bytes() == VIDEOS
+    assert (tmp_path / "data" / "videos.tar.gz").read_bytes() == videos
     assert not list((tmp_path / "data").glob(".*"))
 
 
@@ -264,7 +266,8 @@ def test_full_disk_keeps_what_has_arrived(hub: StubHub, tmp_path: Path) -> None:
 
 def test_interrupted_by_the_user(hub: StubHub, tmp_path: Path) -> None:
     hub.bytes_per_s = MB
-    hub.repositories[PAIRS]["videos.tar.gz"] = VIDEOS
+    videos = archive(6 * MB)
+    hub.repositories[PAIRS]["videos.tar.gz"] = videos
     with subprocess.Popen(
         command(SCRIPT, "--out", tmp_path / "data", "--corpus", "pairs"),
         stderr=subprocess.PIPE,

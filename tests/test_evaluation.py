@@ -2,12 +2,13 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import launch, read_records
+from conftest import Record, launch, read_records
 from made_up_evaluations import dimension_figures, made_up_evaluation, sign_figures
 from small_models import COST, REWARD, SAMPLING, noise_video, one_line, write_model
 
@@ -235,15 +236,22 @@ def check_judgements(folder: Path, dataset: PairDataset) -> None:
     (folder / "judgements.json").write_bytes(whole)
 
 
-def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_evaluate_command(
+    world: Path,
+    edited_world: Callable[[Callable[[list[Record]], None]], Path],
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
     reward, cost = folders
+    data = edited_world(lambda records: records.__delitem__(slice(32, None)))
+    (data / "truth.json.gz").symlink_to(world / "truth.json.gz")
     untrained = BackboneConfig(initialization="random", random_seed=7)
     random = [
         write_model(tmp_path / f"random_{head}", heads, backbone=untrained, seed=seed)
         for seed, (head, heads) in enumerate((("reward", REWARD), ("cost", COST)), start=3)
     ]
     # A folder and the file's name in it do as well as the file.
-    arguments = ("scripts/evaluate.py", "--model", reward, cost, "--out", tmp_path / "out", "--data", world,
+    arguments = ("scripts/evaluate.py", "--model", reward, cost, "--out", tmp_path / "out", "--data", data, "--video_dir", world / "videos",
                  "--config_filename", "config-train.json.gz", "--train_data", world / "config-train.json.gz",
                  "--controls", "shuffled_prompt", "reversed_frames", "single_frame", "--compare", *random,
                  "--random_backbone")  # fmt: skip
@@ -255,7 +263,7 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
         assert {"accuracy", "interval", "ceiling", "true_order_accuracy", "num_comparisons", "tie_rate"} <= set(
             result[dimension]
         )
-        assert result[dimension]["num_comparisons"] == 60
+        assert result[dimension]["num_comparisons"] == 32
         assert result[dimension]["ceiling"] is not None
         assert result["controls"]["random_backbone"][dimension] is not None
     assert {"accuracy", "balanced_accuracy"} <= set(result["cost_sign"])
@@ -274,7 +282,7 @@ def test_evaluate_command(world: Path, folders: tuple[Path, Path], tmp_path: Pat
         assert row["key"] == other["key"]
         assert abs(row["reward"] - other["reward"]) > 1e-6
         assert abs(row["cost"] - other["cost"]) > 1e-6
-    check_judgements(tmp_path / "out", PairDataset.load(world / "config-train.json.gz"))
+    check_judgements(tmp_path / "out", PairDataset.load(data / "config-train.json.gz", video_dir=world / "videos"))
     refused = launch(*arguments, reward, cost, check=False)
     assert refused.returncode == 1
     assert "pretrained backbone and is no control" in refused.stderr

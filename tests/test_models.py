@@ -5,8 +5,6 @@ import math
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import launch
 from safetensors.torch import load_file, save_file
 from small_models import (
     COST,
@@ -433,7 +432,7 @@ def test_processor_saved_by_transformers_5(copied: Path) -> None:
     assert load_family(config).mean == (0.0, 0.0, 0.0)
 
 
-def test_nothing_is_asked_of_the_network(folders: tuple[Path, Path]) -> None:
+def test_nothing_is_asked_of_the_network(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """In a process where every connection fails: folders load, and an unknown hub id is one line."""
     code = f"""
 import socket
@@ -454,9 +453,9 @@ for name in ("nobody/there-is-no-such-backbone", "/there/is/no/such/folder", "")
         raise SystemExit("loaded")
 print("done")
 """
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "done", done.stderr[-2000:]
+    script = tmp_path / "loads.py"
+    script.write_text(code)
+    assert launch(script).stdout.strip() == "done"
 
 
 # --- model folders ----------------------------------------------------------------------------------------------------

@@ -109,8 +109,11 @@ def test_templates_escape_what_they_show() -> None:
         render("dashboard_body.html")
 
 
-def test_figures_for_papers(tmp_path: Path) -> None:
-    plots = [draw() for draw in PLOTS.values()]
+@pytest.mark.parametrize(
+    "kinds", [("lines", "counts", "scatter"), pytest.param(tuple(PLOTS), marks=pytest.mark.slow)], ids=len
+)
+def test_figures_for_papers(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    plots = [PLOTS[kind]() for kind in kinds]
     panels = {"one": [*plots, Missing("none", "none"), PLOTS["lines"]()]}
     assert write_figures(panels, tmp_path / "a") == f"wrote {len(plots) + 1} plots as PDF and PNG to {tmp_path / 'a'}"
     names = {path.name for path in (tmp_path / "a").iterdir()}

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import launch
+from small_models import one_line
 
+from safe_rlhf_video.commands.convert import main
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.sources import conversion
 from safe_rlhf_video.data.sources import pku_saferlhf as saferlhf
@@ -243,7 +245,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, mess
     assert name in str(error.value)
 
 
-def test_a_folder_in_the_hubs_layout_is_read_with_datasets(tmp_path: Path) -> None:
+def test_a_folder_in_the_hubs_layout_is_read_with_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The layout of the release: a README that names the files of each configuration and split."""
     folder = tmp_path / "PKU-SafeRLHF"
     rows = {
@@ -262,27 +266,26 @@ def test_a_folder_in_the_hubs_layout_is_read_with_datasets(tmp_path: Path) -> No
             lines += [f"  - split: {split}", "    path:", *(f"    - data/{model}/{split}.jsonl" for model in models)]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
 
-    def convert(*arguments: str, check: bool = True) -> tuple[str, list[str]]:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def convert(*arguments: str) -> tuple[str, list[str]]:
         out = tmp_path / "config.json.gz"
-        done = launch(
-            "scripts/convert.py",
-            *("saferlhf", "--input", folder, "--out", out, *arguments),
-            check=check,
-            HF_DATASETS_CACHE=str(tmp_path / "cache"),
-        )
-        if done.returncode:
-            return done.stderr.strip().splitlines()[-1], []
-        return done.stdout, [pair.prompt_text for pair in PairDataset.load(out).pairs]
+        words = ["convert.py", "saferlhf", "--input", str(folder), "--out", str(out), *arguments]
+        monkeypatch.setattr("sys.argv", words)
+        capsys.readouterr()
+        main()
+        return capsys.readouterr().out, [pair.prompt_text for pair in PairDataset.load(out).pairs]
 
     printed, prompts = convert()
     assert prompts == ["1", "2"]
     assert "2 comparisons, 2 prompts, 4 responses" in printed
     assert convert("--name", "alpaca-7b", "--split", "test")[1] == ["3"]
-    assert convert("--split", "validation", check=False)[0].endswith("only 'train', 'test'; name one of them")
+    with one_line(SampleError, "only 'train', 'test'; name one of them"):
+        convert("--split", "validation")
     # What `datasets` keeps in its cache must not outlive a change of the file.
     write_lines(folder / "data" / "Alpaca2-7B" / "train.jsonl", make_row("5"), make_row("6") | {"prompt": 7})
-    message = "error: data/Alpaca2-7B/train.jsonl line 2 field prompt: expected a string, got 7"
-    assert convert(check=False)[0] == message
+    with one_line(SampleError, "data/Alpaca2-7B/train.jsonl line 2 field prompt: expected a string, got 7"):
+        convert()
 
 
 def test_a_hub_id_is_read_with_datasets(tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clips import write_clip
-from conftest import command, environment
+from running_server import running_server
 from small_models import write_reward_and_cost
 
 from safe_rlhf_video import lagrangian
@@ -80,27 +78,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """scripts/serve.py on a small model, with a key."""
     base = tmp_path_factory.mktemp("served")
     models = write_reward_and_cost(base)
-    words = command("scripts/serve.py", "--model", *models, "--port", 0, "--device", "cpu", "--workers", 1)
-    started = subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(SAFE_RLHF_VIDEO_API_KEY=KEY),
-    )
-    assert started.stdout is not None
-    lines = []
-    for line in started.stdout:
-        lines.append(line)
-        if address := re.search(r"http://[\w.:]+", line):
-            break
-    else:
-        pytest.fail("".join(lines))
-    try:
-        yield address[0]
-    finally:
-        started.terminate()
-        started.communicate(timeout=60)
+    with running_server(base, "--model", *models, "--workers", 1, key=KEY) as started:
+        yield f"http://127.0.0.1:{started.port}"
 
 
 # What a server would answer that has every kind of head: A is harmful and helpful, C is beaten by B.
