@@ -413,26 +413,28 @@ def test_candidates_are_what_the_reward_and_the_cost_held_out(world: Path, tmp_p
     assert len(two.candidates.rewards) > 10
 
 
-def test_multiplier_is_stored_and_becomes_the_default(
-    world: Path,
-    tmp_path: Path,
-    edited_world: Callable[[Callable[[list[Record]], None]], Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    share_loaded(monkeypatch)
-    folders = write_reward_and_cost(tmp_path)
+def record_training(folders: Sequence[Path], **facts: Any) -> None:
+    """Writes facts of their training into some model folders."""
     for folder in folders:
         fields = json.loads((folder / "model.json").read_text())
-        fields["training"] |= {"calibration_fraction": 0.9, "seed": 3}
+        fields["training"] |= facts
         (folder / "model.json").write_text(json.dumps(fields))
-    clips = PairDataset.load(world / "config-train.json.gz")
-    with Scorer.from_pretrained(*folders, device="cpu") as scorer:
-        assert (scorer.lagrange_multiplier, scorer.cost_limit) == (1.0, 0.0)
-        made = scorer.iterate([video.prompt_text for video in clips.videos], clips.video_files(clips.videos))
-        scores = {(v.prompt_id, v.video_id): row for v, row in zip(clips.videos, made, strict=True)}
+
+
+Rows = dict[str, dict[str, tuple[float, float, int]]]
+
+
+def label_by_the_costs(
+    edited_world: Callable[[Callable[[list[Record]], None]], Path], scores: dict[tuple[str, str], dict[str, float]]
+) -> tuple[Path, Rows, list[str]]:
+    """A world in which the costliest 30% of the clips are unsafe.
+
+    Returns:
+        Its file; of the prompts held out for calibration, prompt -> clip -> reward, cost and whether it is unsafe; and
+        the clips that have no label.
+    """
     threshold = float(np.quantile([row["cost"] for row in scores.values()], 0.7))
-    rows: dict[str, dict[str, tuple[float, float, int]]] = {}
+    rows: Rows = {}
     unlabelled: list[str] = []
 
     def label_by_the_cost(records: list[Record]) -> None:
@@ -452,7 +454,25 @@ def test_multiplier_is_stored_and_becomes_the_default(
             if video["video_id"] != kept:
                 video["is_safe"] = None
 
-    data = edited_world(label_by_the_cost) / "config-train.json.gz"
+    return edited_world(label_by_the_cost) / "config-train.json.gz", rows, unlabelled
+
+
+def test_multiplier_is_stored_and_becomes_the_default(
+    world: Path,
+    tmp_path: Path,
+    edited_world: Callable[[Callable[[list[Record]], None]], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    share_loaded(monkeypatch)
+    folders = write_reward_and_cost(tmp_path)
+    record_training(folders, calibration_fraction=0.9, seed=3)
+    clips = PairDataset.load(world / "config-train.json.gz")
+    with Scorer.from_pretrained(*folders, device="cpu") as scorer:
+        assert (scorer.lagrange_multiplier, scorer.cost_limit) == (1.0, 0.0)
+        made = scorer.iterate([video.prompt_text for video in clips.videos], clips.video_files(clips.videos))
+        scores = {(v.prompt_id, v.video_id): row for v, row in zip(clips.videos, made, strict=True)}
+    data, rows, unlabelled = label_by_the_costs(edited_world, scores)
     rewards, costs, unsafe = ([[one[at] for one in row.values()] for row in rows.values()] for at in range(3))
     risks = [[1 / (1 + np.exp(-cost)) for cost in row] for row in costs]
     expected = confident_multiplier(rewards, risks, unsafe, harm_rate_limit=0.25, confidence=0.8)

@@ -12,7 +12,9 @@ import pytest
 from conftest import ROOT, launch
 
 FOLDERS = ("safe_rlhf_video", "scripts", "tools", "benchmarks", "tests")
-MOST_LINES_OF_A_FUNCTION = 105
+MOST_LINES_OF_A_FUNCTION = 80
+# Still longer; nothing may be added.
+LINES_OF_LONG_ONES = {"confident_multiplier": 92, "solve_multiplier": 89}
 # Still to be renamed; nothing may be added.
 SHARED_MODULE_NAMES = {"config.py"}
 
@@ -46,12 +48,13 @@ def test_names_of_public_classes_are_unique() -> None:
 
 def test_functions_are_short() -> None:
     long = {
-        f"{path}: {node.name}": node.end_lineno - node.lineno + 1
+        f"{path}: {node.name}": lines
         for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+        if (lines := node.end_lineno - node.lineno + 1) > LINES_OF_LONG_ONES.get(node.name, MOST_LINES_OF_A_FUNCTION)
     }
-    assert not {name: lines for name, lines in long.items() if lines > MOST_LINES_OF_A_FUNCTION}
+    assert not long
 
 
 def test_every_file_says_what_it_does() -> None:
