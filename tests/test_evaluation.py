@@ -251,7 +251,8 @@ def test_evaluate_command(
         for seed, (head, heads) in enumerate((("reward", REWARD), ("cost", COST)), start=3)
     ]
     # A folder and the file's name in it do as well as the file.
-    arguments = ("scripts/evaluate.py", "--model", reward, cost, "--out", tmp_path / "out", "--data", data, "--video_dir", world / "videos",
+    arguments = ("scripts/evaluate.py", "--model", reward, cost, "--out", tmp_path / "out", "--data", data,
+                 "--video_dir", world / "videos",
                  "--config_filename", "config-train.json.gz", "--train_data", world / "config-train.json.gz",
                  "--controls", "shuffled_prompt", "reversed_frames", "single_frame", "--compare", *random,
                  "--random_backbone")  # fmt: skip
