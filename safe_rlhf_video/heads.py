@@ -6,7 +6,8 @@ The four sub-dimensions of helpfulness have a head each, with the same name. A h
 the label rather applies. An ordinal score is higher for a higher level; thresholds part the levels
 (`losses.ordinal_loss`).
 
-To add a sub-dimension, a label or a level, add it to `HEADS`: configs, records, targets and reports follow.
+To add a sub-dimension, a label or a level, add it to the table: configs, records, targets and reports follow. A new
+kind of label is a module of its name in `kinds/`, and its loss.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class Head:
         judges: what it is about.
         dimension: of the comparisons that it learns from; "" for labels.
         sign: 1 if the score is higher for the preferred video, -1 if it is lower.
-        key: where records have the label: a key of `video_labels` or of `harm_categories`, or an ordinal head's field.
+        key: where records have the label: a key of `video_labels` or of `harm_categories`, or a graded head's field.
         code: of a label in the publication, e.g. "S8".
         published: name of a label in the publication, e.g. "Violence, Injury, Gory Content".
-        levels: of an ordinal head, the lowest first.
+        levels: of a graded head, the lowest first.
     """
 
     name: str
@@ -128,6 +129,7 @@ HEAD_OF_DIMENSION = {dimension: head for head, dimension in DIMENSION_OF_HEAD.it
 SUB_HEADS = tuple(head.name for head in _TABLE if head.name == head.dimension)
 LABEL_HEADS = tuple(head.name for head in _TABLE if not head.is_compared)
 LOGIT_HEADS = tuple(head.name for head in _TABLE if head.kind == "label")
+# Those whose labels say how much, not only whether something applies.
 GRADED_HEADS = tuple(head.name for head in _TABLE if not head.is_compared and head.kind != "label")
 HARM_HEADS = tuple(name for name in LOGIT_HEADS if HEADS[name].judges != "text")
 TEXT_HARM_HEADS = tuple(name for name in LOGIT_HEADS if HEADS[name].judges == "text")

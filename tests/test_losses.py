@@ -2,12 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.kinds.targets import KINDS
 from safe_rlhf_video.losses import (
+    LABEL_LOSSES,
     bradley_terry_loss,
     rao_kupper_loss,
     rao_kupper_tie_loss,
@@ -110,3 +114,21 @@ def test_shapes_that_would_broadcast_are_refused():
         bradley_terry_loss(torch.zeros(3), torch.zeros(3, 1))
     with pytest.raises(ValueError, match="safety_sign"):
         safety_sign_loss(torch.zeros(3), torch.zeros(1))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_of_label_has_a_loss_of_its_targets(name: str) -> None:
+    kind, head = KINDS[name], next(head for head in HEADS.values() if head.kind == name)
+    num_classes = len(kind.classes(head))
+    known = np.array([-1, *range(num_classes)])
+    targets = kind.encode(known, np.arange(1.0, num_classes + 1.0))
+    assert targets.shape == (len(known), kind.num_columns(head))
+    assert kind.decode(targets).tolist() == known.tolist()
+    scores = torch.tensor([math.inf, *[0.3] * num_classes], requires_grad=True)
+    losses = LABEL_LOSSES[name](scores, torch.tensor(targets), torch.arange(kind.num_thresholds(head)) + 0.0)
+    losses.sum().backward()
+    assert losses[0] == 0
+    assert (losses[1:] > 0).all()
+    assert scores.grad is not None
+    assert scores.grad[0] == 0
+    assert torch.isfinite(scores.grad).all()
