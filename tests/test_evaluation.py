@@ -626,8 +626,7 @@ def test_changed_frames_are_what_is_scored(folders: tuple[Path, Path]) -> None:
         ("reversed_frames", Video(video.frames[::-1].copy(), video.timestamps)),
         ("single_frame", Video(video.frames[2:3], np.zeros(1))),
     ):
-        scorer = ChangedFramesScorer.from_pretrained(*folders)
-        scorer.use(change)
+        scorer = ChangedFramesScorer(whole, change)
         assert scorer.fingerprint != whole.fingerprint
         (made,), (expected,), (plain,) = (
             one.score_batch(["a"], [clip])["reward"]
@@ -635,5 +634,4 @@ def test_changed_frames_are_what_is_scored(folders: tuple[Path, Path]) -> None:
         )
         assert made == expected
         assert made != plain
-        scorer.close()
     whole.close()

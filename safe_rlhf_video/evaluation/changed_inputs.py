@@ -40,14 +40,17 @@ CONTROLS = (SHUFFLED_PROMPT, *FRAME_CHANGES)
 
 
 class ChangedFramesScorer(ModelScorer):
-    """A scorer that applies one of `FRAME_CHANGES` to every clip; texts stay as they are."""
+    """Applies one of `FRAME_CHANGES` to every clip before another scorer's models see it; texts stay as they are.
 
-    change = ""
+    Args:
+        scorer: Its models and decoding processes are used, so it must stay open, and is the one to close.
+        change: The change. It is part of the fingerprint, so a file of scores counts as another model's.
+    """
 
-    def use(self, change: str) -> None:
-        """Chooses the change; it is part of the fingerprint, so a file of scores counts as another model's."""
+    def __init__(self, scorer: ModelScorer, change: str) -> None:
+        vars(self).update(vars(scorer))
         self.change = change
-        self.fingerprint = f"{self.fingerprint} {change}"
+        self.fingerprint = f"{scorer.fingerprint} {change}"
 
     def score_batch(self, prompts: Sequence[str], responses: Sequence[Response]) -> dict[str, np.ndarray]:
         """As `ModelScorer.score_batch`, on the changed clips."""

@@ -101,7 +101,7 @@ def evaluate_models(request: EvaluationRequest) -> Evaluation:
         moderations = {
             name: scorer.judge_harms(row, name in texts) for name, row in scores.items() if scorer.can_moderate
         }
-    changed_scores = {name: _score_changed(name, request, clips, requests) for name in request.controls}
+        changed_scores = {name: _score_changed(scorer, name, request, clips, requests) for name in request.controls}
     random_scores = comparison = None
     if request.random_backbone:
         random_scores = _score_with(request.random_backbone, request, clips, requests, "random_backbone_scores")
@@ -172,16 +172,17 @@ def _print_notes(clips: LabelledClips) -> None:
 
 
 def _score_changed(
-    control: str, request: EvaluationRequest, clips: LabelledClips, requests: Sequence[ScoreRequest]
+    scorer: ModelScorer,
+    control: str,
+    request: EvaluationRequest,
+    clips: LabelledClips,
+    requests: Sequence[ScoreRequest],
 ) -> Scores:
     """Scores of the evaluated models on changed inputs."""
     name = f"{control}_scores"
     if control == SHUFFLED_PROMPT:
-        shuffled = shuffle_prompts(requests, request.seed)
-        return _score_with(request.model, request, clips, shuffled, name)
-    with ChangedFramesScorer.from_pretrained(*request.model, backbone=request.backbone) as scorer:
-        scorer.use(control)
-        return _score(scorer, request, clips, requests, name)
+        return _score(scorer, request, clips, shuffle_prompts(requests, request.seed), name)
+    return _score(ChangedFramesScorer(scorer, control), request, clips, requests, name)
 
 
 def _score_with(
