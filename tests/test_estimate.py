@@ -10,7 +10,7 @@ import torch
 from conftest import launch
 from memory_probe import CASES, HEADS, SETTINGS, build_config
 from small_models import PROMPTS, count_kept, noise_video
-from tiny_backbones import SAMPLINGS, write_tiny_backbone
+from tiny_backbones import SAMPLINGS, each_family_with, write_tiny_backbone
 from torch.utils.flop_counter import FlopCounterMode
 
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
@@ -86,7 +86,7 @@ def test_weights_gradients_and_optimiser_state_are_those_of_a_real_step(tmp_path
         assert real["optimiser_state"] == pytest.approx(estimate.optimiser_state, rel=slack)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@each_family_with("setting", SETTINGS)
 def test_loading_and_saved_states_are_those_of_a_real_model(folder: Path, family: str, setting: str) -> None:
     for pooling, dtype in (("last_token", "float32"), ("query", "float32"), ("last_token", "bfloat16")):
         backbone, model, shapes = build(folder, setting, pooling, dtype)  # type: ignore[arg-type]

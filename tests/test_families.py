@@ -25,7 +25,7 @@ from small_models import (
     score,
     whole_weights,
 )
-from tiny_backbones import SAMPLINGS, edit_json, write_tiny_backbone
+from tiny_backbones import SAMPLINGS, each_family_with, edit_json, write_tiny_backbone
 from transformers import dynamic_module_utils
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
@@ -261,7 +261,7 @@ def test_only_adapters_in_the_language_model_are_trained(folder: Path, family: s
         assert name.endswith("bias") or parameter.grad.any(), name
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@each_family_with("rank", [0, 2])
 def test_saved_models_score_bit_equal(folder: Path, family: str, tmp_path: Path, rank: int) -> None:
     config, lora = BackboneConfig(path=str(folder)), replace(LORA, rank=rank)
     prompts, responses = [*PROMPTS[:4], *PROMPTS[:3]], mixture(family)

@@ -22,7 +22,7 @@ from small_models import (
     score,
     whole_weights,
 )
-from tiny_backbones import SAMPLINGS, edit_json, write_tiny_backbone
+from tiny_backbones import SAMPLINGS, each_family_with, edit_json, write_tiny_backbone
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.models import backbones
@@ -100,7 +100,7 @@ def saved_bytes(model: ScoreModel, inputs: dict[str, torch.Tensor]) -> int:
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@each_family_with("setting", SETTINGS)
 def test_trained_parts_have_gradients_and_nothing_else_has(
     folder: Path, backbone: Backbone, family: str, setting: str
 ) -> None:
@@ -140,7 +140,7 @@ def test_parts_are_whole_modules(folder: Path, family: str) -> None:
 # --- model folders ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setting", ["lora+projector", "full"])
+@each_family_with("setting", ["lora+projector", "full"])
 def test_saved_models_score_bit_equal(
     folder: Path, backbone: Backbone, family: str, tmp_path: Path, setting: str
 ) -> None:
@@ -193,7 +193,7 @@ def test_vision_is_run_as_the_backbone_runs_it(folder: Path, backbone: Backbone,
 # --- bfloat16 ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setting", ["lora+projector", "full"])
+@each_family_with("setting", ["lora+projector", "full"])
 def test_bfloat16_backbone_trains_float32_parts(
     folder: Path, backbone: Backbone, family: str, tmp_path: Path, setting: str
 ) -> None:
@@ -229,12 +229,11 @@ def test_bfloat16_keeps_less_for_the_backward_pass(folder: Path, backbone: Backb
 # --- gradient checkpointing ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("setting", "dtype"), [("lora", "float32"), ("full", "float32"), ("lora+projector", "bfloat16")]
-)
+@each_family_with("trained", [("lora", "float32"), ("full", "float32"), ("lora+projector", "bfloat16")])
 def test_checkpointing_keeps_less_and_changes_no_gradient(
-    folder: Path, backbone: Backbone, family: str, setting: str, dtype: str
+    folder: Path, backbone: Backbone, family: str, trained: tuple[str, str]
 ) -> None:
+    setting, dtype = trained
     inputs = build_inputs(backbone, ROWS, responses(family), "cpu")
     plain, saving = (build(folder, setting, dtype, gradient_checkpointing=value)[0].train() for value in (False, True))
     assert saved_bytes(saving, inputs) < 0.25 * saved_bytes(plain, inputs)

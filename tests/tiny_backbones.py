@@ -1,10 +1,11 @@
 """Tiny checkpoint folders of every family, with random weights: the hub's files and architecture, small numbers."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
@@ -26,6 +27,23 @@ SAMPLINGS = {
     "video_llava": Sampling(num_frames=4, min_pixels=32 * 32, max_pixels=32 * 32, size_multiple=32, fit="crop"),
 }
 assert set(SAMPLINGS) == set(FAMILIES)
+
+
+def each_family_with(name: str, values: Collection[object]) -> pytest.MarkDecorator:
+    """Parametrise a test by the fixture `family` and by a further name.
+
+    The fast tests take every family and every value once at least; the other pairs of both are slow.
+    """
+    return pytest.mark.parametrize(
+        ("family", name),
+        [
+            pytest.param(family, value, marks=[] if row % len(values) == column else pytest.mark.slow)
+            for row, family in enumerate(FAMILIES)
+            for column, value in enumerate(values)
+        ],
+        indirect=["family"],
+        scope="module",
+    )
 
 
 def write_tiny_backbone(folder: Path, family: str, seed: int = 0) -> Path:
