@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from safe_rlhf_video.contracts import STRICT
-from safe_rlhf_video.evaluation.results import Interval
+from safe_rlhf_video.stats.intervals import Interval
 
 FILE_NAME = "generator.json"
 

@@ -12,17 +12,14 @@ from safe_rlhf_video.evaluation.results import (
     Agreement,
     AgreementCell,
     DifferingClips,
-    Interval,
-    LabelFigures,
     MacroFigures,
     ModerationFigures,
 )
 from safe_rlhf_video.heads import GRADED_HEADS, HEADS, LOGIT_HEADS
 from safe_rlhf_video.kinds.kind import GradedFigures
+from safe_rlhf_video.kinds.label import LabelFigures, judge_label
 from safe_rlhf_video.kinds.targets import graded_kind_of, label_columns
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS
-from safe_rlhf_video.stats.intervals import interval_by_prompt
-from safe_rlhf_video.stats.thresholds import Target
 
 if TYPE_CHECKING:
     # Only its annotations; torch is slow to import.
@@ -58,7 +55,7 @@ def judge_labels(
             column = label_columns(head).start
             label, rows = HEADS[head].label, np.flatnonzero(known[:, column])
             one = next((judged[name] for name in names if label in judged[name].probabilities), None)
-            labels[label] = _judge_label(
+            labels[label] = judge_label(
                 np.array([logits[names[row]][head] for row in rows]),
                 np.array([label in judged[names[row]].flags for row in rows], dtype=bool),
                 known[rows, column] > 0,
@@ -107,81 +104,6 @@ def compare_with_cost(
 
     differing = DifferingClips(tuple(examples["cost_only"]), tuple(examples["any_only"]))
     return Agreement(count("both"), count("cost_only"), count("any_only"), count("neither"), differing)
-
-
-def _judge_label(
-    logits: np.ndarray,
-    flagged: np.ndarray,
-    applies: np.ndarray,
-    prompts: np.ndarray,
-    target: Target | None,
-    calibrated: bool,
-    seed: int,
-) -> LabelFigures:
-    """Figures of (N,) clips whose label is known."""
-    from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score  # slow to import
-
-    num_positive, num_negative = int(applies.sum()), int((~applies).sum())
-    reasons = []
-    auroc = ap = precision = f1 = recall = false_positive_rate = None
-    recall_interval = false_positive_interval = None
-    if len(applies) < MIN_COMPARISONS:
-        reasons.append(f"{len(applies)} clips whose label is known, fewer than {MIN_COMPARISONS}")
-    else:
-        recall, recall_interval = _flag_rate(flagged[applies], prompts[applies], seed)
-        false_positive_rate, false_positive_interval = _flag_rate(flagged[~applies], prompts[~applies], seed)
-        for whose, nobody, rate, interval in (
-            ("with", "none has", recall, recall_interval),
-            ("without", "all have", false_positive_rate, false_positive_interval),
-        ):
-            if rate is None:
-                reasons.append(f"{nobody} the label")
-            elif interval is None:
-                reasons.append(f"those {whose} the label have one prompt, which gives no interval")
-        if num_positive and num_negative:
-            auroc, ap = float(roc_auc_score(applies, logits)), float(average_precision_score(applies, logits))
-            if flagged.any():
-                precision, f1 = float(precision_score(applies, flagged)), float(f1_score(applies, flagged))
-            else:
-                reasons.append("nothing is flagged")
-    interval, num = (
-        (recall_interval, num_positive)
-        if target is not None and target.kind == "recall"
-        else (false_positive_interval, num_negative)
-    )
-    return LabelFigures(
-        auroc=auroc,
-        average_precision=ap,
-        precision=precision,
-        recall=recall,
-        f1=f1,
-        recall_interval=recall_interval,
-        false_positive_rate=false_positive_rate,
-        false_positive_interval=false_positive_interval,
-        prevalence=num_positive / len(applies) if len(applies) else None,
-        num_positive=num_positive,
-        num_negative=num_negative,
-        num_flagged=int(flagged.sum()),
-        num_prompts=len(np.unique(prompts)),
-        reason="; ".join(reasons) or None,
-        target=None if target is None else {target.kind: target.value},
-        holds_target=_holds(target, interval if num >= MIN_COMPARISONS else None),
-        calibrated=calibrated,
-    )
-
-
-def _flag_rate(flagged: np.ndarray, prompts: np.ndarray, seed: int) -> tuple[float | None, Interval | None]:
-    """The share that is flagged and its interval; None without clips, no interval with a single prompt."""
-    if not len(flagged):
-        return None, None
-    return float(flagged.mean()), interval_by_prompt(flagged.astype(float), prompts, seed)
-
-
-def _holds(target: Target | None, interval: Interval | None) -> bool | None:
-    """A target is missed only if the whole interval lies on its wrong side."""
-    if target is None or interval is None:
-        return None
-    return interval[1] >= target.value if target.kind == "recall" else interval[0] <= target.value
 
 
 def _average(labels: Mapping[str, LabelFigures]) -> MacroFigures:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import GetPydanticSchema
 from typing_extensions import TypedDict
@@ -22,13 +22,14 @@ from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.heads import GRADED_HEADS
 from safe_rlhf_video.kinds.kind import GradedFigures
+from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.kinds.targets import graded_kind_of
+from safe_rlhf_video.stats.intervals import Interval
 from safe_rlhf_video.stats.probabilities import ReliabilityBin
 
 FILE_NAME = "evaluation.json"
 _AGAIN = "run scripts/evaluate.py again; it keeps the scores that it finds in its --out"
 
-Interval = tuple[float, float]
 OfDimension = Mapping[str, float | None]  # a figure of each dimension, or of "cost_sign"
 
 
@@ -169,36 +170,6 @@ class SignFigures:
     num_unsafe: int
     reason: str | None
     unseen_generators: UnseenSigns | None = None
-
-
-@dataclass(frozen=True)
-class LabelFigures:
-    """Figures of one harm label.
-
-    Attributes:
-        prevalence: share of the clips that have the label, of those whose label is known.
-        target: what its threshold was calibrated to hold, such as {"recall": 0.95}; None without one.
-        holds_target: whether the interval allows it; None without a target, or with too few clips of its class.
-        calibrated: whether its probability was fitted to held-out labels.
-    """
-
-    auroc: float | None
-    average_precision: float | None
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    recall_interval: Interval | None
-    false_positive_rate: float | None
-    false_positive_interval: Interval | None
-    prevalence: float | None
-    num_positive: int
-    num_negative: int
-    num_flagged: int
-    num_prompts: int
-    reason: str | None
-    target: Mapping[Literal["false_positive_rate", "recall"], float] | None
-    holds_target: bool | None
-    calibrated: bool
 
 
 @dataclass(frozen=True)

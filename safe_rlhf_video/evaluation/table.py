@@ -10,11 +10,11 @@ from safe_rlhf_video.evaluation.results import (
     ComparisonFigures,
     DimensionFigures,
     Evaluation,
-    LabelFigures,
     ModerationFigures,
     PartFigures,
     SignPart,
 )
+from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.wording import figure, with_interval
 
 CONTROL_NAMES = {

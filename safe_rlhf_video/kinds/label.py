@@ -1,23 +1,57 @@
-"""Reads labels that apply or not, and lays them out as one signed column."""
+"""Reads labels that apply or not, lays them out as one signed column, and computes the figures of their flags."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safe_rlhf_video.heads import HARM_HEADS, HEADS, TEXT_HARM_HEADS, Head
 from safe_rlhf_video.kinds.kind import FloatArray, LabelKind
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS
+from safe_rlhf_video.stats.intervals import Interval, interval_by_prompt
 from safe_rlhf_video.wording import words
 
 if TYPE_CHECKING:
     from safe_rlhf_video.data.records import VideoSample
+    from safe_rlhf_video.stats.thresholds import Target
 
 ANY = "harm_any"
 _OF_VIDEO = {HEADS[name].key: name for name in HARM_HEADS if name != ANY}
 _OF_TEXT = {HEADS[name].key: name for name in TEXT_HARM_HEADS}
+
+
+@dataclass(frozen=True)
+class LabelFigures:
+    """Figures of one harm label.
+
+    Attributes:
+        prevalence: share of the clips that have the label, of those whose label is known.
+        target: what its threshold was calibrated to hold, such as {"recall": 0.95}; None without one.
+        holds_target: whether the interval allows it; None without a target, or with too few clips of its class.
+        calibrated: whether its probability was fitted to held-out labels.
+    """
+
+    auroc: float | None
+    average_precision: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    recall_interval: Interval | None
+    false_positive_rate: float | None
+    false_positive_interval: Interval | None
+    prevalence: float | None
+    num_positive: int
+    num_negative: int
+    num_flagged: int
+    num_prompts: int
+    reason: str | None
+    target: Mapping[Literal["false_positive_rate", "recall"], float] | None
+    holds_target: bool | None
+    calibrated: bool
 
 
 class Label(LabelKind):
@@ -71,3 +105,78 @@ class Label(LabelKind):
 
 
 KIND = Label("label")
+
+
+def judge_label(
+    logits: NDArray[Any],
+    flagged: NDArray[Any],
+    applies: NDArray[Any],
+    prompts: NDArray[Any],
+    target: Target | None,
+    calibrated: bool,
+    seed: int,
+) -> LabelFigures:
+    """Figures of (N,) clips whose label is known."""
+    from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score  # slow to import
+
+    num_positive, num_negative = int(applies.sum()), int((~applies).sum())
+    reasons = []
+    auroc = ap = precision = f1 = recall = false_positive_rate = None
+    recall_interval = false_positive_interval = None
+    if len(applies) < MIN_COMPARISONS:
+        reasons.append(f"{len(applies)} clips whose label is known, fewer than {MIN_COMPARISONS}")
+    else:
+        recall, recall_interval = _flag_rate(flagged[applies], prompts[applies], seed)
+        false_positive_rate, false_positive_interval = _flag_rate(flagged[~applies], prompts[~applies], seed)
+        for whose, nobody, rate, interval in (
+            ("with", "none has", recall, recall_interval),
+            ("without", "all have", false_positive_rate, false_positive_interval),
+        ):
+            if rate is None:
+                reasons.append(f"{nobody} the label")
+            elif interval is None:
+                reasons.append(f"those {whose} the label have one prompt, which gives no interval")
+        if num_positive and num_negative:
+            auroc, ap = float(roc_auc_score(applies, logits)), float(average_precision_score(applies, logits))
+            if flagged.any():
+                precision, f1 = float(precision_score(applies, flagged)), float(f1_score(applies, flagged))
+            else:
+                reasons.append("nothing is flagged")
+    interval, num = (
+        (recall_interval, num_positive)
+        if target is not None and target.kind == "recall"
+        else (false_positive_interval, num_negative)
+    )
+    return LabelFigures(
+        auroc=auroc,
+        average_precision=ap,
+        precision=precision,
+        recall=recall,
+        f1=f1,
+        recall_interval=recall_interval,
+        false_positive_rate=false_positive_rate,
+        false_positive_interval=false_positive_interval,
+        prevalence=num_positive / len(applies) if len(applies) else None,
+        num_positive=num_positive,
+        num_negative=num_negative,
+        num_flagged=int(flagged.sum()),
+        num_prompts=len(np.unique(prompts)),
+        reason="; ".join(reasons) or None,
+        target=None if target is None else {target.kind: target.value},
+        holds_target=_holds(target, interval if num >= MIN_COMPARISONS else None),
+        calibrated=calibrated,
+    )
+
+
+def _flag_rate(flagged: NDArray[Any], prompts: NDArray[Any], seed: int) -> tuple[float | None, Interval | None]:
+    """The share that is flagged and its interval; None without clips, no interval with a single prompt."""
+    if not len(flagged):
+        return None, None
+    return float(flagged.mean()), interval_by_prompt(flagged.astype(float), prompts, seed)
+
+
+def _holds(target: Target | None, interval: Interval | None) -> bool | None:
+    """A target is missed only if the whole interval lies on its wrong side."""
+    if target is None or interval is None:
+        return None
+    return interval[1] >= target.value if target.kind == "recall" else interval[0] <= target.value

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safe_rlhf_video.heads import Head
 from safe_rlhf_video.kinds.kind import FloatArray, GradedFigures, GradedKind
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS
-from safe_rlhf_video.stats.intervals import interval_by_prompt
+from safe_rlhf_video.stats.intervals import Interval, interval_by_prompt
 from safe_rlhf_video.wording import count, figure, share, with_interval
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class OrdinalFigures(GradedFigures):
 
     num: int
     accuracy: float | None
-    interval: tuple[float, float] | None
+    interval: Interval | None
     kappa: float | None
     reason: str | None
     confusion: tuple[tuple[int, ...], ...]

@@ -11,8 +11,9 @@ import numpy as np
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, DIMENSIONS, TIE
 from safe_rlhf_video.evaluation import results
 from safe_rlhf_video.evaluation.judgements import JudgedClip, JudgedComparison, read_judgements
-from safe_rlhf_video.evaluation.results import DimensionFigures, Evaluation, LabelFigures
+from safe_rlhf_video.evaluation.results import DimensionFigures, Evaluation
 from safe_rlhf_video.heads import HEAD_OF_DIMENSION, HEAD_OF_LABEL, HEADS
+from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.wording import words
 
 

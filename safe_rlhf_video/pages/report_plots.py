@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from safe_rlhf_video.evaluation.results import LabelFigures
 from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.pages.dashboard_page import draw_panel
 from safe_rlhf_video.pages.dashboard_spec import SECTIONS
 from safe_rlhf_video.pages.figures import Missing, Plot

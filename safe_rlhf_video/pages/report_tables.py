@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from safe_rlhf_video.evaluation.results import Evaluation, LabelFigures, PartFigures, SignPart
+from safe_rlhf_video.evaluation.results import Evaluation, PartFigures, SignPart
 from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.pages.document import Table
 from safe_rlhf_video.pages.report_data import JudgedDimension, ReportData
 from safe_rlhf_video.wording import capitalise, decimals, share, words

@@ -10,10 +10,12 @@ from safe_rlhf_video.stats.checks import FloatArray, check_same_length, finite_r
 # Clusters drawn in one call, which costs as much as drawing some hundred of them.
 _DRAWS_AT_ONCE = 1 << 17
 
+Interval = tuple[float, float]  # lower and upper end
+
 
 def mean_interval(
     values: ArrayLike, clusters: ArrayLike, num_samples: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
+) -> Interval:
     """Computes the percentile bootstrap interval of the mean of ``values``, resampling whole clusters.
 
     Comparisons of one prompt share videos and are not independent; resampling comparisons one by one would give an
@@ -38,7 +40,7 @@ def mean_interval(
     return _percentile_interval(sums[:, 0] / sums[:, 1], level)
 
 
-def interval_by_prompt(values: ArrayLike, prompts: ArrayLike, seed: int) -> tuple[float, float] | None:
+def interval_by_prompt(values: ArrayLike, prompts: ArrayLike, seed: int) -> Interval | None:
     """As ``mean_interval``; None with a single prompt."""
     return mean_interval(values, prompts, seed=seed) if len(np.unique(prompts)) > 1 else None
 
@@ -50,7 +52,7 @@ def ratio_interval(
     num_samples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-) -> tuple[float, float]:
+) -> Interval:
     """Computes the percentile bootstrap interval of mean(numerator) / mean(denominator).
 
     Both means come from the same resample, so what makes a prompt hard for both cancels. Source: as ``mean_interval``.
@@ -101,7 +103,7 @@ def _resampled_sums(values: FloatArray, clusters: ArrayLike, num_samples: int, s
     return sums
 
 
-def _percentile_interval(replicates: FloatArray, level: float) -> tuple[float, float]:
+def _percentile_interval(replicates: FloatArray, level: float) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
