@@ -461,8 +461,17 @@ print("done")
 # --- model folders ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("heads_of_adapter", [REWARD, JOINT], ids=["reward", "joint"])
-@pytest.mark.parametrize(("rank", "pooling"), [(0, "last_token"), (2, "last_token"), (2, "query")])
+@pytest.mark.parametrize(
+    ("rank", "pooling", "heads_of_adapter"),
+    [
+        (0, "last_token", REWARD),
+        (2, "last_token", JOINT),
+        (2, "query", REWARD),
+        pytest.param(0, "last_token", JOINT, marks=pytest.mark.slow),
+        pytest.param(2, "last_token", REWARD, marks=pytest.mark.slow),
+        pytest.param(2, "query", JOINT, marks=pytest.mark.slow),
+    ],
+)
 def test_saved_model_scores_bit_equal(tmp_path: Path, rank: int, pooling: Pooling, heads_of_adapter: dict) -> None:
     lora = replace(LORA, rank=rank)
     model, record = build_score_model(heads_of_adapter, lora, pooling=pooling)
