@@ -142,6 +142,8 @@ def running_server(
     extra = {"TMPDIR": str(folder / "tmp"), **({"SAFE_RLHF_VIDEO_API_KEY": key} if key else {})}
     words = ("scripts/serve.py", "--port", 0, "--device", "cpu", *arguments)
     printed, log = folder / "stdout", folder / "stderr"
+    for path in (printed, log):  # an earlier server's
+        path.unlink(missing_ok=True)
     process: subprocess.Popen[bytes] | ScriptRun
     if as_users_do:
         with printed.open("w") as stdout, log.open("w") as stderr:

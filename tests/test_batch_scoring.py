@@ -385,7 +385,7 @@ def test_rank_0_does_not_wait_for_the_dead(
         own = score_parts.score_many
 
         def slowly(*arguments: Any) -> Iterator[Any]:
-            time.sleep(5)
+            time.sleep(3.5)
             yield from own(*arguments)
 
         monkeypatch.setattr(score_parts, "score_many", slowly)

@@ -660,7 +660,8 @@ def wait_until_nobody_listens(server: RunningServer) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_after_its_work(folders: list[Path], root: Path, tmp_path: Path, sent: int) -> None:
     arguments = ("--model", *folders[:2], "--video_root", root, "--workers", 2, "--batch_wait_ms", 1000)
-    with running_server(tmp_path, *arguments) as server:
+    with running_server(tmp_path, *arguments, as_users_do=True) as server:
+        assert isinstance(server.process, subprocess.Popen)
         server.post("/rank", {"prompt": PROMPT, "videos": [{"path": f"{number}.mp4"} for number in range(4)]})
         children = children_of(server.process.pid)
         assert children
