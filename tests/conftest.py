@@ -172,10 +172,10 @@ def world(make_once: MakeOnce) -> Path:
     return make_once("world", lambda folder: launch("scripts/make_synthetic.py", "--out", folder, *sizes))
 
 
-def _train(head: str, world: Path, make_once: MakeOnce, *, as_users_do: bool) -> Path:
+def _train(head: str, world: Path, make_once: MakeOnce) -> Path:
     def train(folder: Path) -> None:
         config = write_training_config(folder / f"{head}.yaml", world, tracking={"wandb": "auto"})
-        launch(f"scripts/train_{head}.py", "--config", config, ranks=1, as_users_do=as_users_do)
+        launch(f"scripts/train_{head}.py", "--config", config, ranks=1)
 
     return make_once(f"{head}_run", train) / head
 
@@ -183,13 +183,13 @@ def _train(head: str, world: Path, make_once: MakeOnce, *, as_users_do: bool) ->
 @pytest.fixture(scope="session")
 def reward_run(world: Path, make_once: MakeOnce) -> Path:
     """The run folder of a reward trained for a few steps; its model folder is <run>/model. Do not change it."""
-    return _train("reward", world, make_once, as_users_do=True)
+    return _train("reward", world, make_once)
 
 
 @pytest.fixture(scope="session")
 def cost_run(world: Path, make_once: MakeOnce) -> Path:
     """The run folder of a cost trained for a few steps; its model folder is <run>/model. Do not change it."""
-    return _train("cost", world, make_once, as_users_do=False)
+    return _train("cost", world, make_once)
 
 
 @pytest.fixture

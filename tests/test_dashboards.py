@@ -50,8 +50,8 @@ def joint_run(world: Path, make_once: MakeOnce) -> Path:
         paths = [str(world / "config-train.json.gz"), str(folder / "texts.json.gz")]
         data = {"path": paths, "video_dir": str(world / "videos")}
         config = write_training_config(
-            folder / "joint.yaml", world, heads=list(HEADS), data=data, optimization={"max_steps": 4},
-            tracking={"wandb": "auto"},
+            folder / "joint.yaml", world, heads=list(HEADS), data=data, optimization={"max_steps": 2},
+            checkpoint={"every_steps": 1}, tracking={"wandb": "auto"},
         )  # fmt: skip
         launch("scripts/train_reward.py", "--config", config, ranks=2)
 

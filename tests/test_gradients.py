@@ -12,7 +12,7 @@ from gradient_probe import CASES
 from safetensors.torch import load_file
 
 # Every stage, every part and every way to divide a step once; the slow tests have their combinations.
-FAST = ("accumulated", "zero_1", "zero_2_mixed", "zero_3_idle", "zero_3_mixed_accumulated", "full_zero_3_pieces")
+FAST = ("accumulated", "zero_2_mixed", "zero_3_idle", "zero_3_mixed_accumulated", "full_zero_3_pieces")
 SLOW = tuple(case for case in CASES if case not in FAST)
 cases = pytest.mark.parametrize("case", [*FAST, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
 

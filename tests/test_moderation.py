@@ -19,6 +19,7 @@ from small_models import build_score_model, noise_video, one_line, whole_weights
 from safe_rlhf_video.calibration.fit import calibrate_label, parse_targets
 from safe_rlhf_video.calibration.store import LabelCalibration, read_calibration
 from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.data.config_files import write_records
 from safe_rlhf_video.data.datasets import VideoDataset
 from safe_rlhf_video.data.preferences import build_groups, harm_signs, is_for_calibration
 from safe_rlhf_video.data.records import HARM_LABELS, parse_video
@@ -202,7 +203,9 @@ def test_a_model_is_trained_calibrated_and_evaluated_on_labelled_videos(labelled
     assert (fitted.num_positive, fitted.num_negative) == (
         sum(video.is_safe is False for video in apart), sum(video.is_safe is True for video in apart)
     )  # fmt: skip
-    launch("scripts/evaluate.py", *source, "--out", tmp_path / "out")
+    write_records(labelled / "config-test.json.gz", read_records(labelled)[:60])
+    clips = VideoDataset.load(labelled / "config-test.json.gz")
+    launch("scripts/evaluate.py", "--model", model, "--data", clips.config_file, "--out", tmp_path / "out")
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     figures = result["moderation"]["labels"]["any"]
     assert result["helpfulness"] is result["cost_sign"] is None

@@ -11,14 +11,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.training.config import TrackingConfig
-from safe_rlhf_video.training.media import ValidationMedia, ValidationPair
+
+if TYPE_CHECKING:  # it needs torch, which takes seconds to import
+    from safe_rlhf_video.training.media import ValidationMedia, ValidationPair
 
 NUM_BINS = 32
 
