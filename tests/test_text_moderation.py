@@ -325,7 +325,7 @@ def test_a_saved_severity_scores_alike(tmp_path: Path) -> None:
 
 def test_a_run_learns_categories_and_severity(corpus: Path, tmp_path: Path) -> None:
     """A few prompts by heart."""
-    pairs = read_records(corpus / "config-train.json.gz")[:24]
+    pairs = read_records(corpus / "config-train.json.gz")[:30]
     write_records(tmp_path / "few.json.gz", pairs)
     videos = PairDataset.load(tmp_path / "few.json.gz").videos
     ((name, _), *_) = sorted(
