@@ -62,7 +62,8 @@ def environment(**extra: str) -> dict[str, str]:
 
 @cache
 def script_server() -> ScriptServer:
-    return ScriptServer(environment(HF_HUB_DISABLE_PROGRESS_BARS="1"))
+    name = f"scripts-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    return ScriptServer(name, environment(HF_HUB_DISABLE_PROGRESS_BARS="1"))
 
 
 def start(script: str | Path, *arguments: object, output: Path, ranks: int | None = None, **extra: str) -> ScriptRun:

@@ -1,8 +1,8 @@
 """Launched by test_gradients.py: one update with the real engine, in several ways, on one or two ranks.
 
-Rank 0 writes <case>.safetensors, the gradient as it stands right before the optimiser's step. Where it is alone, it
-writes <case>-truth.safetensors too, that of the whole step's loss by plain autograd, without DeepSpeed. Arguments: a
-folder, and names of cases.
+Rank 0 writes <case>.safetensors, the gradient as it stands right before the optimiser's step, and
+<case>-truth.safetensors, that of the whole step's loss by plain autograd, without DeepSpeed. Arguments: a folder, and
+names of cases.
 """
 
 from __future__ import annotations
@@ -117,7 +117,6 @@ def main() -> None:
         gradient = engine_gradient(config, ranks, groups)
         if ranks.is_first:
             save_file(gradient, Path(folder) / f"{name}.safetensors")
-        if ranks.world_size == 1:
             # How a step is divided does not change what it is.
             step = replace(case, zero_stage=0, budget=0, pieces=False)
             if step not in truths:

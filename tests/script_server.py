@@ -1,20 +1,23 @@
 """Runs scripts in forks of one process that has already imported their libraries, which takes seconds in a launch.
 
 A run is a process with its own arguments, environment, working folder and output. `ScriptServer` is the tests' side;
-the rest of the file is the process that it starts. That process reads one JSON object a line: an order starts a run
-and is answered by its process id; {"poll": ID} is answered by the exit code of that run, or null while it runs.
+the rest of the file is the process that forks, which all workers of a test run share: the first to ask starts it, and
+it ends with the last connection. It reads one JSON object a line: an order starts a run and is answered by its process
+id; {"poll": ID} is answered by the exit code of that run, or null while it runs.
 """
 
 from __future__ import annotations
 
-import atexit
+import errno
 import gc
 import importlib
 import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -42,18 +45,18 @@ READ_ON_IMPORT = ("PYTHON", "LC_", "LANG", "OMP_", "HF_", "TRANSFORMERS_", "TOKE
 
 
 class ScriptServer:
-    """The process that forks. It ends with this one."""
+    """A connection to the process that forks."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=dict(environment),
-            start_new_session=True,
-        )
-        atexit.register(self._end)
+    def __init__(self, name: str, environment: Mapping[str, str]) -> None:
+        """Connect to the server of a name, in no folder; start it with an environment where nobody has."""
+        self._connection = socket.socket(socket.AF_UNIX)
+        while True:
+            _start_server(f"\0{name}", environment)
+            try:
+                self._connection.connect(f"\0{name}")
+                return
+            except ConnectionRefusedError:  # another worker is about to start it, or it has just ended
+                time.sleep(0.05)
 
     def start(
         self, words: Sequence[str], environment: Mapping[str, str], ranks: int | None, port: int, output: Path
@@ -72,17 +75,41 @@ class ScriptServer:
 
     def ask(self, order: Mapping[str, Any]) -> Any:
         """Send an order and return its answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        assert answer, f"the script server ended with code {self._process.wait()}"
+        self._connection.sendall(f"{json.dumps(order)}\n".encode())
+        answer = read_line(self._connection)
+        assert answer, "the script server has ended"
         return json.loads(answer)
 
-    def _end(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+
+def _start_server(address: str, environment: Mapping[str, str]) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            listener.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            listener.listen(64)
+            words = [sys.executable, __file__, str(listener.fileno())]
+            subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what libraries print on import
+                pass_fds=[listener.fileno()],
+                env=dict(environment),
+                start_new_session=True,
+            )
+
+
+def read_line(connection: socket.socket) -> bytes:
+    """The next line, to which the other side awaits an answer; empty where the other side has ended."""
+    line = b""
+    while not line.endswith(b"\n"):
+        part = connection.recv(1 << 16)
+        if not part:
+            return b""
+        line += part
+    return line
 
 
 @dataclass
@@ -130,10 +157,9 @@ def import_everything() -> None:
         importlib.import_module(name)
 
 
-def become(order: Mapping[str, Any], answers: int) -> None:
+def become(order: Mapping[str, Any]) -> None:
     """Turn this fork of the server into what a launch would have started."""
     os.setsid()
-    os.close(answers)
     nothing = os.open(os.devnull, os.O_RDONLY)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     stdout, stderr = (os.open(f"{order['output']}/{name}", flags) for name in ("stdout", "stderr"))
@@ -180,27 +206,35 @@ def run_script(words: Sequence[str]) -> None:
     runpy.run_path(words[0], run_name="__main__")
 
 
-def serve() -> None:
-    """Read orders to the end of the input; return in forks only, as the run that they are."""
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what libraries print on import is no answer
+def serve(listener: socket.socket) -> None:
+    """Answer orders to the end of the last connection; return in forks only, as the run that they are."""
     import_everything()
     forked_decoders.use_forks()
     gc.collect()
     gc.freeze()
-    while line := sys.stdin.readline():
-        order = json.loads(line)
-        if "poll" in order:
-            ended, status = os.waitpid(order["poll"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if ended else None
-        elif not (answer := os.fork()):
-            become(order, answers)
-            if order["ranks"]:
-                return run_ranks(order["words"], order["ranks"], order["port"])
-            return run_script(order["words"])
-        os.write(answers, f"{json.dumps(answer)}\n".encode())
+    connections = [listener.accept()[0]]
+    while connections:
+        for ready in select.select([listener, *connections], [], [])[0]:
+            if ready is listener:
+                connections.append(listener.accept()[0])
+            elif not (line := read_line(ready)):
+                connections.remove(ready)
+                ready.close()
+            else:
+                order = json.loads(line)
+                if "poll" in order:
+                    ended, status = os.waitpid(order["poll"], os.WNOHANG)
+                    answer = os.waitstatus_to_exitcode(status) if ended else None
+                elif not (answer := os.fork()):
+                    for one in (listener, *connections):
+                        one.close()
+                    become(order)
+                    if order["ranks"]:
+                        return run_ranks(order["words"], order["ranks"], order["port"])
+                    return run_script(order["words"])
+                ready.sendall(f"{json.dumps(answer)}\n".encode())
     os._exit(0)
 
 
 if __name__ == "__main__":
-    serve()
+    serve(socket.socket(fileno=int(sys.argv[1])))
