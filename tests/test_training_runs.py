@@ -347,9 +347,9 @@ def test_one_batch_overfits_with_opposite_roles(tmp_path: Path, edited_world: Ed
         heads=["reward", "cost"],
         data={"validation_fraction": 0.0},
         sampling={"num_frames": 2},
-        optimization={"epochs": 20, "learning_rate": 5e-3, "head_learning_rate": 1e-2, "warmup_fraction": 0.1},
+        optimization={"epochs": 16, "learning_rate": 5e-3, "head_learning_rate": 1e-2, "warmup_fraction": 0.1},
         checkpoint={"every_steps": 50},
-        tracking={"log_every": 10},
+        tracking={"log_every": 8},
     )
     launch("scripts/train_cost.py", "--config", path)
     last = read_rows(tmp_path / "run")[-1]

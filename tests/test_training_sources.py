@@ -22,6 +22,7 @@ from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import load_data
 
 SHORT: dict[str, Any] = {"optimization": {"epochs": 1, "prompts_per_step": 8}, "checkpoint": {"every_steps": 0}}
+SHORTEST = SHORT | {"optimization": SHORT["optimization"] | {"max_steps": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def load(config: Path, *heads: str) -> Any:
 
 
 def test_texts_and_clips_in_one_run_on_two_ranks(world: Path, texts: Path, tmp_path: Path) -> None:
-    config = write_training_config(tmp_path / "run.yaml", world, data=sources("mixed", world, texts), **SHORT)
+    config = write_training_config(tmp_path / "run.yaml", world, data=sources("mixed", world, texts), **SHORTEST)
     printed = launch("scripts/train_cost.py", "--config", config, ranks=2).stdout
     assert "videos and" in printed
     assert "texts for" in printed
@@ -192,7 +193,7 @@ def test_ties_train_by_rao_kupper_or_are_left_out(
     folder = edited_world(tie)
     left_out = load(write_training_config(tmp_path / "out.yaml", folder), "reward")
     assert any("20 comparisons are ties in helpfulness and are not used" in note for note in left_out.notes)
-    path = write_training_config(tmp_path / "run.yaml", folder, loss={"ties": "rao_kupper"}, **SHORT)
+    path = write_training_config(tmp_path / "run.yaml", folder, loss={"ties": "rao_kupper"}, **SHORTEST)
     used = load(path, "reward")
     ties = sum(len(group.ties["helpfulness"]) for group in (*used.train, *used.validation))
     assert ties == 20
