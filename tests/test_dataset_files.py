@@ -207,12 +207,11 @@ def test_responses_have_no_clip(tmp_path: Path, capfd: pytest.CaptureFixture[str
 # --- where clips lie --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_trees", [20, pytest.param(40, marks=pytest.mark.slow)])
-def test_no_path_escapes_whatever_links_there_are(tmp_path: Path, num_trees: int) -> None:
+def test_no_path_escapes_whatever_links_there_are(tmp_path: Path) -> None:
     """Random trees with links of every kind, circles too; the reference is the kernel's own view of one clip a time."""
     rng = random.Random(0)
     seen = {"found": 0, "outside": 0, "not there": 0, "circle": 0}
-    for number in range(num_trees):
+    for number in range(40):
         base = (tmp_path / str(number)).resolve()
         root = base / "data"
         names = ["x", "y", "z.mp4", "w"]
