@@ -1,4 +1,4 @@
-"""Computes how likely each level of a label is, from its score and thresholds."""
+"""Computes how likely each level of a label is, from its score and thresholds, and the figures of the likeliest one."""
 
 from __future__ import annotations
 
