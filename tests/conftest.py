@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,20 @@ def fast_decoders() -> None:
     """Decoding processes of tests, and of scripts that `launch` starts, are forks of one process."""
     forked_decoders.start_template()
     forked_decoders.use_forks()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deals the slow tests out to the workers, each before fast ones, so that no worker ends alone with long tests.
+
+    pytest-xdist gives each worker an equal run of the items; later, one that has nothing left takes over another's.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = iter([item for item in items if not item.get_closest_marker("slow")])
+    size = len(items) // workers
+    shares = [slow[number::workers] for number in range(workers)]
+    items[:] = [item for share in shares for item in (*share, *islice(fast, max(0, size - len(share))))] + [*fast]
 
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
