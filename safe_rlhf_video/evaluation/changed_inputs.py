@@ -7,7 +7,7 @@ or a single frame does not judge motion.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -15,8 +15,8 @@ import numpy as np
 from safe_rlhf_video.data.preferences import normalise_prompt
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.responses import Response
-from safe_rlhf_video.scoring.model_scorer import ModelScorer
-from safe_rlhf_video.scoring.score_many import ScoreRequest
+from safe_rlhf_video.scoring.score_many import BatchScorer, ScoreRequest
+from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Video
 
 SHUFFLED_PROMPT = "shuffled_prompt"
@@ -39,23 +39,32 @@ FRAME_CHANGES: Mapping[str, Callable[[Video], Video]] = MappingProxyType(
 CONTROLS = (SHUFFLED_PROMPT, *FRAME_CHANGES)
 
 
-class ChangedFramesScorer(ModelScorer):
-    """Applies one of `FRAME_CHANGES` to every clip before another scorer's models see it; texts stay as they are.
+@dataclass(frozen=True)
+class ChangedFramesScorer:
+    """Applies one of `FRAME_CHANGES` to every clip before another scorer sees it; texts stay as they are.
 
-    Args:
-        scorer: Its models and decoding processes are used, so it must stay open, and is the one to close.
-        change: The change. It is part of the fingerprint, so a file of scores counts as another model's.
+    Attributes:
+        scorer: scores the changed clips; must stay open.
+        change: the name of the change.
     """
 
-    def __init__(self, scorer: ModelScorer, change: str) -> None:
-        vars(self).update(vars(scorer))
-        self.change = change
-        self.fingerprint = f"{scorer.fingerprint} {change}"
+    scorer: BatchScorer
+    change: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the change too, so a file of its scores counts as another model's."""
+        return f"{self.scorer.fingerprint} {self.change}"
+
+    @property
+    def pool(self) -> DecodePool:
+        """That of the other scorer."""
+        return self.scorer.pool
 
     def score_batch(self, prompts: Sequence[str], responses: Sequence[Response]) -> dict[str, np.ndarray]:
         """As `ModelScorer.score_batch`, on the changed clips."""
         change = FRAME_CHANGES[self.change]
-        return super().score_batch(prompts, [change(one) if isinstance(one, Video) else one for one in responses])
+        return self.scorer.score_batch(prompts, [change(one) if isinstance(one, Video) else one for one in responses])
 
 
 def shuffle_prompts(requests: Sequence[ScoreRequest], seed: int) -> list[ScoreRequest]:

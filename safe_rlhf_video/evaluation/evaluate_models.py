@@ -24,7 +24,7 @@ from safe_rlhf_video.models.record import read_record
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.model_scorer import ModelScorer
 from safe_rlhf_video.scoring.score_files import score_to_file
-from safe_rlhf_video.scoring.score_many import ScoreRequest
+from safe_rlhf_video.scoring.score_many import BatchScorer, ScoreRequest
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.video.frame_store import check_sampling
 from safe_rlhf_video.worlds import truth as truth_file
@@ -155,6 +155,9 @@ def _check_models(request: EvaluationRequest) -> None:
 
 
 def _check_clips(request: EvaluationRequest, clips: LabelledClips) -> None:
+    if clips.store is not None:
+        for folder in (*request.model, *(request.random_backbone or ()), *(request.compare or ())):
+            check_sampling(clips.store.folder, clips.store.sampling, read_record(folder).sampling)
     if request.compare and not clips.pairs:
         raise SampleError(f"{request.data}: holds no comparison, on which two models could be compared; give some")
     if set(request.controls) - {SHUFFLED_PROMPT} and not clips.files:
@@ -197,11 +200,9 @@ def _score_with(
 
 
 def _score(
-    scorer: ModelScorer, request: EvaluationRequest, clips: LabelledClips, requests: Sequence[ScoreRequest], name: str
+    scorer: BatchScorer, request: EvaluationRequest, clips: LabelledClips, requests: Sequence[ScoreRequest], name: str
 ) -> Scores:
     """Scores by name, kept in NAME.jsonl so that an interrupted evaluation goes on where it stopped."""
-    if clips.store is not None:
-        check_sampling(clips.store.folder, clips.store.sampling, scorer.record.sampling)
     return score_to_file(scorer, requests, request.out / f"{name}.jsonl", request.batch_size, name, clips.store)
 
 

@@ -7,11 +7,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.scoring.score_many import (
+    BatchScorer,
     ScoreRequest,
     Scores,
     raise_unreadable,
@@ -20,12 +20,9 @@ from safe_rlhf_video.scoring.score_many import (
 )
 from safe_rlhf_video.video.frame_store import FrameStore
 
-if TYPE_CHECKING:
-    from safe_rlhf_video.scoring.model_scorer import ModelScorer
-
 
 def score_to_file(
-    scorer: ModelScorer,
+    scorer: BatchScorer,
     requests: Sequence[ScoreRequest],
     out: Path,
     batch_size: int = 64,

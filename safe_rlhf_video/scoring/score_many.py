@@ -7,24 +7,39 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
 from safe_rlhf_video.errors import ConfigError, VideoDecodeError
 from safe_rlhf_video.responses import Response, TextResponse, content_digest
+from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Video
 
 if TYPE_CHECKING:
     from safe_rlhf_video.data.records import VideoSample
     from safe_rlhf_video.data.safesora_dataset import SafeSoraDataset
-    from safe_rlhf_video.scoring.model_scorer import ModelScorer
     from safe_rlhf_video.video.frame_store import FrameStore
 
 # A file, a text, a sampled video, or a function that reads a sampled video when its turn comes.
 Source: TypeAlias = Path | Response | Callable[[], Video]
 # head -> score
 Scores: TypeAlias = dict[str, float]
+
+
+class BatchScorer(Protocol):
+    """What the functions of this module score with: `ModelScorer`, or one that changes what the models see."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies what decides the scores."""
+
+    @property
+    def pool(self) -> DecodePool:
+        """Decodes files."""
+
+    def score_batch(self, prompts: Sequence[str], responses: Sequence[Response]) -> dict[str, np.ndarray]:
+        """Scores N >= 1 sampled videos or texts in one batch: head -> float64 (N,)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ def request_videos(dataset: SafeSoraDataset, videos: Iterable[VideoSample]) -> l
 
 
 def score_many(
-    scorer: ModelScorer, requests: Sequence[ScoreRequest], batch_size: int = 64
+    scorer: BatchScorer, requests: Sequence[ScoreRequest], batch_size: int = 64
 ) -> Iterator[Scores | VideoDecodeError]:
     """Scores any number of requests in batches, in the given order.
 
@@ -86,7 +101,7 @@ def raise_unreadable(outcomes: Iterable[Scores | VideoDecodeError]) -> Iterator[
 
 
 def score_each_once(
-    scorer: ModelScorer, prompts: Sequence[str], responses: Sequence[Response], batch_size: int = 64
+    scorer: BatchScorer, prompts: Sequence[str], responses: Sequence[Response], batch_size: int = 64
 ) -> dict[str, np.ndarray]:
     """Scores N >= 1 responses so that their order and repetitions change nothing, not even the last bit.
 
@@ -106,7 +121,7 @@ def score_each_once(
 
 
 def _score_batches(
-    scorer: ModelScorer, requests: Sequence[ScoreRequest], batch_size: int
+    scorer: BatchScorer, requests: Sequence[ScoreRequest], batch_size: int
 ) -> Iterator[Scores | VideoDecodeError]:
     paths = (request.response for request in requests if isinstance(request.response, Path))
     with contextlib.closing(scorer.pool.attempt(paths, ahead=2 * batch_size)) as decoded:

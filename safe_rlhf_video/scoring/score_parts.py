@@ -17,16 +17,13 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from safe_rlhf_video.errors import CheckpointError, VideoDecodeError
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.devices import Shard
-from safe_rlhf_video.scoring.score_many import ScoreRequest, Scores, Source, score_many
-
-if TYPE_CHECKING:
-    from safe_rlhf_video.scoring.model_scorer import ModelScorer
+from safe_rlhf_video.scoring.score_many import BatchScorer, ScoreRequest, Scores, Source, score_many
 
 # The scores of a clip, or why it cannot be read.
 Outcome: TypeAlias = Scores | str
@@ -56,7 +53,7 @@ def content_key(prompt: str, response: Source) -> str:
 
 
 def score_in_parts(
-    scorer: ModelScorer,
+    scorer: BatchScorer,
     requests: Sequence[ScoreRequest],
     folder: Path,
     shard: Shard,
