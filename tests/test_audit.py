@@ -17,6 +17,18 @@ from conftest import ROOT, launch
 from safe_rlhf_video.audit.audit import audit
 from safe_rlhf_video.audit.comparisons import MAX_GENERATORS, build_comparisons
 from safe_rlhf_video.audit.graph import HISTOGRAM_STEP, audit_graph, effective_resistances, find_components
+from safe_rlhf_video.audit.sections import (
+    AuditCounts,
+    Components,
+    Contradictions,
+    FosterSum,
+    HarmExamples,
+    IdenticalPairs,
+    PromptIds,
+    SamePromptPairs,
+    UnknownField,
+    write_audit,
+)
 from safe_rlhf_video.audit.shares import Resamples
 from safe_rlhf_video.audit.splits import load_splits
 from safe_rlhf_video.audit.triangles import (
@@ -148,10 +160,10 @@ def test_intervals_of_the_flip_rate_cover_the_truth():
                 records.append(pair(str(len(records)), str(first), str(second), label, f"p{prompt}"))
         comparisons = comparisons_of(records)
         figure = audit_triangles(comparisons, "helpfulness", Resamples.draw(comparisons.num_prompts, 400))
-        low, high = figure["flip_rate_interval"]
-        assert figure["ceiling"] == 1 - figure["flip_rate"]
+        low, high = figure.flip_rate_interval
+        assert figure.ceiling == 1 - figure.flip_rate
         covered += low <= 0.18 <= high
-        estimates.append(figure["flip_rate"])
+        estimates.append(figure.flip_rate)
     assert covered >= 52
     assert np.mean(estimates) == pytest.approx(0.18, abs=0.015)
 
@@ -174,27 +186,27 @@ def test_triangles_of_the_synthetic_world_agree_with_its_truth():
                 expected.append(there + back)
     comparisons = comparisons_of(records)
     figure = audit_triangles(comparisons, "helpfulness", Resamples.draw(comparisons.num_prompts, 400))
-    assert figure["closed"] == len(expected)
+    assert figure.closed == len(expected)
     deviation = np.sqrt(sum(share * (1 - share) for share in expected))
-    assert abs(figure["cyclic"] - sum(expected)) < 4 * deviation
+    assert abs(figure.cyclic - sum(expected)) < 4 * deviation
     # Labels of this world flip by Bradley-Terry: the ceiling of equal flips is far too high, the other one right.
-    assert figure["ceiling_bradley_terry"] == pytest.approx(np.mean(best), abs=0.03)
-    assert figure["ceiling_interval"][0] > np.mean(best) + 0.03
+    assert figure.ceiling_bradley_terry == pytest.approx(np.mean(best), abs=0.03)
+    assert figure.ceiling_interval[0] > np.mean(best) + 0.03
 
 
 def test_figures_that_cannot_be_had_are_null_with_a_reason():
     path = comparisons_of([pair("0", "a", "b", prompt_id="p"), pair("1", "a", "b", prompt_id="q")])
     figure = audit_triangles(path, "helpfulness", Resamples.draw(2))
-    assert (figure["closed"], figure["ceiling"], figure["flip_rate"]) == (0, None, None)
-    assert "no closed triangle" in figure["reason"]
+    assert (figure.closed, figure.ceiling, figure.flip_rate) == (0, None, None)
+    assert "no closed triangle" in figure.reason
     cycles = [("a", "b"), ("b", "c"), ("c", "a")]
     records = [
         pair(f"{prompt}{row}", *edge, prompt_id=f"p{prompt}") for prompt in range(40) for row, edge in enumerate(cycles)
     ]
     records += [pair(f"x{row}", *edge, prompt_id="x") for row, edge in enumerate([*cycles[:2], ("a", "c")])]
     figure = audit_triangles(comparisons_of(records), "helpfulness", Resamples.draw(41))
-    assert (figure["closed"], figure["cyclic"], figure["ceiling"]) == (41, 40, None)
-    assert "do not follow one hidden order" in figure["reason"]
+    assert (figure.closed, figure.cyclic, figure.ceiling) == (41, 40, None)
+    assert "do not follow one hidden order" in figure.reason
 
 
 @pytest.mark.skipif(not REAL_LABELS.exists(), reason="the real labels are not here")
@@ -209,14 +221,14 @@ def test_real_comparisons(tmp_path):
         records.append(pair(str(row), *sides, winner, prompt_id=ids["prompt_id"], **preferences))
     result = audit_files(write(tmp_path / "config.json", records))
     for dimension in ("helpfulness", "harmlessness", "aesthetics"):
-        figure = result["triangles"][dimension]
-        assert (figure["closed"], figure["cyclic"]) == (167, 25)
-        assert figure["ceiling"] == pytest.approx(0.817, abs=5e-4)
-        low, high = figure["ceiling_interval"]
+        figure = result.triangles[dimension]
+        assert (figure.closed, figure.cyclic) == (167, 25)
+        assert figure.ceiling == pytest.approx(0.817, abs=5e-4)
+        low, high = figure.ceiling_interval
         assert 0.66 < low < 0.73 < 0.87 < high < 0.92
-    graph = result["graph"]["overall"]
-    assert (graph["comparisons"], graph["videos"], graph["components"]["prompts"]) == (2993, 4222, 1329)
-    assert graph["resistance"]["foster"]["sum"] == pytest.approx(graph["resistance"]["foster"]["expected"])
+    graph = result.graph["overall"]
+    assert (graph.comparisons, graph.videos, graph.components.prompts) == (2993, 4222, 1329)
+    assert graph.resistance.foster.sum == pytest.approx(graph.resistance.foster.expected)
 
 
 # Intervals and the graph
@@ -276,22 +288,17 @@ def test_graph_of_known_shapes():
     ]
     records.append(pair("unlabelled", "d", "e", None, prompt_id="torn", harmlessness="video_1"))
     figures = audit_graph(comparisons_of(records), "helpfulness")
-    assert (figures["comparisons"], figures["videos"], figures["uncompared_videos"]) == (10, 13, 1)
-    assert figures["components"] == {
-        "number": 5,
-        "sizes": {"2": 3, "3": 1, "4": 1},
-        "prompts": 4,
-        "prompts_with_several": 1,
-    }
-    assert figures["same_prompt_pairs"] == {"total": 20, "compared": 9, "connected": 12, "share_connected": 0.6}
-    resistance = figures["resistance"]
-    assert resistance["foster"] == {"sum": pytest.approx(8), "expected": 8}
-    assert resistance["compared"]["histogram"] == {"0.50": 5, "1.00": 5}
-    assert resistance["same_prompt"]["histogram"] == {"0.50": 4, "1.00": 5, "2.00": 2, "3.00": 1}
-    assert resistance["compared"]["mean"] == pytest.approx(8 / 10)
+    assert (figures.comparisons, figures.videos, figures.uncompared_videos) == (10, 13, 1)
+    assert figures.components == Components(number=5, sizes={"2": 3, "3": 1, "4": 1}, prompts=4, prompts_with_several=1)
+    assert figures.same_prompt_pairs == SamePromptPairs(total=20, compared=9, connected=12, share_connected=0.6)
+    resistance = figures.resistance
+    assert resistance.foster == FosterSum(sum=pytest.approx(8), expected=8)
+    assert resistance.compared.histogram == {"0.50": 5, "1.00": 5}
+    assert resistance.same_prompt.histogram == {"0.50": 4, "1.00": 5, "2.00": 2, "3.00": 1}
+    assert resistance.compared.mean == pytest.approx(8 / 10)
     assert HISTOGRAM_STEP == 0.25
     overall = audit_graph(comparisons_of(records), None)
-    assert (overall["comparisons"], overall["uncompared_videos"]) == (11, 0)
+    assert (overall.comparisons, overall.uncompared_videos) == (11, 0)
 
 
 # Contradictions, overlap, balance, baselines
@@ -319,23 +326,19 @@ def test_contradictions_are_found(tmp_path):
             "harmless", video("l", **unsafe, video_labels=nothing), video("m", **unsafe, video_labels={"porn": False})
         ),
     ]
-    conflicts = audit_files(write(tmp_path / "config.json", records))["conflicts"]
-    repeated = conflicts["repeated_pairs"]["helpfulness"]
-    assert {key: repeated[key] for key in ("pairs", "comparisons", "contradictory", "tie_and_preference")} == {
-        "pairs": 4, "comparisons": 8, "contradictory": 1, "tie_and_preference": 1
-    }  # fmt: skip
-    assert repeated["examples"] == ["turned", "other way"]
-    assert repeated["disagreement"] == pytest.approx(1 / 3)
-    assert conflicts["is_safe"] == {"videos": 9, "contradictory": 1, "examples": ["p/j"]}
-    harms = conflicts["harm_labels"]
-    assert {name: harms["examples"][name] for name in harms["examples"]} == {
-        "contradictory": ["p/k"], "safe_with_harm": ["p/k"], "unsafe_without_harm": ["p/l"]
-    }  # fmt: skip
-    order = conflicts["harmlessness_against_is_safe"]
+    conflicts = audit_files(write(tmp_path / "config.json", records)).conflicts
+    repeated = conflicts.repeated_pairs["helpfulness"]
+    assert (repeated.pairs, repeated.comparisons, repeated.contradictory, repeated.tie_and_preference) == (4, 8, 1, 1)
+    assert repeated.examples == ["turned", "other way"]
+    assert repeated.disagreement == pytest.approx(1 / 3)
+    assert conflicts.is_safe == Contradictions(videos=9, contradictory=1, examples=["p/j"])
+    examples = HarmExamples(contradictory=["p/k"], safe_with_harm=["p/k"], unsafe_without_harm=["p/l"])
+    assert conflicts.harm_labels.examples == examples
+    order = conflicts.harmlessness_against_is_safe
     # The video of two minds, j, takes part in none of them.
-    assert (order["safe_unsafe_pairs"], order["tied"], order["without_label"]) == (4, 1, 1)
-    assert (order["contradicting"]["count"], order["contradicting"]["total"]) == (1, 2)
-    assert order["examples"] == ["wrong"]
+    assert (order.safe_unsafe_pairs, order.tied, order.without_label) == (4, 1, 1)
+    assert (order.contradicting.count, order.contradicting.total) == (1, 2)
+    assert order.examples == ["wrong"]
 
 
 def test_leaks_between_splits_and_equal_clips_are_found(tmp_path):
@@ -355,40 +358,34 @@ def test_leaks_between_splits_and_equal_clips_are_found(tmp_path):
         (tmp_path / "videos" / f"{name}.mp4").write_bytes(content)
     files = write(tmp_path / "config-train.json", train), write(tmp_path / "config-test.json", test)
     result = audit_files(*files)
-    (both,) = result["overlap"]
-    assert both["splits"] == ["train", "test"]
-    counts = (
-        "prompts_by_text",
-        "prompts_by_text_under_other_ids",
-        "prompts_by_id",
-        "prompt_ids_with_other_text",
-        "videos",
-    )
-    assert [both[key] for key in counts] == [2, 1, 1, 0, 2]
-    assert both["compared_pairs"] == 1
-    assert both["share_of_prompts"] == {"train": 1.0, "test": 2 / 3}
-    assert result["splits"]["train"]["prompt_ids"] == {"prompts_under_several_ids": 1, "examples": [["p1", "p2"]]}
-    clips = result["clips"]
-    assert (clips["present"], clips["missing"], clips["hashed"]) == (6, 4, 5)
-    assert clips["duplicates"] == [["p0/a", "p1/a"], ["p1/b", "q1/a"]]
-    assert clips["across_splits"] == [["test: p0/a", "train: p0/a", "train: p1/a"], ["test: q1/a", "train: p1/b"]]
-    problems = [finding["text"] for finding in result["findings"] if finding["mark"] == "problem"]
+    (both,) = result.overlap
+    assert both.splits == ("train", "test")
+    assert (both.prompts_by_text, both.prompts_by_text_under_other_ids) == (2, 1)
+    assert (both.prompts_by_id, both.prompt_ids_with_other_text, both.videos) == (1, 0, 2)
+    assert both.compared_pairs == 1
+    assert both.share_of_prompts == {"train": 1.0, "test": 2 / 3}
+    assert result.splits["train"].prompt_ids == PromptIds(1, [["p1", "p2"]])
+    clips = result.clips
+    assert (clips.present, clips.missing, clips.hashed) == (6, 4, 5)
+    assert clips.duplicates == [["p0/a", "p1/a"], ["p1/b", "q1/a"]]
+    assert clips.across_splits == [["test: p0/a", "train: p0/a", "train: p1/a"], ["test: q1/a", "train: p1/b"]]
+    problems = [finding.text for finding in result.findings if finding.mark == "problem"]
     assert any(text.startswith("2 prompts of test (66.7%) are in train too") for text in problems)
 
-    assert clips["identical_pairs"] == {"count": 0, "examples": []}
+    assert clips.identical_pairs == IdenticalPairs(0, [])
     (tmp_path / "videos" / "p0" / "b.mp4").write_bytes(b"one")
-    assert audit_files(*files)["clips"]["identical_pairs"] == {"count": 2, "examples": ["train: 0", "test: 0"]}
+    assert audit_files(*files).clips.identical_pairs == IdenticalPairs(2, ["train: 0", "test: 0"])
 
-    unread = audit_files(*files, read_content=False)["clips"]
+    unread = audit_files(*files, read_content=False).clips
     # q2/a alone has its size.
-    assert [unread[key] for key in ("present", "hashed", "compared", "duplicates")] == [6, 0, 1, []]
+    assert (unread.present, unread.hashed, unread.compared, unread.duplicates) == (6, 0, 1, [])
     # What a store knows needs no file: q2/b is not there.
-    known = audit_files(*files, known_hashes={"p2/a": "ff", "q2/b": "ff"})["clips"]
-    assert (known["from_store"], known["duplicates"][-1]) == (2, ["p2/a", "q2/b"])
+    known = audit_files(*files, known_hashes={"p2/a": "ff", "q2/b": "ff"}).clips
+    assert (known.from_store, known.duplicates[-1]) == (2, ["p2/a", "q2/b"])
 
 
 def texts_of(result, section):
-    return [(finding["mark"], finding["text"]) for finding in result["findings"] if finding["section"] == section]
+    return [(finding.mark, finding.text) for finding in result.findings if finding.section == section]
 
 
 def test_one_file_under_two_names_needs_no_reading(tmp_path):
@@ -399,9 +396,9 @@ def test_one_file_under_two_names_needs_no_reading(tmp_path):
     config = write(tmp_path / "config.json", records)
     for expected in ((0, 3, 0), (3, 0, 3)):
         result = audit_files(config, read_content=False)
-        clips = result["clips"]
-        assert tuple(clips[key] for key in ("present", "missing", "compared")) == expected
-        assert (clips["duplicates"], clips["identical_pairs"]["examples"]) == ([["p/a", "p/b"]], ["config: 0"])
+        clips = result.clips
+        assert (clips.present, clips.missing, clips.compared) == expected
+        assert (clips.duplicates, clips.identical_pairs.examples) == ([["p/a", "p/b"]], ["config: 0"])
         assert ("problem", "1 comparison between two equal clips") in texts_of(result, "clips")
         (tmp_path / "x.mp4").write_bytes(b"one")
         (tmp_path / "y.mp4").write_bytes(b"other")
@@ -427,7 +424,7 @@ def test_clips_that_were_not_compared_are_never_ok(tmp_path):
     assert ("ok", "no two of the 4 clips that were compared have the same content") in texts_of(result, "clips")
     files[0].write_bytes(b"x")
     # Whatever its size, it may equal a clip that only the store knows.
-    assert audit_files(config, known_hashes={"p/b": "01"})["clips"]["hashed"] == 1
+    assert audit_files(config, known_hashes={"p/b": "01"}).clips.hashed == 1
 
 
 def test_equal_ids_of_unrelated_corpora_are_not_one_prompt(tmp_path):
@@ -441,15 +438,15 @@ def test_equal_ids_of_unrelated_corpora_are_not_one_prompt(tmp_path):
             file.write_bytes(content)
     files = write(tmp_path / "A" / "A.json", cats), write(tmp_path / "B" / "B.json", dogs)
     result = audit_files(*files, known_hashes={"p/c": "ff"})
-    assert result["counts"] == {"pairs": 4, "pairs_in_several_splits": 0, "prompts": 2, "videos": 6}
-    assert result["triangles"]["helpfulness"]["closed"] == 0
-    assert result["conflicts"]["repeated_pairs"]["helpfulness"]["pairs"] == 0
-    (both,) = result["overlap"]
-    assert (both["prompt_ids_with_other_text"], both["videos"], both["compared_pairs"]) == (1, 0, 0)
-    assert result["clips"]["across_splits"] == [["A: A/p/b", "B: B/p/a"]]
-    assert result["clips"]["identical_pairs"]["count"] == 0
+    assert result.counts == AuditCounts(pairs=4, pairs_in_several_splits=0, prompts=2, videos=6)
+    assert result.triangles["helpfulness"].closed == 0
+    assert result.conflicts.repeated_pairs["helpfulness"].pairs == 0
+    (both,) = result.overlap
+    assert (both.prompt_ids_with_other_text, both.videos, both.compared_pairs) == (1, 0, 0)
+    assert result.clips.across_splits == [["A: A/p/b", "B: B/p/a"]]
+    assert result.clips.identical_pairs.count == 0
     # Whose p/c the store holds cannot be told.
-    assert result["clips"]["from_store"] == 0
+    assert result.clips.from_store == 0
     # The same text with the videos of someone else is another prompt, too; the ids of folders still find their clips.
     others = [pair(str(row), *ends) for row, ends in enumerate(chain)]
     for record in others:
@@ -460,18 +457,18 @@ def test_equal_ids_of_unrelated_corpora_are_not_one_prompt(tmp_path):
     (tmp_path / "C" / "videos" / "p").mkdir(parents=True)
     (tmp_path / "C" / "videos" / "p" / "a.mp4").write_bytes(b"one")
     result = audit_files(files[0], tmp_path / "C")
-    (both,) = result["overlap"]
-    assert (both["prompts_by_text"], both["videos"], both["video_names_of_other_videos"]) == (1, 0, 3)
-    assert result["clips"]["duplicates"] == [["A/p/a", "config/p/a"]]
+    (both,) = result.overlap
+    assert (both.prompts_by_text, both.videos, both.video_names_of_other_videos) == (1, 0, 3)
+    assert result.clips.duplicates == [["A/p/a", "config/p/a"]]
 
 
 def test_rows_that_two_splits_share_are_one_label(tmp_path):
     ring = [pair(str(row), *ends) for row, ends in enumerate([("a", "b"), ("b", "c"), ("c", "a")])]
     turned = [pair("0", "a", "b", "video_1"), pair("new", "b", "c"), *ring[2:]]
     result = audit_files(write(tmp_path / "train.json", ring), write(tmp_path / "test.json", turned))
-    assert (result["counts"]["pairs"], result["counts"]["pairs_in_several_splits"]) == (5, 1)
-    repeated = result["conflicts"]["repeated_pairs"]["helpfulness"]
-    assert (repeated["pairs"], repeated["contradictory"]) == (2, 1)
+    assert (result.counts.pairs, result.counts.pairs_in_several_splits) == (5, 1)
+    repeated = result.conflicts.repeated_pairs["helpfulness"]
+    assert (repeated.pairs, repeated.contradictory) == (2, 1)
 
 
 def test_generators_with_a_name_for_each_video_end(tmp_path):
@@ -486,10 +483,10 @@ def test_generators_with_a_name_for_each_video_end(tmp_path):
     result = audit_files(config)
     # Cubic in 6,000 generators, this took minutes.
     assert time.process_time() - started < 10
-    balance = result["balance"]
-    assert len(balance["generators"]) == MAX_GENERATORS + 1
-    assert balance["generators_taken_as_one"] == 6000 - MAX_GENERATORS
-    assert balance["generators"]["other generators"]["videos"] == 6000 - MAX_GENERATORS
+    balance = result.balance
+    assert len(balance.generators) == MAX_GENERATORS + 1
+    assert balance.generators_taken_as_one == 6000 - MAX_GENERATORS
+    assert balance.generators["other generators"].videos == 6000 - MAX_GENERATORS
     assert "less frequent generators are taken as one" in make_audit_page(result, audit_plots(result))
 
 
@@ -500,8 +497,8 @@ def test_the_first_known_generator_counts(tmp_path):
         pair("2", "a", video("b", generated_from="Z")),
     ]
     result = audit_files(write(tmp_path / "config.json", records))
-    assert {name: each["videos"] for name, each in result["balance"]["generators"].items()} == {"X": 1, "Y": 1}
-    assert result["conflicts"]["generators"] == {"videos": 2, "contradictory": 1, "examples": ["p/b"]}
+    assert {name: each.videos for name, each in result.balance.generators.items()} == {"X": 1, "Y": 1}
+    assert result.conflicts.generators == Contradictions(2, 1, ["p/b"])
     assert comparisons_of(records).generators == ["X", "Y"]
 
 
@@ -528,7 +525,7 @@ def test_marks_follow_what_is_sure(tmp_path):
         for row, ends in enumerate([*edges, ("c", "a") if prompt < 660 else ("a", "c")])
     ]
     result = audit_files(write(tmp_path / "noisy.json", records))
-    assert result["triangles"]["helpfulness"]["ceiling"] > 0.66
+    assert result.triangles["helpfulness"].ceiling > 0.66
     assert [mark for mark, _ in texts_of(result, "triangles")] == ["problem"]
     result = audit_files(write(tmp_path / "one.json", [pair("0", "a", "b"), pair("1", "b", "c"), pair("2", "c", "a")]))
     ((mark, text),) = texts_of(result, "triangles")
@@ -541,14 +538,14 @@ def test_fields_that_are_not_read_are_shown(tmp_path):
     records[0] |= {"sub_preferences": {"correctnes": "video_1"}}
     records[1] |= {"prompt_id": "q", "prompt_text": " \n"}
     result = audit_files(write(tmp_path / "config.json", records))
-    fields = result["splits"]["config"]["fields"]
-    assert fields["unknown"] == {
-        "helpfullness": {"records": 3, "resembles": "helpfulness"},
-        "source": {"records": 3, "resembles": None},
-        "video.is_save": {"records": 3, "resembles": "is_safe"},
-        "sub_preferences.correctnes": {"records": 1, "resembles": "correctness"},
+    fields = result.splits["config"].fields
+    assert fields.unknown == {
+        "helpfullness": UnknownField(records=3, resembles="helpfulness"),
+        "source": UnknownField(records=3, resembles=None),
+        "video.is_save": UnknownField(records=3, resembles="is_safe"),
+        "sub_preferences.correctnes": UnknownField(records=1, resembles="correctness"),
     }
-    assert (fields["blank_prompts"], fields["examples"]) == (1, ["q"])
+    assert (fields.blank_prompts, fields.examples) == (1, ["q"])
     (unknown, blank) = (text for _, text in texts_of(result, "fields"))
     assert "helpfullness in 3 records, perhaps meant as helpfulness" in unknown
     assert blank == "1 prompt of config has no text"
@@ -556,7 +553,7 @@ def test_fields_that_are_not_read_are_shown(tmp_path):
 
 def test_nothing_that_was_not_examined_is_ok(tmp_path):
     result = audit_files(write(tmp_path / "config.json", [pair("0", "a", "b", None)]))
-    assert not [finding for finding in result["findings"] if finding["mark"] == "ok"]
+    assert not [finding for finding in result.findings if finding.mark == "ok"]
     page = make_audit_page(result, audit_plots(result))
     assert "no three videos" in page.lower()
     assert "no comparison has a label" in page.lower()
@@ -565,13 +562,13 @@ def test_nothing_that_was_not_examined_is_ok(tmp_path):
 def test_clips_outside_the_folder_and_responses(tmp_path):
     outside = pair("0", {"video_id": "a", "video_path": "../a.mp4"}, "b")
     result = audit_files(write(tmp_path / "config.json", [outside]))
-    assert result["clips"]["refused"] == ["p/a"]
+    assert result.clips.refused == ["p/a"]
     said = [{"video_id": name, "response_text": text} for name, text in (("a", "no"), ("b", "yes"), ("c", "no"))]
     text = audit_files(write(tmp_path / "text" / "config.json", [pair("0", *said[:2]), pair("1", *said[1:])]))
-    assert text["responses"]["duplicates"] == [["p/a", "p/c"]]
-    assert text["responses"]["identical_pairs"]["count"] == 0
-    assert text["clips"]["present"] + text["clips"]["missing"] == 0
-    assert "video" not in " ".join(finding["text"] for finding in text["findings"])
+    assert text.responses.duplicates == [["p/a", "p/c"]]
+    assert text.responses.identical_pairs.count == 0
+    assert text.clips.present + text.clips.missing == 0
+    assert "video" not in " ".join(finding.text for finding in text.findings)
     different = [pair("0", *said[:2])]
     result = audit_files(write(tmp_path / "different" / "config.json", different))
     assert texts_of(result, "responses") == [("ok", "no two of the 2 responses are the same")]
@@ -586,14 +583,14 @@ def test_balance_counts_videos_once_and_ties_half(tmp_path):
         pair("2", made[0], third, "video_1"),
         pair("3", third, made[1], None),
     ]
-    balance = audit_files(write(tmp_path / "config.json", records))["balance"]
-    counts = balance["preferences"]["helpfulness"]
-    assert [counts[key] for key in ("video_0", "video_1", "tie", "missing")] == [1, 1, 1, 1]
-    assert [balance["is_safe"][key] for key in ("true", "false", "unknown")] == [1, 1, 1]
-    assert (balance["harm_labels"]["crime"]["true"], balance["harm_labels"]["hate"]["false"]) == (1, 1)
-    assert {name: each["videos"] for name, each in balance["generators"].items()} == {"A": 2, "B": 1}
-    wins = balance["generators"]["A"]["win_rate"]["helpfulness"]
-    assert (wins["count"], wins["total"]) == (1.5, 2)
+    balance = audit_files(write(tmp_path / "config.json", records)).balance
+    counts = balance.preferences["helpfulness"]
+    assert (counts.video_0, counts.video_1, counts.tie, counts.missing) == (1, 1, 1, 1)
+    assert (balance.is_safe.true, balance.is_safe.false, balance.is_safe.unknown) == (1, 1, 1)
+    assert (balance.harm_labels["crime"].true, balance.harm_labels["hate"].false) == (1, 1)
+    assert {name: each.videos for name, each in balance.generators.items()} == {"A": 2, "B": 1}
+    wins = balance.generators["A"].win_rate["helpfulness"]
+    assert (wins.count, wins.total) == (1.5, 2)
 
 
 def test_generator_baseline_finds_a_planted_difference_and_nothing_in_noise(tmp_path):
@@ -608,14 +605,14 @@ def test_generator_baseline_finds_a_planted_difference_and_nothing_in_noise(tmp_
             records.append(pair(str(row), *sides, f"video_{winner}", prompt_id=f"{seed_text}{row}"))
         return write(tmp_path / f"config-{name}.json", records)
 
-    result = audit_files(split("train", 0.8, "t"), split("test", 0.7, "u"), split("noise", 0.5, "w"))["baselines"]
+    result = audit_files(split("train", 0.8, "t"), split("test", 0.7, "u"), split("noise", 0.5, "w")).baselines
     for name, expected in (("train", 0.8), ("test", 0.7), ("noise", 0.5)):
-        figure = result[name]["generator_only"]["helpfulness"]
-        assert figure["interval"][0] <= expected <= figure["interval"][1]
-        assert figure["total"] == 600
-    assert "halves" in result["train"]["fitted_on"]
-    assert result["test"]["fitted_on"] == "train"
-    assert result["test"]["generator_only"]["harmlessness"]["accuracy"] is None
+        figure = result[name].generator_only["helpfulness"]
+        assert figure.interval[0] <= expected <= figure.interval[1]
+        assert figure.total == 600
+    assert "halves" in result["train"].fitted_on
+    assert result["test"].fitted_on == "train"
+    assert result["test"].generator_only["harmlessness"].accuracy is None
 
 
 def test_lists_of_videos_and_prompts_are_audited_as_far_as_they_go(tmp_path):
@@ -626,13 +623,16 @@ def test_lists_of_videos_and_prompts_are_audited_as_far_as_they_go(tmp_path):
     ]
     prompts = [{"prompt_id": "x", "prompt_text": " P "}]
     result = audit_files(write(tmp_path / "videos.json", videos), write(tmp_path / "eval.json", prompts))
-    assert result["overlap"][0]["prompts_by_text"] == 1
-    assert result["balance"]["is_safe"]["share_true"] == 0.5
-    assert result["triangles"] is None
-    assert "no comparison" in result["reason"]
-    assert [each["generator_only"] for each in result["baselines"].values()] == [None, None]
-    assert all("no comparison" in each["reason"] for each in result["baselines"].values())
-    json.dumps(result, allow_nan=False)
+    assert result.overlap[0].prompts_by_text == 1
+    assert result.balance.is_safe.share_true == 0.5
+    assert result.triangles is None
+    assert "no comparison" in result.reason
+    assert [each.generator_only for each in result.baselines.values()] == [None, None]
+    assert all("no comparison" in each.reason for each in result.baselines.values())
+    write_audit(tmp_path / "audit.json", result)
+    baselines = json.loads((tmp_path / "audit.json").read_text())["baselines"]["videos"]
+    assert baselines["generator_only"] is None
+    assert "generators_taken_as_one" not in baselines
     assert "Kinds of prompts" in make_audit_page(result, audit_plots(result))
 
 
@@ -646,9 +646,9 @@ def test_prompts_of_single_videos_predict_their_safety(tmp_path):
 
     result = audit_files(write(tmp_path / "train.json", videos("t")), write(tmp_path / "test.json", videos("u")))
     for split, source in (("train", "halves"), ("test", "train")):
-        figure = result["baselines"][split]["prompt_only_unsafe"]
-        assert source in figure["fitted_on"]
-        assert (figure["auroc"], figure["balanced_accuracy"]) == (1.0, 1.0)
+        figure = result.baselines[split].prompt_only_unsafe
+        assert source in figure.fitted_on
+        assert (figure.auroc, figure.balanced_accuracy) == (1.0, 1.0)
     assert sum("AUROC" in text for _, text in texts_of(result, "baselines")) == 2
 
 

@@ -1,9 +1,9 @@
-"""Computes all sections of an audit as one dictionary of plain JSON values; docs/audit.md explains every figure."""
+"""Computes all sections of an audit; docs/audit.md explains every figure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from safe_rlhf_video.audit.balance import audit_balance
 from safe_rlhf_video.audit.baselines import audit_baselines, audit_prompt_baseline, gather_safety_labels
@@ -14,6 +14,7 @@ from safe_rlhf_video.audit.field_coverage import audit_fields
 from safe_rlhf_video.audit.findings import find
 from safe_rlhf_video.audit.graph import audit_graph
 from safe_rlhf_video.audit.overlap import audit_overlap, audit_prompt_ids
+from safe_rlhf_video.audit.sections import Audit, AuditCounts, Baselines, LabelAudit, SplitAudit
 from safe_rlhf_video.audit.shares import Resamples
 from safe_rlhf_video.audit.splits import Split, keep_apart
 from safe_rlhf_video.audit.triangles import audit_triangles
@@ -30,7 +31,7 @@ def audit(
     read_content: bool = True,
     known_hashes: Mapping[str, str] | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Audit:
     """Audits some configs, each by itself and all together.
 
     Args:
@@ -38,42 +39,43 @@ def audit(
         read_content: whether to read clips for their content hash.
         known_hashes: video name -> SHA-256 of its file, from a frame store.
         seed: seed of the bootstrap.
-
-    Returns:
-        The sections of all splits together at the top, and those of each split under `splits`. A figure that cannot be
-        computed is None, with a reason beside it.
     """
     splits = list(splits)
     apart = keep_apart(splits)
     steps = len(splits) + (len(splits) > 1)
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, SplitAudit] = {}
     with progress_bar(steps, 0, "auditing labels", "split") as progress:
         for split in splits:
-            sections[split.name] = _audit_labels([split], seed) | {
-                "config": str(split.dataset.config_file),
-                "prompt_ids": audit_prompt_ids(split),
-                "fields": audit_fields(split),
-            }
+            sections[split.name] = SplitAudit(
+                **vars(_audit_labels([split], seed)),
+                config=str(split.dataset.config_file),
+                prompt_ids=audit_prompt_ids(split),
+                fields=audit_fields(split),
+            )
             progress.update()
-        together = sections[splits[0].name]
+        together: LabelAudit = sections[splits[0].name]
         if len(splits) > 1:
             together = _audit_labels(apart, seed)
             progress.update()
-    result: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "names": [split.name for split in splits],
-        "unit": _unit(splits),
-        "findings": [],
-        "overlap": audit_overlap(splits, apart),
-        "clips": audit_clips(apart, read_content, known_hashes),
-        "responses": audit_responses(apart),
-        "baselines": _audit_all_baselines(splits, seed),
-        **{key: together[key] for key in ("counts", "conflicts", "triangles", "balance", "graph", "reason")},
-        "splits": sections,
-        "bootstrap_seed": seed,
-    }
-    result["findings"] = find(result)
-    return result
+    result = Audit(
+        format_version=FORMAT_VERSION,
+        names=[split.name for split in splits],
+        unit=_unit(splits),
+        findings=[],
+        overlap=audit_overlap(splits, apart),
+        clips=audit_clips(apart, read_content, known_hashes),
+        responses=audit_responses(apart),
+        baselines=_audit_all_baselines(splits, seed),
+        counts=together.counts,
+        conflicts=together.conflicts,
+        triangles=together.triangles,
+        balance=together.balance,
+        graph=together.graph,
+        reason=together.reason,
+        splits=sections,
+        bootstrap_seed=seed,
+    )
+    return replace(result, findings=find(result))
 
 
 def _unit(splits: Sequence[Split]) -> str:
@@ -82,7 +84,7 @@ def _unit(splits: Sequence[Split]) -> str:
     return "item" if len(are_texts) > 1 else "response" if True in are_texts else "video"
 
 
-def _audit_labels(splits: Sequence[Split], seed: int) -> dict[str, Any]:
+def _audit_labels(splits: Sequence[Split], seed: int) -> LabelAudit:
     """Audits the labels of some splits together; sections about comparisons are None if there are no comparisons.
 
     Args:
@@ -94,24 +96,17 @@ def _audit_labels(splits: Sequence[Split], seed: int) -> dict[str, Any]:
     prompts = {prompt_id: record for split in reversed(splits) for prompt_id, record in split.prompts.items()}
     comparisons = build_comparisons(pairs)
     resamples = Resamples.draw(comparisons.num_prompts, seed=seed)
-    return {
-        "counts": {
-            "pairs": len(pairs),
-            "pairs_in_several_splits": num_repeated,
-            "prompts": len(prompts),
-            "videos": len({video.name for video in mentions}),
-        },
-        "conflicts": audit_conflicts(comparisons, mentions, resamples),
-        "triangles": {name: audit_triangles(comparisons, name, resamples) for name in ALL_DIMENSIONS}
-        if pairs
-        else None,
-        "balance": audit_balance(comparisons, mentions, list(prompts.values()), resamples if pairs else None),
-        "graph": {"overall": audit_graph(comparisons, None)}
+    return LabelAudit(
+        counts=AuditCounts(len(pairs), num_repeated, len(prompts), len({video.name for video in mentions})),
+        conflicts=audit_conflicts(comparisons, mentions, resamples),
+        triangles={name: audit_triangles(comparisons, name, resamples) for name in ALL_DIMENSIONS} if pairs else None,
+        balance=audit_balance(comparisons, mentions, list(prompts.values()), resamples if pairs else None),
+        graph={"overall": audit_graph(comparisons, None)}
         | {name: audit_graph(comparisons, name) for name in ALL_DIMENSIONS}
         if pairs
         else None,
-        "reason": None if pairs else NO_COMPARISON,
-    }
+        reason=None if pairs else NO_COMPARISON,
+    )
 
 
 def _pool_pairs(splits: Sequence[Split]) -> tuple[Sequence[PairSample], int]:
@@ -126,21 +121,19 @@ def _pool_pairs(splits: Sequence[Split]) -> tuple[Sequence[PairSample], int]:
     return list(pool.values()), sum(len(split.pairs) for split in splits) - len(pool)
 
 
-def _audit_all_baselines(splits: Sequence[Split], seed: int) -> dict[str, Any]:
+def _audit_all_baselines(splits: Sequence[Split], seed: int) -> dict[str, Baselines]:
     """Cross-fits the first split that can be learned from, and judges every later one by a fit on it."""
     fitted = fitted_signs = None
-    found: dict[str, Any] = {}
+    found: dict[str, Baselines] = {}
     for split in splits:
         labels = gather_safety_labels(split)
         resamples = Resamples.draw(labels.num_prompts, seed=seed)
-        figures: dict[str, Any] = dict.fromkeys(("fitted_on", "generator_only", "prompt_only", "is_safe_only"))
-        figures["reason"] = NO_COMPARISON
-        if split.pairs:
-            judged = build_comparisons(split.pairs)
-            figures = audit_baselines(judged, resamples, *(fitted or ())) | {"reason": None}
-            fitted = fitted or (judged, split.name)
-        figures["prompt_only_unsafe"] = audit_prompt_baseline(labels, resamples, *(fitted_signs or ()))
+        unsafe = audit_prompt_baseline(labels, resamples, *(fitted_signs or ()))
         if labels.has_both:
             fitted_signs = fitted_signs or (labels, split.name)
-        found[split.name] = figures
+        found[split.name] = Baselines(reason=NO_COMPARISON, prompt_only_unsafe=unsafe)
+        if split.pairs:
+            judged = build_comparisons(split.pairs)
+            found[split.name] = audit_baselines(judged, unsafe, resamples, *(fitted or ()))
+            fitted = fitted or (judged, split.name)
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from safe_rlhf_video.audit.comparisons import (
     Comparisons,
     frequent_generators,
 )
+from safe_rlhf_video.audit.sections import Balance, FlagCounts, GeneratorCounts, HarmCounts, SideCounts
 from safe_rlhf_video.audit.shares import Resamples, share
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, DIMENSIONS, HARM_LABELS, PromptSample, VideoSample
 
@@ -25,7 +25,7 @@ def audit_balance(
     mentions: Sequence[VideoSample],
     prompts: Sequence[VideoSample | PromptSample],
     resamples: Resamples | None,
-) -> dict[str, Any]:
+) -> Balance:
     """Counts all labels; gives shares with intervals if there are comparisons.
 
     Args:
@@ -41,47 +41,47 @@ def audit_balance(
     named = {name: generator or UNKNOWN for name, generator in generator_of.items()}
     kept = frequent_generators(named.values())
     num_generators = len(set(named.values()))
-    return {
-        "preferences": {name: _audit_dimension(comparisons, name, resamples) for name in ALL_DIMENSIONS}
+    return Balance(
+        preferences={name: _audit_dimension(comparisons, name, resamples) for name in ALL_DIMENSIONS}
         if resamples is not None
         else None,
-        "is_safe": _count_flags([(video.name, video.is_safe) for video in mentions]),
-        "harm_labels": _audit_harms([(video.name, video.harm_labels) for video in mentions]),
-        "prompt_harm_labels": _audit_harms([(prompt.prompt_id, prompt.prompt_labels) for prompt in prompts]),
-        "prompt_types": dict(Counter(prompt.prompt_type or UNKNOWN for prompt in prompts).most_common()),
-        "generators": _audit_generators(
+        is_safe=_count_flags([(video.name, video.is_safe) for video in mentions]),
+        harm_labels=_audit_harms([(video.name, video.harm_labels) for video in mentions]),
+        prompt_harm_labels=_audit_harms([(prompt.prompt_id, prompt.prompt_labels) for prompt in prompts]),
+        prompt_types=dict(Counter(prompt.prompt_type or UNKNOWN for prompt in prompts).most_common()),
+        generators=_audit_generators(
             comparisons, {name: each if each in kept else OTHER_GENERATORS for name, each in named.items()}, resamples
         ),
-        "generators_taken_as_one": num_generators - len(kept),
-    }
+        generators_taken_as_one=num_generators - len(kept),
+    )
 
 
-def _audit_dimension(comparisons: Comparisons, dimension: str, resamples: Resamples) -> dict[str, Any]:
+def _audit_dimension(comparisons: Comparisons, dimension: str, resamples: Resamples) -> SideCounts:
     """Counts labels, and the share of preferences for video_0: far from one half, the position predicts the label."""
     label = comparisons.labels[dimension]
     strict = (label == 0) | (label == 1)
-    return {
-        "video_0": int((label == 0).sum()),
-        "video_1": int((label == 1).sum()),
-        "tie": int((label == TIED).sum()),
-        "missing": int((label == MISSING).sum()),
-        "share_video_0": share((label[strict] == 0).astype(float), comparisons.prompt[strict], resamples),
-    }
+    return SideCounts(
+        video_0=int((label == 0).sum()),
+        video_1=int((label == 1).sum()),
+        tie=int((label == TIED).sum()),
+        missing=int((label == MISSING).sum()),
+        share_video_0=share((label[strict] == 0).astype(float), comparisons.prompt[strict], resamples),
+    )
 
 
-def _audit_harms(labels: Sequence[tuple[str, Mapping[str, bool] | None]]) -> dict[str, Any]:
+def _audit_harms(labels: Sequence[tuple[str, Mapping[str, bool] | None]]) -> dict[str, HarmCounts]:
     """Counts the names that have each of the 12 harms; `labels` may hold a name several times."""
     return {
-        key: {
-            "code": harm.code,
-            "name": harm.published,
-            **_count_flags([(name, None if given is None else given.get(key)) for name, given in labels]),
-        }
+        key: HarmCounts(
+            code=harm.code,
+            name=harm.published,
+            **vars(_count_flags([(name, None if given is None else given.get(key)) for name, given in labels])),
+        )
         for key, harm in HARM_LABELS.items()
     }
 
 
-def _count_flags(flags: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
+def _count_flags(flags: Sequence[tuple[str, bool | None]]) -> FlagCounts:
     """Counts each name once: labelled true, false, both, or never."""
     # Bits: 1 false, 2 true. Sets would take several times as long.
     said: dict[str, int] = {}
@@ -89,18 +89,18 @@ def _count_flags(flags: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
         said[name] = said.get(name, 0) | (0 if flag is None else 2 if flag else 1)
     counts = Counter(said.values())
     known = counts[2] + counts[1]
-    return {
-        "true": counts[2],
-        "false": counts[1],
-        "contradictory": counts[3],
-        "unknown": counts[0],
-        "share_true": counts[2] / known if known else None,
-    }
+    return FlagCounts(
+        true=counts[2],
+        false=counts[1],
+        contradictory=counts[3],
+        unknown=counts[0],
+        share_true=counts[2] / known if known else None,
+    )
 
 
 def _audit_generators(
     comparisons: Comparisons, generator_of: dict[str, str], resamples: Resamples | None
-) -> dict[str, Any]:
+) -> dict[str, GeneratorCounts]:
     """Counts the videos of each generator, and how often it wins against the others; a tie is half a win."""
     num_videos = Counter(generator_of.values())
     number_of = {name: number for number, (name, _) in enumerate(num_videos.most_common())}
@@ -117,9 +117,5 @@ def _audit_generators(
             credit = np.where(label[rows] == TIED, 0.5, (label[rows] == own_side).astype(float))
             assert resamples is not None
             win_rates[dimension] = share(credit, comparisons.prompt[rows], resamples)
-        found[name] = {
-            "videos": num_videos[name],
-            "share": num_videos[name] / num_videos.total(),
-            "win_rate": win_rates,
-        }
+        found[name] = GeneratorCounts(num_videos[name], num_videos[name] / num_videos.total(), win_rates)
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from safe_rlhf_video.audit.comparisons import (
     build_comparisons,
     frequent_generators,
 )
+from safe_rlhf_video.audit.sections import Baselines, ExpectedAccuracy, PredictorAccuracy, PromptBaseline
 from safe_rlhf_video.audit.shares import Resamples, share
 from safe_rlhf_video.audit.splits import Split
 from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs
@@ -86,18 +86,20 @@ def gather_safety_labels(split: Split) -> SafetyLabels:
 
 
 def audit_baselines(
-    judged: Comparisons, resamples: Resamples, fitted: Comparisons | None = None, fitted_name: str = CROSS_FITTED
-) -> dict[str, Any]:
+    judged: Comparisons,
+    prompt_only_unsafe: PromptBaseline,
+    resamples: Resamples,
+    fitted: Comparisons | None = None,
+    fitted_name: str = CROSS_FITTED,
+) -> Baselines:
     """Measures the accuracy of predictors of preferences that know only generators, prompts or safety labels.
 
     Args:
         judged: the comparisons to judge them on; ties are left out, because they have no preferred side.
+        prompt_only_unsafe: what `audit_prompt_baseline` says of the same data.
         resamples: over the prompts of `judged`.
         fitted: the comparisons to learn from; None to cross-fit within `judged`.
         fitted_name: the name of `fitted` in the report.
-
-    Returns:
-        `fitted_on`, `generators_taken_as_one`, `generator_only` (by dimension), `prompt_only` and `is_safe_only`.
     """
     if fitted is not None:
         folds = [_make_fold(fitted, judged, np.ones(len(judged.pairs), bool))]
@@ -111,16 +113,16 @@ def audit_baselines(
             )
             for side in (0, 1)
         ]
-    return {
-        "fitted_on": fitted_name,
-        "generators_taken_as_one": max(fold.taken_as_one for fold in folds),
-        "generator_only": {name: _judge_generators(judged, folds, name, resamples) for name in ALL_DIMENSIONS},
-        "prompt_only": {
-            "accuracy": 0.5,
-            "reason": "by construction: both videos of a comparison share their prompt, so it can only tie",
-        },
-        "is_safe_only": {"harmlessness": _judge_safety_labels(judged, resamples)},
-    }
+    return Baselines(
+        fitted_on=fitted_name,
+        generators_taken_as_one=max(fold.taken_as_one for fold in folds),
+        generator_only={name: _judge_generators(judged, folds, name, resamples) for name in ALL_DIMENSIONS},
+        prompt_only=ExpectedAccuracy(
+            0.5, "by construction: both videos of a comparison share their prompt, so it can only tie"
+        ),
+        is_safe_only={"harmlessness": _judge_safety_labels(judged, resamples)},
+        prompt_only_unsafe=prompt_only_unsafe,
+    )
 
 
 def _halves(texts: Sequence[str]) -> np.ndarray:
@@ -140,7 +142,7 @@ def _make_fold(fitted: Comparisons, judged: Comparisons, is_judged: np.ndarray) 
 
 def _judge_generators(
     judged: Comparisons, folds: Sequence[Fold], dimension: str, resamples: Resamples
-) -> dict[str, Any]:
+) -> PredictorAccuracy:
     label = judged.labels[dimension]
     rows, credits = [np.zeros(0, np.int64)], [np.zeros(0)]
     is_known = np.array([name is not None for name in judged.generators])
@@ -159,24 +161,27 @@ def _judge_generators(
         rows.append(chosen)
         credits.append(credit(margin * (1 - 2 * label[chosen])))
     right, chosen = np.concatenate(credits), np.concatenate(rows)
-    figure = share(right, judged.prompt[chosen], resamples)
-    figure["ties"] = int((right == 0.5).sum())
     if not len(right):
-        figure["reason"] = "no label whose two generators are known, or none to learn from"
-    return _as_accuracy(figure)
+        reason = "no label whose two generators are known, or none to learn from"
+        return PredictorAccuracy(0, 0, 0, None, None, reason, ties=0)
+    return _to_accuracy(right, judged.prompt[chosen], resamples)
 
 
-def _judge_safety_labels(judged: Comparisons, resamples: Resamples) -> dict[str, Any]:
+def _judge_safety_labels(judged: Comparisons, resamples: Resamples) -> PredictorAccuracy:
     label = judged.labels["harmlessness"]
     chosen = np.flatnonzero((label == 0) | (label == 1))
     sign = judged.safety_sign[judged.videos[chosen]]
     if not sign.any():
-        nothing = share(np.zeros(0), np.zeros(0, np.int64), resamples)
-        return _as_accuracy(nothing | {"reason": "no video has an is_safe label"})
+        return PredictorAccuracy(0, 0, 0, None, None, "no video has an is_safe label")
     right = credit(controls.is_safe_only(sign[:, 0], sign[:, 1]) * (1 - 2 * label[chosen]))
-    figure = share(right, judged.prompt[chosen], resamples)
-    figure["ties"] = int((right == 0.5).sum())
-    return _as_accuracy(figure)
+    return _to_accuracy(right, judged.prompt[chosen], resamples)
+
+
+def _to_accuracy(right: np.ndarray, prompts: np.ndarray, resamples: Resamples) -> PredictorAccuracy:
+    found = share(right, prompts, resamples)
+    return PredictorAccuracy(
+        found.count, found.total, found.prompts, found.share, found.interval, found.reason, int((right == 0.5).sum())
+    )
 
 
 def audit_prompt_baseline(
@@ -184,7 +189,7 @@ def audit_prompt_baseline(
     resamples: Resamples,
     fitted: SafetyLabels | None = None,
     fitted_name: str = CROSS_FITTED,
-) -> dict[str, Any]:
+) -> PromptBaseline:
     """Predicts `is_safe` from the prompt's words: recalls with intervals, balanced accuracy and AUROC.
 
     Args:
@@ -220,15 +225,15 @@ def audit_prompt_baseline(
     reason = None
     if figures.balanced_accuracy is None:
         reason = "is_safe is not known of both safe and unsafe videos, to learn from and to judge on"
-    return {
-        "fitted_on": fitted_name,
-        "balanced_accuracy": figures.balanced_accuracy,
-        "auroc": _auroc(logits[unsafe], logits[safe]) if reason is None else None,
-        "safe_recall": share(credit(-logits[safe], 0.0), judged.prompt[safe], resamples),
-        "unsafe_recall": share(credit(logits[unsafe], 0.0), judged.prompt[unsafe], resamples),
-        "num_fitted_videos": num_fitted,
-        "reason": reason,
-    }
+    return PromptBaseline(
+        fitted_on=fitted_name,
+        balanced_accuracy=figures.balanced_accuracy,
+        auroc=_auroc(logits[unsafe], logits[safe]) if reason is None else None,
+        safe_recall=share(credit(-logits[safe], 0.0), judged.prompt[safe], resamples),
+        unsafe_recall=share(credit(logits[unsafe], 0.0), judged.prompt[unsafe], resamples),
+        num_fitted_videos=num_fitted,
+        reason=reason,
+    )
 
 
 def _auroc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -242,8 +247,3 @@ def _generators(comparisons: Comparisons, kept: set[str]) -> list[tuple[str, str
     names = [name or UNKNOWN for name in comparisons.generators]
     names = [name if name in kept else OTHER_GENERATORS for name in names]
     return [(names[first], names[second]) for first, second in comparisons.videos.tolist()]
-
-
-def _as_accuracy(figure: dict[str, Any]) -> dict[str, Any]:
-    """Renames a share of right answers to accuracy, as in an evaluation."""
-    return {"accuracy" if key == "share" else key: value for key, value in figure.items()}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from safe_rlhf_video.audit.sections import ClipChecks, IdenticalPairs, ResponseChecks
 from safe_rlhf_video.audit.splits import NUM_EXAMPLES, Split
 from safe_rlhf_video.progress import progress_bar
 
@@ -18,7 +18,7 @@ Members = set[tuple[str, str]]  # (split, video name)
 
 def audit_clips(
     splits: Sequence[Split], read_content: bool, known_hashes: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+) -> ClipChecks:
     """Finds clips of equal content.
 
     Files of different size differ, so only clips that share their size with another clip are read. Several names of one
@@ -29,12 +29,6 @@ def audit_clips(
         read_content: whether to read clips at all.
         known_hashes: video name -> SHA-256 of its file in hex, from a frame store; these clips may be missing and are
             not read again.
-
-    Returns:
-        `present`, `missing` and `compared` count videos (`present`, `missing` and `refused` make the whole: a path that
-        leads out of the video folder is refused); `refused` and `unreadable` are names; `hashed` and `from_store` count
-        files; `duplicates` and `across_splits` are lists of groups of names; `identical_pairs` are comparisons of one
-        clip with itself; `reason` says why no content was compared.
     """
     known = known_hashes or {}
     files, refused = _find_files(splits)
@@ -56,29 +50,29 @@ def audit_clips(
     contents: dict[str | Path, Members] = {}
     for file, members in files.items():
         contents.setdefault(digests.get(file, file), set()).update(members)
-    duplicates, across = _group(contents)
+    duplicates, across = _group(contents.values())
     everything, present = _names(files, files), _names(files, sizes)
     compared = _names(files, alone | digests.keys())
     reason = None
     if not compared and not duplicates:
         what = "was read, as asked" if present else "is where the config says"
         reason = f"none of {len(everything):,} clips {what}"
-    return {
-        "present": len(present),
-        "missing": len(everything) - len(present),
-        "compared": len(compared),
-        "refused": refused,
-        "unreadable": unreadable,
-        "hashed": len(digests) - from_store,
-        "from_store": from_store,
-        "duplicates": duplicates if reason is None else None,
-        "across_splits": across if reason is None else None,
-        "identical_pairs": _find_identical_pairs(splits, duplicates) if reason is None else None,
-        "reason": reason,
-    }
+    return ClipChecks(
+        present=len(present),
+        missing=len(everything) - len(present),
+        compared=len(compared),
+        refused=refused,
+        unreadable=unreadable,
+        hashed=len(digests) - from_store,
+        from_store=from_store,
+        duplicates=duplicates if reason is None else None,
+        across_splits=across if reason is None else None,
+        identical_pairs=_find_identical_pairs(splits, duplicates) if reason is None else None,
+        reason=reason,
+    )
 
 
-def audit_responses(splits: Sequence[Split]) -> dict[str, Any] | None:
+def audit_responses(splits: Sequence[Split]) -> ResponseChecks | None:
     """Finds equal text responses under two names; None if no record has a response."""
     contents: dict[str, Members] = {}
     for split in splits:
@@ -87,15 +81,15 @@ def audit_responses(splits: Sequence[Split]) -> dict[str, Any] | None:
                 contents.setdefault(video.response_text, set()).add((split.name, video.name))
     if not contents:
         return None
-    duplicates, across = _group(contents)
-    return {
-        "responses": len({name for members in contents.values() for _, name in members}),
-        "num_duplicates": len(duplicates),
-        "num_across_splits": len(across),
-        "duplicates": duplicates[:NUM_EXAMPLES],
-        "across_splits": across[:NUM_EXAMPLES],
-        "identical_pairs": _find_identical_pairs(splits, duplicates),
-    }
+    duplicates, across = _group(contents.values())
+    return ResponseChecks(
+        responses=len({name for members in contents.values() for _, name in members}),
+        num_duplicates=len(duplicates),
+        num_across_splits=len(across),
+        duplicates=duplicates[:NUM_EXAMPLES],
+        across_splits=across[:NUM_EXAMPLES],
+        identical_pairs=_find_identical_pairs(splits, duplicates),
+    )
 
 
 def _find_files(splits: Sequence[Split]) -> tuple[dict[Path, Members], list[str]]:
@@ -110,7 +104,7 @@ def _find_files(splits: Sequence[Split]) -> tuple[dict[Path, Members], list[str]
     return files, list(refused)
 
 
-def _names(files: Mapping[Path, Members], chosen: Mapping[Path, Any] | set[Path]) -> set[str]:
+def _names(files: Mapping[Path, Members], chosen: Iterable[Path]) -> set[str]:
     return {name for file in chosen for _, name in files[file]}
 
 
@@ -145,7 +139,7 @@ def _hash_file(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _find_identical_pairs(splits: Sequence[Split], duplicates: list[list[str]]) -> dict[str, Any]:
+def _find_identical_pairs(splits: Sequence[Split], duplicates: list[list[str]]) -> IdenticalPairs:
     """Finds comparisons whose two sides have the same content, so that their label means nothing."""
     group_of = {name: number for number, names in enumerate(duplicates) for name in names}
     found = [
@@ -154,13 +148,13 @@ def _find_identical_pairs(splits: Sequence[Split], duplicates: list[list[str]]) 
         for pair in split.pairs
         if group_of.get(pair.video_0.name, -1) == group_of.get(pair.video_1.name, -2)
     ]
-    return {"count": len(found), "examples": found[:NUM_EXAMPLES]}
+    return IdenticalPairs(len(found), found[:NUM_EXAMPLES])
 
 
-def _group(contents: Mapping[Any, Members]) -> tuple[list[list[str]], list[list[str]]]:
+def _group(contents: Iterable[Members]) -> tuple[list[list[str]], list[list[str]]]:
     """Returns groups of different names with the same content, and the groups that span several splits."""
     duplicates, across = [], []
-    for members in contents.values():
+    for members in contents:
         names = sorted({name for _, name in members})
         if len(names) < 2:
             continue

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from safe_rlhf_video.audit.comparisons import MISSING, TIED, Comparisons
+from safe_rlhf_video.audit.sections import (
+    Conflicts,
+    Contradictions,
+    HarmContradictions,
+    HarmExamples,
+    RepeatedPairs,
+    SafetyOrder,
+)
 from safe_rlhf_video.audit.shares import Resamples, share
 from safe_rlhf_video.audit.splits import NUM_EXAMPLES
 from safe_rlhf_video.audit.triangles import flip_rate_of_repeats
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, HARM_LABELS, VideoSample
 
 
-def audit_conflicts(comparisons: Comparisons, mentions: Sequence[VideoSample], resamples: Resamples) -> dict[str, Any]:
+def audit_conflicts(comparisons: Comparisons, mentions: Sequence[VideoSample], resamples: Resamples) -> Conflicts:
     """Compares repeated labels of a pair, safety labels with harm labels, and `harmlessness` with `is_safe`."""
-    return {
-        "repeated_pairs": {name: _audit_repeats(comparisons, name) for name in ALL_DIMENSIONS},
-        **_audit_video_labels(mentions),
-        "harmlessness_against_is_safe": _audit_order(comparisons, resamples),
-    }
+    return Conflicts(
+        repeated_pairs={name: _audit_repeats(comparisons, name) for name in ALL_DIMENSIONS},
+        is_safe=_find_contradictions((video.name, video.is_safe) for video in mentions),
+        generators=_find_contradictions((video.name, video.generated_from) for video in mentions),
+        harm_labels=_audit_harm_labels(mentions),
+        harmlessness_against_is_safe=_audit_order(comparisons, resamples),
+    )
 
 
-def _audit_repeats(comparisons: Comparisons, dimension: str) -> dict[str, Any]:
+def _audit_repeats(comparisons: Comparisons, dimension: str) -> RepeatedPairs:
     """Finds videos that were compared more than once, and whether all their labels agree."""
     label = comparisons.labels[dimension]
     rows = np.flatnonzero(label != MISSING)
@@ -39,22 +48,29 @@ def _audit_repeats(comparisons: Comparisons, dimension: str) -> dict[str, Any]:
     # All couples of labels of one pair, and the couples that disagree.
     couples, disagreeing = int((strict * (strict - 1) // 2).sum()), int((zeros * ones).sum())
     first_rows = np.flatnonzero(np.isin(pair, np.flatnonzero(contradictory)))[: 2 * NUM_EXAMPLES]
-    return {
-        "pairs": int(repeated.sum()),
-        "comparisons": int(times[repeated].sum()),
-        "contradictory": int(contradictory.sum()),
-        "tie_and_preference": int(((counts[:, TIED] > 0) & (strict > 0)).sum()),
-        "disagreement": disagreeing / couples if couples else None,
-        "flip_rate": flip_rate_of_repeats(disagreeing / couples) if couples else None,
-        "reason": None if couples else "no pair has two preferences",
-        "examples": [comparisons.pairs[rows[row]].pair_id for row in first_rows],
-    }
+    return RepeatedPairs(
+        pairs=int(repeated.sum()),
+        comparisons=int(times[repeated].sum()),
+        contradictory=int(contradictory.sum()),
+        tie_and_preference=int(((counts[:, TIED] > 0) & (strict > 0)).sum()),
+        disagreement=disagreeing / couples if couples else None,
+        flip_rate=flip_rate_of_repeats(disagreeing / couples) if couples else None,
+        reason=None if couples else "no pair has two preferences",
+        examples=[comparisons.pairs[rows[row]].pair_id for row in first_rows],
+    )
 
 
-def _audit_video_labels(mentions: Sequence[VideoSample]) -> dict[str, Any]:
-    said: dict[str, set[bool]] = {}
-    made_by: dict[str, str] = {}
-    made_by_several: set[str] = set()
+def _find_contradictions(said: Iterable[tuple[str, bool | str | None]]) -> Contradictions:
+    """Finds videos of which two records say different things; None says nothing."""
+    first: dict[str, bool | str] = {}
+    contradictory: set[str] = set()
+    for name, value in said:
+        if value is not None and first.setdefault(name, value) != value:
+            contradictory.add(name)
+    return Contradictions(len(first), len(contradictory), sorted(contradictory)[:NUM_EXAMPLES])
+
+
+def _audit_harm_labels(mentions: Sequence[VideoSample]) -> HarmContradictions:
     # One bit for each harm; sets would take several times as long.
     bits = {key: 1 << place for place, key in enumerate(HARM_LABELS)}
     given: dict[str, int] = {}
@@ -62,13 +78,9 @@ def _audit_video_labels(mentions: Sequence[VideoSample]) -> dict[str, Any]:
     safe_with_harm: set[str] = set()
     unsafe_without_harm: set[str] = set()
     for video in mentions:
-        name = video.name
-        if video.generated_from is not None and made_by.setdefault(name, video.generated_from) != video.generated_from:
-            made_by_several.add(name)
-        if video.is_safe is not None:
-            said.setdefault(name, set()).add(video.is_safe)
         if not video.harm_labels:
             continue
+        name = video.name
         harms = sum(bits[key] for key, applies in video.harm_labels.items() if applies)
         others = sum(bits[key] for key, applies in video.harm_labels.items() if not applies)
         given[name], denied[name] = given.get(name, 0) | harms, denied.get(name, 0) | others
@@ -76,40 +88,31 @@ def _audit_video_labels(mentions: Sequence[VideoSample]) -> dict[str, Any]:
             safe_with_harm.add(name)
         if video.is_safe is False and len(video.harm_labels) == len(HARM_LABELS) and not harms:
             unsafe_without_harm.add(name)
-    both_ways = sorted(name for name, values in said.items() if len(values) > 1)
-    harms_both_ways = sorted(name for name in given if given[name] & denied[name])
-    return {
-        "is_safe": {"videos": len(said), "contradictory": len(both_ways), "examples": both_ways[:NUM_EXAMPLES]},
-        "generators": {
-            "videos": len(made_by),
-            "contradictory": len(made_by_several),
-            "examples": sorted(made_by_several)[:NUM_EXAMPLES],
-        },
-        "harm_labels": {
-            "videos": len(given),
-            "contradictory": len(harms_both_ways),
-            "safe_with_harm": len(safe_with_harm),
-            "unsafe_without_harm": len(unsafe_without_harm),
-            "examples": {
-                "contradictory": harms_both_ways[:NUM_EXAMPLES],
-                "safe_with_harm": sorted(safe_with_harm)[:NUM_EXAMPLES],
-                "unsafe_without_harm": sorted(unsafe_without_harm)[:NUM_EXAMPLES],
-            },
-        },
-    }
+    both_ways = sorted(name for name in given if given[name] & denied[name])
+    return HarmContradictions(
+        videos=len(given),
+        contradictory=len(both_ways),
+        safe_with_harm=len(safe_with_harm),
+        unsafe_without_harm=len(unsafe_without_harm),
+        examples=HarmExamples(
+            contradictory=both_ways[:NUM_EXAMPLES],
+            safe_with_harm=sorted(safe_with_harm)[:NUM_EXAMPLES],
+            unsafe_without_harm=sorted(unsafe_without_harm)[:NUM_EXAMPLES],
+        ),
+    )
 
 
-def _audit_order(comparisons: Comparisons, resamples: Resamples) -> dict[str, Any]:
+def _audit_order(comparisons: Comparisons, resamples: Resamples) -> SafetyOrder:
     """Checks PKU-SafeRLHF's order: a safe video is never less harmless than an unsafe one of the same prompt."""
     label = comparisons.labels["harmlessness"]
     sign = comparisons.safety_sign[comparisons.videos]
     mixed = sign[:, 0] * sign[:, 1] == -1
     strict = np.flatnonzero(mixed & ((label == 0) | (label == 1)))
     preferred_unsafe = sign[strict, label[strict]] == -1
-    return {
-        "safe_unsafe_pairs": int(mixed.sum()),
-        "without_label": int((mixed & (label == MISSING)).sum()),
-        "tied": int((mixed & (label == TIED)).sum()),
-        "contradicting": share(preferred_unsafe.astype(float), comparisons.prompt[strict], resamples),
-        "examples": [comparisons.pairs[row].pair_id for row in strict[preferred_unsafe][:NUM_EXAMPLES]],
-    }
+    return SafetyOrder(
+        safe_unsafe_pairs=int(mixed.sum()),
+        without_label=int((mixed & (label == MISSING)).sum()),
+        tied=int((mixed & (label == TIED)).sum()),
+        contradicting=share(preferred_unsafe.astype(float), comparisons.prompt[strict], resamples),
+        examples=[comparisons.pairs[row].pair_id for row in strict[preferred_unsafe][:NUM_EXAMPLES]],
+    )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from safe_rlhf_video.audit.sections import FieldCoverage, UnknownField
 from safe_rlhf_video.audit.splits import NUM_EXAMPLES, Split
 from safe_rlhf_video.data.records import DIMENSIONS, HARM_LABELS, SUB_DIMENSIONS
 
@@ -21,13 +22,8 @@ _NESTED = ("sub_preferences", "prompt_labels", "video_labels")
 _LIKENESS = 0.75
 
 
-def audit_fields(split: Split) -> dict[str, Any]:
-    """Finds the unknown fields of one split, the known field that each resembles, and blank prompts.
-
-    Returns:
-        `unknown`: field -> `records`, the number of records that have it, and `resembles`, a known field or None.
-        Nested fields have a dot; fields of a video begin with "video.". `blank_prompts` and `examples` of their ids.
-    """
+def audit_fields(split: Split) -> FieldCoverage:
+    """Finds the unknown fields of one split, the known field that each resembles, and blank prompts."""
     counts: Counter[str] = Counter()
     counts.update(_names((pair.extra for pair in split.pairs), ""))
     if split.mentions:
@@ -35,14 +31,8 @@ def audit_fields(split: Split) -> dict[str, Any]:
     else:
         counts.update(_names((record.extra for record in split.prompts.values()), ""))
     blank = [prompt_id for prompt_id, record in split.prompts.items() if not record.prompt_text.strip()]
-    return {
-        "unknown": {
-            name: {"records": number, "resembles": _resembles(name.rpartition(".")[2])}
-            for name, number in counts.most_common()
-        },
-        "blank_prompts": len(blank),
-        "examples": blank[:NUM_EXAMPLES],
-    }
+    unknown = {name: UnknownField(number, _resembles(name.rpartition(".")[2])) for name, number in counts.most_common()}
+    return FieldCoverage(unknown, len(blank), blank[:NUM_EXAMPLES])
 
 
 def _names(extras: Iterable[Mapping[str, Any]], before: str) -> Iterable[str]:

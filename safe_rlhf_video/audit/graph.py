@@ -13,17 +13,24 @@ of R over all edges is the number of nodes less the number of components.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from safe_rlhf_video.audit.comparisons import MISSING, Comparisons
+from safe_rlhf_video.audit.sections import (
+    Components,
+    Distribution,
+    FosterSum,
+    GraphFigures,
+    GraphResistance,
+    Resistances,
+    SamePromptPairs,
+)
 
 # A dense inverse of this many videos takes about a second and 100 MB.
 MAX_COMPONENT = 2000
 _MAX_BATCH_CELLS = 4_000_000
 HISTOGRAM_STEP = 0.25
-_QUANTILES = (0.05, 0.25, 0.75, 0.95)
 
 
 def find_components(num_nodes: int, edges: np.ndarray) -> np.ndarray:
@@ -86,7 +93,7 @@ def effective_resistances(num_nodes: int, edges: np.ndarray) -> Iterator[tuple[n
             yield order[starts[members][:, None] + np.arange(size)], resistance, conductance
 
 
-def audit_graph(comparisons: Comparisons, dimension: str | None) -> dict[str, Any]:
+def audit_graph(comparisons: Comparisons, dimension: str | None) -> GraphFigures:
     """Measures size, components, resistances of the graph of one dimension's labels (with ties), or of all (None)."""
     labelled = [comparisons.labels[name] != MISSING for name in comparisons.labels if dimension in (None, name)]
     edges = comparisons.videos[np.any(labelled, axis=0)]
@@ -101,32 +108,32 @@ def audit_graph(comparisons: Comparisons, dimension: str | None) -> dict[str, An
     num_distinct = len(np.unique(np.sort(edges, axis=1), axis=0))
     first_nodes = np.unique(component[compared])
     components_per_prompt = np.bincount(comparisons.prompt_of_video[first_nodes], minlength=comparisons.num_prompts)
-    return {
-        "comparisons": len(edges),
-        "compared_pairs": num_distinct,
-        "videos": int(compared.sum()),
-        "uncompared_videos": int(np.count_nonzero(~compared)),
-        "components": {
-            "number": len(sizes),
-            "sizes": _distribution(sizes),
-            "prompts": int(np.count_nonzero(components_per_prompt)),
-            "prompts_with_several": int(np.count_nonzero(components_per_prompt > 1)),
-        },
-        "comparisons_per_video": {"mean": _mean(degree[compared]), "distribution": _distribution(degree[compared])},
-        "videos_per_prompt": {"mean": _mean(videos_per_prompt), "distribution": _distribution(videos_per_prompt)},
-        "same_prompt_pairs": {
-            "total": num_same_prompt,
-            "compared": num_distinct,
-            "connected": num_connected,
-            "share_connected": num_connected / num_same_prompt if num_same_prompt else None,
-        },
-        "resistance": _audit_resistance(num_videos, edges, len(sizes), int(compared.sum()), sizes),
-    }
+    return GraphFigures(
+        comparisons=len(edges),
+        compared_pairs=num_distinct,
+        videos=int(compared.sum()),
+        uncompared_videos=int(np.count_nonzero(~compared)),
+        components=Components(
+            number=len(sizes),
+            sizes=_count_values(sizes),
+            prompts=int(np.count_nonzero(components_per_prompt)),
+            prompts_with_several=int(np.count_nonzero(components_per_prompt > 1)),
+        ),
+        comparisons_per_video=_distribution(degree[compared]),
+        videos_per_prompt=_distribution(videos_per_prompt),
+        same_prompt_pairs=SamePromptPairs(
+            total=num_same_prompt,
+            compared=num_distinct,
+            connected=num_connected,
+            share_connected=num_connected / num_same_prompt if num_same_prompt else None,
+        ),
+        resistance=_audit_resistance(num_videos, edges, len(sizes), int(compared.sum()), sizes),
+    )
 
 
 def _audit_resistance(
     num_nodes: int, edges: np.ndarray, num_components: int, num_compared: int, sizes: np.ndarray
-) -> dict[str, Any]:
+) -> GraphResistance:
     of_compared, of_same_prompt = [np.zeros(0)], [np.zeros(0)]
     for _, resistance, conductance in effective_resistances(num_nodes, edges):
         upper = np.triu_indices(resistance.shape[1], k=1)
@@ -135,45 +142,45 @@ def _audit_resistance(
         of_compared.append(np.repeat(between, times))
     compared = np.concatenate(of_compared)
     too_large = sizes > MAX_COMPONENT
-    return {
-        "compared": _describe(compared),
-        "same_prompt": _describe(np.concatenate(of_same_prompt)),
-        "foster": {
-            "sum": float(compared.sum()),
-            "expected": num_compared - num_components - int((sizes[too_large] - 1).sum()),
-        },
-        "components_too_large": int(too_large.sum()),
-        "reason": f"components of more than {MAX_COMPONENT} videos are left out" if too_large.any() else None,
-    }
+    return GraphResistance(
+        compared=_describe(compared),
+        same_prompt=_describe(np.concatenate(of_same_prompt)),
+        foster=FosterSum(
+            sum=float(compared.sum()), expected=num_compared - num_components - int((sizes[too_large] - 1).sum())
+        ),
+        components_too_large=int(too_large.sum()),
+        reason=f"components of more than {MAX_COMPONENT} videos are left out" if too_large.any() else None,
+    )
 
 
-def _describe(values: np.ndarray) -> dict[str, Any] | None:
+def _describe(values: np.ndarray) -> Resistances | None:
     """Summarises values; None if there are none."""
     if not len(values):
         return None
     # Rounding error must not move a resistance of exactly 1 into the bin below.
     values = np.round(values, 9)
     counts = np.bincount(np.floor(values / HISTOGRAM_STEP).astype(np.int64))
-    return {
-        "number": len(values),
-        "mean": float(values.mean()),
-        "median": float(np.median(values)),
-        **{f"q{100 * level:02.0f}": float(np.quantile(values, level)) for level in _QUANTILES},
-        "max": float(values.max()),
-        "histogram": {
-            f"{HISTOGRAM_STEP * place:.2f}": int(count) for place, count in enumerate(counts.tolist()) if count
-        },
-    }
+    return Resistances(
+        number=len(values),
+        mean=float(values.mean()),
+        median=float(np.median(values)),
+        q05=float(np.quantile(values, 0.05)),
+        q25=float(np.quantile(values, 0.25)),
+        q75=float(np.quantile(values, 0.75)),
+        q95=float(np.quantile(values, 0.95)),
+        max=float(values.max()),
+        histogram={f"{HISTOGRAM_STEP * place:.2f}": count for place, count in enumerate(counts.tolist()) if count},
+    )
 
 
-def _distribution(values: np.ndarray) -> dict[str, int]:
+def _distribution(values: np.ndarray) -> Distribution:
+    return Distribution(float(values.mean()) if len(values) else None, _count_values(values))
+
+
+def _count_values(values: np.ndarray) -> dict[str, int]:
     present, counts = np.unique(values, return_counts=True)
     return {str(value): count for value, count in zip(present.tolist(), counts.tolist(), strict=True)}
 
 
 def _num_pairs(sizes: np.ndarray) -> int:
     return int((sizes * (sizes - 1) // 2).sum())
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from safe_rlhf_video.audit.sections import CountedShare
+from safe_rlhf_video.stats.intervals import Interval
 
 _BLOCK = 64
 
@@ -33,7 +35,7 @@ class Resamples:
             counts[sample] = np.minimum(np.bincount(drawn, minlength=num_prompts), 255)
         return cls(counts)
 
-    def ratio_interval(self, numerator: np.ndarray, denominator: np.ndarray) -> tuple[list[float] | None, str | None]:
+    def ratio_interval(self, numerator: np.ndarray, denominator: np.ndarray) -> tuple[Interval | None, str | None]:
         """Computes the 95% percentile interval of sum(numerator) / sum(denominator) under resampled prompts.
 
         Source: cluster bootstrap, Field & Welsh 2007 (JRSS B 69, 369-390).
@@ -55,34 +57,29 @@ class Resamples:
         if (drawn[:, 1] == 0).any():
             return None, "no interval: so few prompts that some resamples hold none of them"
         low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-        return [float(low), float(high)], None
+        return (float(low), float(high)), None
 
 
-def share(credits: np.ndarray, prompts: np.ndarray, resamples: Resamples) -> dict[str, Any]:
+def share(credits: np.ndarray, prompts: np.ndarray, resamples: Resamples) -> CountedShare:
     """Computes a share as every section reports it.
 
     Args:
         credits: (N,) 1 if an item counts, 0 if not, 0.5 for a tie.
         prompts: (N,) index of each item's prompt.
         resamples: over all prompts.
-
-    Returns:
-        `count`, `total`, `prompts`, `share`, `interval` and `reason`, which says why a value is null; otherwise it is
-        null itself.
     """
+    if not len(credits):
+        return CountedShare(0, 0, 0, None, None, "there is nothing to count")
     num_prompts = resamples.counts.shape[1]
     numerator = np.bincount(prompts, weights=credits, minlength=num_prompts)
     denominator = np.bincount(prompts, minlength=num_prompts)
     count = float(np.sum(credits))
-    figure: dict[str, Any] = {
-        "count": int(count) if count.is_integer() else count,
-        "total": len(credits),
-        "prompts": int(np.count_nonzero(denominator)),
-        "share": None,
-        "interval": None,
-        "reason": "there is nothing to count",
-    }
-    if len(credits):
-        interval, reason = resamples.ratio_interval(numerator, denominator)
-        figure |= {"share": count / len(credits), "interval": interval, "reason": reason}
-    return figure
+    interval, reason = resamples.ratio_interval(numerator, denominator)
+    return CountedShare(
+        count=int(count) if count.is_integer() else count,
+        total=len(credits),
+        prompts=int(np.count_nonzero(denominator)),
+        share=count / len(credits),
+        interval=interval,
+        reason=reason,
+    )

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from safe_rlhf_video.audit.comparisons import MISSING, TIED, Comparisons
+from safe_rlhf_video.audit.sections import TriangleFigures
 from safe_rlhf_video.audit.shares import Resamples
 
 FEW_TRIANGLES = 30
@@ -78,50 +79,42 @@ def count_triangles(comparisons: Comparisons, dimension: str) -> tuple[np.ndarra
     return closed, cyclic, num_tied
 
 
-def audit_triangles(comparisons: Comparisons, dimension: str, resamples: Resamples) -> dict[str, Any]:
+def audit_triangles(comparisons: Comparisons, dimension: str, resamples: Resamples) -> TriangleFigures:
     """Reports counts, share of cyclic triangles, implied flip rate and accuracy ceiling, with intervals by prompt."""
     closed, cyclic, num_tied = count_triangles(comparisons, dimension)
     num_closed, num_cyclic = int(closed.sum()), int(cyclic.sum())
-    figure: dict[str, Any] = {
-        "closed": num_closed,
-        "cyclic": num_cyclic,
-        "with_tie": num_tied,
-        "prompts": int(np.count_nonzero(closed)),
-        **dict.fromkeys(
-            f"{name}{end}"
-            for name in ("cyclic_share", "flip_rate", "ceiling", "ceiling_bradley_terry")
-            for end in ("", "_interval")
-        ),
-        "reason": None,
-    }
+    figures = TriangleFigures(num_closed, num_cyclic, num_tied, int(np.count_nonzero(closed)))
     if not num_closed:
-        figure["reason"] = "no closed triangle: no three videos of a prompt were all compared with one another"
-        return figure
+        nothing = "no closed triangle: no three videos of a prompt were all compared with one another"
+        return replace(figures, reason=nothing)
     observed = num_cyclic / num_closed
     interval, reason = resamples.ratio_interval(cyclic, closed)
-    figure |= {"cyclic_share": observed, "cyclic_share_interval": interval, "reason": reason}
+    figures = replace(figures, cyclic_share=observed, cyclic_share_interval=interval)
     if interval is not None and interval[0] > 0.25:
-        figure["reason"] = (
+        reason = (
             f"{observed:.0%} of the triangles are cyclic, where coin flips give 25%: the labels do not follow one "
             "hidden order with random errors"
         )
-        return figure
-    figure |= {
-        "flip_rate": flip_rate(observed),
-        "ceiling": 1.0 - flip_rate(observed),
-        "ceiling_bradley_terry": bradley_terry_ceiling(observed),
-    }
-    if interval is not None:
-        # All are monotone in the share, so its percentiles give theirs.
-        low, high = interval
-        figure |= {
-            "flip_rate_interval": [flip_rate(low), flip_rate(high)],
-            "ceiling_interval": [1.0 - flip_rate(high), 1.0 - flip_rate(low)],
-            "ceiling_bradley_terry_interval": [bradley_terry_ceiling(high), bradley_terry_ceiling(low)],
-        }
+        return replace(figures, reason=reason)
     if num_closed < FEW_TRIANGLES and reason is None:
-        figure["reason"] = f"only {num_closed} closed triangles: the interval is wide and itself uncertain"
-    return figure
+        reason = f"only {num_closed} closed triangles: the interval is wide and itself uncertain"
+    figures = replace(
+        figures,
+        flip_rate=flip_rate(observed),
+        ceiling=1.0 - flip_rate(observed),
+        ceiling_bradley_terry=bradley_terry_ceiling(observed),
+        reason=reason,
+    )
+    if interval is None:
+        return figures
+    # All are monotone in the share, so its percentiles give theirs.
+    low, high = interval
+    return replace(
+        figures,
+        flip_rate_interval=(flip_rate(low), flip_rate(high)),
+        ceiling_interval=(1.0 - flip_rate(high), 1.0 - flip_rate(low)),
+        ceiling_bradley_terry_interval=(bradley_terry_ceiling(high), bradley_terry_ceiling(low)),
+    )
 
 
 @cache

@@ -8,7 +8,6 @@ figure. Clips that are there are read to find duplicates (--no_content leaves th
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from safe_rlhf_video.cli import Parser
@@ -37,19 +36,19 @@ def main() -> None:
 
 def run_audit(arguments: argparse.Namespace) -> None:
     from safe_rlhf_video.audit.audit import audit
+    from safe_rlhf_video.audit.sections import write_audit
     from safe_rlhf_video.audit.splits import load_splits, read_store_hashes
-    from safe_rlhf_video.files import write_whole
     from safe_rlhf_video.pages.audit_page import audit_plots, make_audit_page
     from safe_rlhf_video.pages.document import write_figures, write_page
 
     splits = load_splits(arguments.data, arguments.config_filename, arguments.video_dir, arguments.names)
     hashes = read_store_hashes(arguments.store) if arguments.store else None
     result = audit(splits, read_content=not arguments.no_content, known_hashes=hashes, seed=arguments.seed)
-    write_whole(arguments.out / "audit.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write_audit(arguments.out / "audit.json", result)
     plots = audit_plots(result)
     write_page(make_audit_page(result, plots), arguments.out / "audit.html")
-    for finding in result["findings"]:
-        print(f"{finding['mark']:<8} {finding['text']}".encode(errors="replace").decode())
+    for finding in result.findings:
+        print(f"{finding.mark:<8} {finding.text}".encode(errors="replace").decode())
     print(f"wrote {arguments.out / 'audit.json'} and {arguments.out / 'audit.html'}")
     if arguments.figures:
         print(write_figures(plots, arguments.figures))
