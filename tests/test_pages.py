@@ -83,6 +83,23 @@ def test_the_same_drawing_gives_the_same_bytes_and_another_one_other_ids() -> No
     assert not ids[0] & ids[1]
 
 
+@pytest.mark.parametrize("kind", ["stacked", "distributions", "margins"])
+def test_what_is_filled_has_the_colours_of_the_legend(kind: str) -> None:
+    plot = PLOTS[kind]()
+    shapes = [part for part in ElementTree.fromstring(plot.svg).iter("g") if part.get("class") in ("area", "bar")]
+    styles = [path.get("style", "") for part in shapes for path in part.iter("path")]
+    filled = {style.partition("fill: var(--")[2].partition(")")[0] for style in styles}
+    assert filled == {key.colour for key in plot.legend if not key.value.startswith("n = 0")}
+
+
+def test_the_line_at_one_half_crosses_no_text() -> None:
+    svg = PLOTS["shares"]().svg
+    baselines = [float(y) for y in re.findall(r'<g class="(?:name|value)"><text x="[\d.]+" y="([\d.]+)"', svg)]
+    lines = re.findall(r'd="M 216 ([\d.]+) L 216 ([\d.]+)" style="[^"]*dasharray: 3,4', svg)
+    assert (len(baselines), len(lines)) == (4, 2)
+    assert not any(float(low) < y + 3 and y - 11 < float(high) for y in baselines for low, high in lines)
+
+
 def test_no_two_names_share_a_colour() -> None:
     assert len({light for light, _ in PALETTE.values()}) == len(PALETTE)
 

@@ -230,9 +230,9 @@ def draw_shares(title: str, shares: Sequence[Share], titles: tuple[str, str], no
     axes.barh(np.arange(len(shares)) + 0.74, 1.0, 0.32, color=COLOUR["line"])
     _draw_bars(drawing, [share.value or 0.0 for share in shares],
                [f"{share.name}: {share.text}" for share in shares], [share.colour for share in shares])  # fmt: skip
-    axes.axvline(0.5, **REFERENCE)
     style = {"color": COLOUR["ink"], "linewidth": 1.6}
     for row, share in enumerate(shares):
+        axes.plot([0.5] * 2, [row + 0.5, row + 0.98], **REFERENCE)  # at the bars alone: it crosses no text
         if share.interval is not None:
             ends = np.clip(share.interval, 0.0, 1.0)
             (whisker,) = axes.plot(ends, [row + 0.74] * 2, marker="|", markersize=11, **style)
