@@ -183,7 +183,7 @@ class Drawing:
         self._mark(f" {label} ", (value, 1.0), self.axes.get_xaxis_transform(), side, "top")
 
     def _mark(self, label: str, place: tuple[float, float], transform: Any, side: str, above: str) -> None:
-        text = self.axes.annotate(label, place, (0, 3 if above == "bottom" else -3), transform, "offset points",
+        text = self.axes.annotate(label, place, (0, 3 if above == "bottom" else -5), transform, "offset points",
                                   ha=side, va=above, fontsize=13)  # fmt: skip
         self.tag(text, "mark")
 

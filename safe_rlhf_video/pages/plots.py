@@ -33,6 +33,7 @@ MAX_STEPS = 300
 MAX_DOTTED = 40
 MAX_ROWS = 24
 ROW_HEIGHT = 40.0
+ABOVE_AXES = 2.6  # the order in which matplotlib draws: lines 2, axes 2.5, texts 3
 ROW_TEXT = 54  # characters beside each other in a row
 _LARGEST, _SMALLEST = 1e300, 1e-300  # beyond these, spans and ratios overflow
 
@@ -114,7 +115,7 @@ def draw_lines(
         dotted = np.flatnonzero(known if len(values) <= MAX_DOTTED else alone)
         if len(dotted):
             steps, values = steps[dotted], values[dotted]
-            (dots,) = axes.plot(steps, values, "o", color=colour, markersize=6, markeredgewidth=0)
+            (dots,) = axes.plot(steps, values, "o", color=colour, markersize=6, markeredgewidth=0, zorder=ABOVE_AXES)
             drawing.tag(dots, "dots", [f"{line.key.label}: {number(value)} at step {step:g}"
                                        for step, value in zip(steps, values, strict=True)])  # fmt: skip
     return drawing.finish(title, note, [line.key for line in lines])
@@ -354,7 +355,8 @@ def draw_reliability(
     """Predicted probability against how often it came true, a dot a bin."""
     drawing = _new_square("predicted P(video_0 preferred)", "share that preferred it")
     drawing.axes.plot([0, 1], [0, 1], **REFERENCE)
-    (line,) = drawing.axes.plot(predicted, observed, "o-", color=COLOUR["blue"], markersize=8, markeredgewidth=0)
+    (line,) = drawing.axes.plot(predicted, observed, "o-", color=COLOUR["blue"], markersize=8, markeredgewidth=0,
+                                zorder=ABOVE_AXES)  # fmt: skip
     drawing.tag(line, "dots", [
         f"said {100 * said:.1f}%, was {100 * was:.1f}% of {num:,} comparisons"
         for said, was, num in zip(predicted, observed, nums, strict=True)
