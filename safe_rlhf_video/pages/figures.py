@@ -180,11 +180,12 @@ class Drawing:
         low, high = self.axes.get_xlim()
         self.axes.axvline(value, **REFERENCE)
         side = "left" if value < (low + high) / 2 else "right"
-        self._mark(f" {label} ", (value, 1.0), self.axes.get_xaxis_transform(), side, "top")
+        self._mark(label, (value, 1.0), self.axes.get_xaxis_transform(), side, "top", 4 if side == "left" else -4)
 
-    def _mark(self, label: str, place: tuple[float, float], transform: Any, side: str, above: str) -> None:
-        text = self.axes.annotate(label, place, (0, 3 if above == "bottom" else -5), transform, "offset points",
-                                  ha=side, va=above, fontsize=13)  # fmt: skip
+    def _mark(self, label: str, place: tuple[float, float], transform: Any, side: str, above: str,
+              aside: float = 0) -> None:  # fmt: skip
+        offset = (aside, 3 if above == "bottom" else -5)
+        text = self.axes.annotate(label, place, offset, transform, "offset points", ha=side, va=above, fontsize=13)
         self.tag(text, "mark")
 
     def finish(self, title: str, note: str, legend: Sequence[Key] = ()) -> Plot:

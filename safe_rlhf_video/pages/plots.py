@@ -393,8 +393,10 @@ def draw_scatter(title: str, reward: np.ndarray, cost: np.ndarray, safety: np.nd
         if not np.any(safety == sign):
             continue
         rows = shown[safety[shown] == sign]
-        style = {"marker": "x", "markersize": 5} if sign < 0 else {"marker": "o", "markersize": 4, "markeredgewidth": 0}
-        (dots,) = axes.plot(reward[rows], cost[rows], linestyle="", color=COLOUR[colour], alpha=0.65, **style)
+        style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.45}
+        if sign < 0:  # few of them lie among the safe ones, and are to be seen there
+            style = {"marker": "x", "markersize": 5, "markeredgewidth": 1.3, "alpha": 0.8}
+        (dots,) = axes.plot(reward[rows], cost[rows], linestyle="", color=COLOUR[colour], **style)
         drawing.tag(dots, "scatter")
         legend.append(Key(name, "cross" if sign < 0 else "dot", colour, f"n = {np.sum(safety == sign):,}"))
     drawing.level(0.0, "cost 0: the boundary")
