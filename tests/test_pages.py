@@ -100,6 +100,14 @@ def test_the_line_at_one_half_crosses_no_text() -> None:
     assert not any(float(low) < y + 3 and y - 11 < float(high) for y in baselines for low, high in lines)
 
 
+@pytest.mark.parametrize("values", [(0.5, 0.5), (3.0, 3.001), (20_000.0, 20_000.5), (-2.0, -2.0), (0.0, 0.0)])
+def test_no_two_ticks_of_a_level_line_read_alike(values: tuple[float, float]) -> None:
+    svg = draw_lines("Level", [Line(Key("a", "line", "blue"), [1, 2], values)], ("step", "nats"), "n = 2").svg
+    ticks = re.findall(r"text-anchor: end[^>]*>([^<]+)<", svg)
+    assert len(ticks) >= 2
+    assert len(set(ticks)) == len(ticks)
+
+
 def test_no_two_names_share_a_colour() -> None:
     assert len({light for light, _ in PALETTE.values()}) == len(PALETTE)
 

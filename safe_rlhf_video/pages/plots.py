@@ -144,8 +144,8 @@ def _fit_y(axes: Any, values: np.ndarray, log_scale: bool) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1000 else (1.0,), numticks=7))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        # Figures that differ by rounding alone are drawn as a level line.
-        room = max((high - low) * 0.06, abs(high) * 1e-6, 1e-12)
+        # So much that ticks of four digits differ, and figures that differ by rounding alone are a level line.
+        room = max((high - low) * 0.06, abs(high) * 2e-3, 1e-12)
         low, high = low - room, high + room
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: number(tick)))
@@ -393,7 +393,8 @@ def draw_scatter(title: str, reward: np.ndarray, cost: np.ndarray, safety: np.nd
         if not np.any(safety == sign):
             continue
         rows = shown[safety[shown] == sign]
-        style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "markeredgewidth": 0, "alpha": 0.45}
+        alpha = 0.45 if len(shown) > 500 else 0.8
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "markeredgewidth": 0, "alpha": alpha}
         if sign < 0:  # few of them lie among the safe ones, and are to be seen there
             style = {"marker": "x", "markersize": 5, "markeredgewidth": 1.3, "alpha": 0.8}
         (dots,) = axes.plot(reward[rows], cost[rows], linestyle="", color=COLOUR[colour], **style)
