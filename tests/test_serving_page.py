@@ -70,7 +70,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three clips that a browser plays; the third's name is an attack."""
     folder = tmp_path_factory.mktemp("clips")
     names = ("one.mp4", "two.mp4", "<img src=x onerror=alert(1)>.mp4")
-    return [write_clip(folder / name, seed=seed) for seed, name in enumerate(names)]
+    seeds = (4, 0, 2)  # the model of these tests finds the first more helpful and less safe than the second
+    return [write_clip(folder / name, seed=seed) for seed, name in zip(seeds, names, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +246,7 @@ def test_the_choice_flips_with_lambda_and_nothing_leaves_the_origin(
     answer = visit.score(clips[:2])
     rewards, costs = answer["rewards"], answer["costs"]
     helpful, safe = ("A", "B") if rewards[0] > rewards[1] else ("B", "A")
-    assert (costs[0] > costs[1]) == (helpful == "A"), "the clips' seeds are such that one is more helpful and less safe"
+    assert (costs[0] > costs[1]) == (helpful == "A"), "seeds of `clips` no longer fit"
     flip = (rewards[0] - rewards[1]) / (costs[0] - costs[1])
     num_requests = len(visit.requests)
 
