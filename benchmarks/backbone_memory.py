@@ -8,17 +8,19 @@ the sum: the allocator's slack, the CUDA context. The shapes are those of the hu
 
 from __future__ import annotations
 
+import argparse
 import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import AutoConfig, PreTrainedConfig
 
-from safe_rlhf_video.models.config import LoraConfig, ModelConfig
+from safe_rlhf_video.cli import Parser, parse_config, run_script
+from safe_rlhf_video.models.config import ModelConfig
 from safe_rlhf_video.models.families import FAMILIES, Family
+from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.estimate import GB, TEXT_TOKENS, build_on_meta, count_micro_batch, estimate_memory
 from safe_rlhf_video.video.sampling import Sampling, target_size
 
@@ -142,20 +144,20 @@ def fit_sampling(sampling: Sampling, family: Family) -> Sampling:
 
 
 def main() -> None:
+    Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"clips of {CLIP_WIDTH}x{CLIP_HEIGHT}; memory in GB (1e9 bytes); derived, not measured on a GPU")
     for path in sorted(CONFIGS.glob("*.yaml")):
-        run = yaml.safe_load(path.read_text())
-        sampling, lora = Sampling.from_dict(run["sampling"]), LoraConfig(**run["model"]["lora"])
-        asked = run["model"]["backbone"]["path"]
+        run = parse_config(TrainConfig, ["--config", str(path)], "")
+        asked = run.model.backbone.path
         for name, shape in SHAPES.items():
             config = build_config(shape)
             if config.model_type != build_config(SHAPES[asked]).model_type:
                 continue
             family = FAMILIES[config.model_type].build(shape.processor, config)
-            own = fit_sampling(sampling, family)
+            own = fit_sampling(run.sampling, family)
             size = target_size(CLIP_HEIGHT, CLIP_WIDTH, own)
             family.check_sampling(own, name, config.get_text_config().max_position_embeddings)
-            model = build_on_meta(config, family, ModelConfig(lora=lora), ("reward", "cost"), torch.bfloat16)
+            model = build_on_meta(config, family, ModelConfig(lora=run.model.lora), ("reward", "cost"), torch.bfloat16)
             one, prompt = (count_micro_batch(family, own, size, clips) for clips in (1, CLIPS_A_PROMPT))
             whole = estimate_memory(model, prompt)
             clip = estimate_memory(model, one).saved_states
@@ -173,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

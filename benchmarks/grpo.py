@@ -23,6 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from trl import GRPOConfig, GRPOTrainer
 
 from safe_rlhf_video import LagrangianReward
+from safe_rlhf_video.cli import Parser, run_script
+from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.lagrangian import LagrangeMultiplier
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.worlds.video_world import EMBLEMS, FPS, Clip, Prompt, draw_prompt, render, true_utilities
@@ -112,7 +114,7 @@ def train(scorer: Scorer, steps: int, seed: int, **options: Any) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", required=True, metavar="DIR")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
@@ -132,8 +134,8 @@ def main() -> None:
             for figure, values in curves[name].items():
                 print(f"  {figure:18} {np.mean(values[:WINDOW]):7.3f} -> {np.mean(values[-WINDOW:]):7.3f}", flush=True)
     if args.out:
-        args.out.write_text(json.dumps(curves) + "\n")
+        write_whole(args.out, json.dumps(curves) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

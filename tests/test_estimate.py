@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import launch
+import yaml
+from conftest import ROOT, launch
 from memory_probe import CASES, HEADS, SETTINGS, build_config
 from small_models import PROMPTS, count_kept, noise_video
 from tiny_backbones import SAMPLINGS, each_family_with, write_tiny_backbone
@@ -183,3 +184,14 @@ def test_the_embedded_backbone_is_estimated_at_once() -> None:
     shapes = load_on_meta(ModelConfig(), HEADS, "cpu")
     estimate_memory(shapes, count_micro_batch(shapes.family, sampling, (448, 448), 4))
     assert time.process_time() - started < 2
+
+
+@pytest.mark.slow
+def test_the_configs_of_the_backbones_say_what_the_benchmark_derives() -> None:
+    lines = launch("benchmarks/backbone_memory.py").stdout.splitlines()[1:]
+    derived = dict(zip((line.split()[1] for line in lines[::2]), lines[1::2], strict=True))
+    for path in sorted((ROOT / "configs" / "backbones").glob("*.yaml")):
+        name = yaml.safe_load(path.read_text())["model"]["backbone"]["path"]
+        total = derived[name].split(" = ")[1].split(";")[0]
+        head = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+        assert f"{total} GB with 4 clips at a time" in head, path.name
