@@ -242,7 +242,7 @@ def solve_oracle(truth: Candidates, limit: float) -> float:
         truth.helpfulness, truth.is_unsafe, truth.is_unsafe, harm_rate_limit=limit, node_limit=0
     ).mixed
     if mixed is None:
-        raise SafeRLHFVideoError(f"even the oracle exceeds a harmful rate of {limit:g}; raise --harm_rate_limit")
+        raise SafeRLHFVideoError(f"even the oracle exceeds a harmful rate of {limit:g}; raise --num_candidates")
     return mixed.reward
 
 
