@@ -15,7 +15,7 @@ from safe_rlhf_video.evaluation.results import (
     SignPart,
 )
 from safe_rlhf_video.kinds.label import LabelFigures
-from safe_rlhf_video.wording import figure, with_interval
+from safe_rlhf_video.wording import count, figure, with_interval
 
 CONTROL_NAMES = {
     "generator_only": "which generator made it, nothing else",
@@ -162,7 +162,7 @@ def _format_moderation(figures: ModerationFigures) -> Iterator[str]:
         )
     yield from (one.line(head) for head, one in figures.graded.items() if one)
     if without := sum(one.target is None for one in labels.values()):
-        yield f"{without} labels without a calibrated threshold, flagged above a probability of one half"
+        yield f"{count(without, 'label')} without a calibrated threshold, flagged above a probability of one half"
     if figures.cost_sign_against_any:
         yield _agreement(figures.cost_sign_against_any)
 
