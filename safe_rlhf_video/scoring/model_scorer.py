@@ -47,6 +47,7 @@ class ModelScorer:
         record: the joined record of all folders.
         calibration: what the scores mean; empty without calibration.json.
         fingerprint: identifies what decides the scores.
+        heads: of the loaded folders, in the order of `HEADS`.
         pool: decodes files.
     """
 
@@ -69,6 +70,7 @@ class ModelScorer:
         ]
         self.calibration = join_calibrations(self._calibrations)
         self.model, self._backbone, self.record = load_models(model_dirs, device, backbone)
+        self.heads = tuple(head for head in HEADS if head in self.model.score_heads)
         self._workers = workers
         self.pool = DecodePool(self.record.sampling, num_workers=workers)
         self.fingerprint = join_fingerprints([self._fingerprints(folder).model for folder in folders])
@@ -107,11 +109,6 @@ class ModelScorer:
         """Stops the decoding processes; the next file starts them again."""
         self.pool.close()
         self.pool = DecodePool(self.record.sampling, num_workers=self._workers)
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """The heads of the loaded folders."""
-        return tuple(head for head in HEADS if head in self.model.score_heads)
 
     @property
     def facts(self) -> ModelFacts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -68,6 +69,9 @@ async def _serve(scorer: Scorer, settings: ServerSettings, listening: socket.soc
         shown = f"[{host}]" if ":" in host else host
         key = "asks for a key" if settings.api_key else "asks for no key: only this machine reaches it"
         heads = ", ".join(scorer.heads)
+        # The garbage collector would walk through all that is loaded again and again, a tenth of the loop's time.
+        gc.collect()
+        gc.freeze()
         print(f"http://{shown}:{port}/ scores with {heads} on {scorer.device}, {key}; Ctrl-C ends it", flush=True)
         await _Server(config, service.stop).serve([listening])
     finally:
