@@ -505,8 +505,14 @@ def test_temporary_files_are_deleted_and_a_source_that_breaks_off_costs_nothing(
     assert not list(tmp_path.glob("incoming-*"))
 
 
-@pytest.mark.parametrize("num_clips", [10_000, pytest.param(57_000, marks=pytest.mark.slow)])
-def test_a_large_index_opens_fast(tmp_path: Path, num_clips: int) -> None:
+def test_opening_a_store_takes_a_few_calls_a_clip(tmp_path: Path) -> None:
+    """Counted, not timed: whatever else a machine does, SafeSora's 57,000 clips are no more work than they must be."""
+    num_clips, num_calls = 10_000, 0
+
+    def count(*_: object) -> None:
+        nonlocal num_calls
+        num_calls += 1
+
     folder = tmp_path / "store"
     build(folder, [])
     checksum = json.loads((folder / "store.json").read_bytes())["checksum"]
@@ -527,9 +533,13 @@ def test_a_large_index_opens_fast(tmp_path: Path, num_clips: int) -> None:
             }
             line, checksum = seal(row, checksum)
             index.write(line)
-    started = time.process_time()
-    assert len(FrameStore(folder)) == num_clips
-    assert time.process_time() - started < 3.0 * num_clips / 57_000  # a fifth of it on an idle core
+    sys.setprofile(count)
+    try:
+        store = FrameStore(folder)
+    finally:
+        sys.setprofile(None)
+    assert len(store) == num_clips
+    assert num_calls < 100 * num_clips
 
 
 # --- scripts/prepare_videos.py ----------------------------------------------------------------------------------------
