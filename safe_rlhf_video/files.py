@@ -1,9 +1,14 @@
-"""Writes files that are either whole or absent, however the process ends."""
+"""Writes files that are either whole or absent, however the process ends, and keeps other processes off them."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from pathlib import Path
+from typing import IO, Any
+
+from safe_rlhf_video.errors import ConfigError
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -16,3 +21,35 @@ def write_whole(path: Path, content: bytes | str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
+
+
+def lock(file: IO[Any], path: Path) -> None:
+    """Locks an open file for this process as long as the file is open, so a kill leaves no lock behind.
+
+    Args:
+        path: what the lock keeps others off, for the message.
+
+    Raises:
+        ConfigError: another process has locked it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{path}: another process is writing it; wait until it has ended, or name another") from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def lock_folder(folder: Path) -> IO[bytes]:
+    """Makes a folder if there is none, and locks it by its `.lock` until the returned file is closed.
+
+    Raises:
+        ConfigError: another process has locked it.
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context((folder / ".lock").open("ab"))
+        lock(file, folder)
+        stack.pop_all()
+        return file

@@ -16,13 +16,14 @@ from safe_rlhf_video.calibration.fit import fit_heads
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import safety_signs
 from safe_rlhf_video.data.records import SUB_DIMENSIONS, PairSample, Preference, parse_pair
-from safe_rlhf_video.errors import CheckpointError, SafeRLHFVideoError, SampleError
+from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError
 from safe_rlhf_video.evaluation.changed_inputs import ChangedFramesScorer, shuffle_prompts
 from safe_rlhf_video.evaluation.compare import compare
 from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.judgements import read_judgements
 from safe_rlhf_video.evaluation.results import evaluation_fields, read_evaluation
 from safe_rlhf_video.evaluation.table import format_comparison, format_table
+from safe_rlhf_video.files import lock
 from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.scoring.score_files import score_to_file
 from safe_rlhf_video.scoring.score_many import ScoreRequest
@@ -200,8 +201,12 @@ def test_interrupted_scoring_goes_on(world: Path, folders: tuple[Path, Path], tm
         with pytest.raises(CheckpointError, match="give another --out"):
             score_to_file(scorer, requests, cut)
         assert cut.read_bytes() == foreign
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         score_to_file(scorer, requests, tmp_path)
+    with cut.open("a") as held:
+        lock(held, cut)
+        with pytest.raises(ConfigError, match=r"cut\.jsonl: another process is writing it"):
+            score_to_file(scorer, requests, cut)
     scorer.close()
 
 

@@ -22,10 +22,13 @@ from tiny_backbones import SAMPLINGS, write_tiny_backbone
 from wandb_files import figures, read_history
 
 from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.files import lock_folder
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.credit import credit
 from safe_rlhf_video.training.config import OptimizationConfig, TrainConfig
 from safe_rlhf_video.training.data import load_data
+from safe_rlhf_video.training.loop import train
 
 Edit = Callable[[Callable[[list[Record]], Any]], Path]
 
@@ -60,6 +63,16 @@ def test_run_folder(reward_run: Path) -> None:
     best = reward_run / "checkpoints" / f"step_{state['best_step']}" / "model"
     assert {f.name for f in best.iterdir()} == {f.name for f in (reward_run / "model").iterdir()}
     assert (best / "model.json").read_bytes() == (reward_run / "model" / "model.json").read_bytes()
+
+
+def test_a_run_folder_belongs_to_one_process(world: Path, tmp_path: Path) -> None:
+    path = write_training_config(tmp_path / "run.yaml", world)
+    with (
+        lock_folder(tmp_path / "run"),
+        pytest.raises(ConfigError, match="run: another process is writing it; wait until it has ended, or"),
+    ):
+        train(parse_config(TrainConfig, ["--config", str(path)], ""), "reward")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("head", ["reward", "cost"])

@@ -7,8 +7,10 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.files import lock
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.scoring.score_many import (
     BatchScorer,
@@ -44,10 +46,9 @@ def score_to_file(
     header = {"model": scorer.fingerprint, "requests": _fingerprint(requests)}
     if store is not None and store.codec_name != "raw":  # raw frames equal decoded ones
         header["frames"] = store.codec_name
-    scores = _read_scores(out, header)
-    todo = [request for request in requests if request.key not in scores]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a", encoding="utf-8") as file:
+    with _open(out) as file:
+        scores = _read_scores(out, header)
+        todo = [request for request in requests if request.key not in scores]
         if not scores:
             file.truncate(0)
             file.write(json.dumps(header) + "\n")
@@ -60,9 +61,18 @@ def score_to_file(
     return scores
 
 
+def _open(out: Path) -> IO[str]:
+    """Opens a file to append to, which no other process may write meanwhile."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = out.open("a", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
+    lock(file, out)
+    return file
+
+
 def _read_scores(out: Path, header: dict[str, str]) -> dict[str, Scores]:
-    if not out.exists():
-        return {}
     try:
         content = out.read_bytes()
         *lines, cut_short = content.split(b"\n")

@@ -17,9 +17,10 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from safe_rlhf_video.errors import CheckpointError, VideoDecodeError
+from safe_rlhf_video.files import lock_folder
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.devices import Shard
@@ -89,6 +90,7 @@ def score_in_parts(
     with contextlib.ExitStack() as stack:
         progress = None
         if is_first:
+            stack.enter_context(_lock(folder))
             progress = stack.enter_context(progress_bar(parts.num_wanted, len(parts.outcomes), "scoring", "clip"))
         seen_s = time.monotonic()
         made = score_many(scorer, todo, batch_size)
@@ -110,6 +112,13 @@ def score_in_parts(
         for _ in parts.wait(requests, shard.world_size):
             progress.update(len(parts.outcomes) - progress.n)
     return parts.outcomes
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    try:
+        return lock_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
 
 
 class _Part:

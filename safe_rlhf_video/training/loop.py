@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +12,7 @@ import yaml
 from tqdm import tqdm
 
 from safe_rlhf_video.errors import DeviceMemoryError, SafeRLHFVideoError
-from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.files import lock_folder, write_whole
 from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.models.backbones import load_reader
 from safe_rlhf_video.models.folder import save_model
@@ -59,6 +59,15 @@ def train(config: TrainConfig, head: str) -> None:
             run.say(line)
         run.say(f"{run.total_steps} steps; nothing was trained (dry_run)")
         return
+    with ExitStack() as held:
+        if run.ranks.is_first:
+            with writing(run.folder):
+                held.enter_context(lock_folder(run.folder))
+        _start_or_go_on(run)
+
+
+def _start_or_go_on(run: Run) -> None:
+    config = run.config
     run = replace(run, first_step=check_run_folder(run.folder, config, run.heads, run.data.fingerprint))
     if run.first_step >= run.total_steps:
         if run.ranks.is_first:

@@ -8,7 +8,6 @@ had more workers, ends with the same bytes.
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import io
 import itertools
 import json
@@ -23,7 +22,7 @@ import xxhash
 from tqdm import tqdm
 
 from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError, VideoDecodeError
-from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.files import lock, write_whole
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.video.codec import Codec
 from safe_rlhf_video.video.decoding import Backend
@@ -277,7 +276,7 @@ class _StoreWriter:
         with contextlib.ExitStack() as opened:
             self._index = opened.enter_context(io.FileIO(folder / INDEX_NAME, "ab"))
             self._shard_closer = opened.enter_context(contextlib.ExitStack())
-            _lock(self._index, folder)
+            lock(self._index, folder)
             self._checksum = _write_or_check_header(folder, sampling, codec)
             self._recover()
             self._opened = opened.pop_all()
@@ -386,14 +385,6 @@ def _check_purpose(folder: Path) -> None:
     names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
     if HEADER_NAME not in names and (others := sorted(names - {INDEX_NAME})):
         raise ConfigError(f"{folder}: holds other files ({others[0]}) and no frame store; name a new or empty folder")
-
-
-def _lock(index: io.FileIO, folder: Path) -> None:
-    # Held as long as the file is open, so a kill leaves no lock behind.
-    try:
-        fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"{folder}: another process is building this frame store; wait until it has ended") from None
 
 
 def _write_or_check_header(folder: Path, sampling: Sampling, codec: Codec) -> str:
