@@ -18,7 +18,7 @@ def write_clip(
     ticks: list[int] | None = None,  # times of the frames in 1/120 s; 8 frames a second otherwise
     codec_options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
-    rotation: int = 0,
+    matrix: tuple[int, int, int, int] | None = None,  # a point (x, y) is shown at (a x + c y, b x + d y)
     seed: int = 0,
     picture: np.ndarray | None = None,  # what drifts through the clip; noise otherwise
 ) -> Path:
@@ -29,8 +29,9 @@ def write_clip(
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=120, options=codec_options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
-        if rotation:
-            stream.set_display_rotation(rotation)
+        if matrix is not None:
+            a, b, c, d = (factor << 16 for factor in matrix)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         for index in range(num_frames):
             frame = av.VideoFrame.from_ndarray(np.roll(noise, 3 * index, axis=1) // (1 + index % 3), format="rgb24")
             frame.pts = ticks[index] if ticks else 15 * index

@@ -189,11 +189,13 @@ def test_missing_rows_and_frames_are_rejected(whole: Path, clips: list[ClipFile]
                     attempt()
                 assert str(caught.value).startswith(f"{folder / name}: ")
             shutil.rmtree(folder)
-    newer = tmp_path / "newer"
-    newer.mkdir()
-    (newer / "store.json").write_bytes(seal({"format_version": 2}, "")[0])
-    with pytest.raises(VideoDecodeError, match="format_version is 2, this release reads 1; make the store anew"):
-        FrameStore(newer)
+    other = tmp_path / "other"
+    other.mkdir()
+    for version in (1, 3):
+        (other / "store.json").write_bytes(seal({"format_version": version}, "")[0])
+        match = f"format_version is {version}, this release reads 2; make the store anew"
+        with pytest.raises(VideoDecodeError, match=match):
+            FrameStore(other)
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -339,7 +341,7 @@ def test_two_builders_do_not_meet(clips: list[ClipFile], tmp_path: Path) -> None
 
     def during_the_build() -> Iterator[ClipFile]:
         yield clips[0]
-        with pytest.raises(ConfigError, match=r"store: another process is building this frame store; wait until"):
+        with pytest.raises(ConfigError, match=r"store: another process is writing it; wait until"):
             build(folder, clips)
         yield clips[1]
 

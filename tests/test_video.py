@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import forked_decoders
 import numpy as np
 import pytest
 from clips import write_clip, write_size_changing_clip, write_sound
@@ -28,8 +29,8 @@ from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import (
     Sampling,
     Video,
+    choose_frames,
     fit_frames,
-    frame_indices,
     resize_frames,
     sample_video,
     target_size,
@@ -72,13 +73,13 @@ def test_target_size_is_the_size_of_the_official_processor() -> None:
     assert compared > 400
 
 
-def test_frame_indices_spread_over_the_clip_and_keep_short_clips_whole() -> None:
-    assert frame_indices(16, 4).tolist() == [0, 5, 10, 15]
-    assert frame_indices(3, 8).tolist() == [0, 1, 2]
+def test_chosen_frames_spread_over_the_clip_and_keep_short_clips_whole() -> None:
+    assert choose_frames(np.arange(16.0), 4)[0].tolist() == [0, 5, 10, 15]
+    assert choose_frames(np.array([0.0, 0.1, 5.0]), 8)[0].tolist() == [0, 1, 2]
     # 0, 2.5, 5: a half goes to the even neighbour
-    assert frame_indices(6, 3).tolist() == [0, 2, 5]
+    assert choose_frames(np.arange(6.0), 3)[0].tolist() == [0, 2, 5]
     with pytest.raises(VideoDecodeError, match="the clip has no frames"):
-        frame_indices(0, 8)
+        choose_frames(np.zeros(0), 8)
 
 
 def test_sampling_goes_through_a_dict_and_rejects_what_it_does_not_know() -> None:
@@ -223,16 +224,45 @@ def test_what_decord_would_get_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(
-    not hasattr(av.VideoStream, "set_display_rotation"), reason="before 17.1, PyAV reads a rotation but writes none"
+    not hasattr(av.VideoStream, "set_display_matrix"), reason="before 17.1, PyAV reads a display matrix but writes none"
 )
-@pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_a_turned_clip_is_put_upright(tmp_path: Path, degrees: int) -> None:
-    path = write_clip(tmp_path / "turned.mp4", rotation=degrees)
+@pytest.mark.parametrize(
+    "matrix",
+    [(x, 0, 0, y) for x in (1, -1) for y in (1, -1)] + [(0, x, y, 0) for x in (1, -1) for y in (1, -1)]
+    + [(0, 0, 0, 0), (1, 1, 1, 1)],
+)  # fmt: skip
+def test_a_clip_is_read_as_players_show_it(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    path = write_clip(tmp_path / "turned.mp4", matrix=matrix)
     with av.open(str(path)) as container:
-        lying = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    upright = read_video(path, NATIVE, "pyav")
-    assert np.array_equal(upright.frames, np.rot90(lying, k=degrees // 90, axes=(1, 2)))
-    assert upright == read_video(path, NATIVE)
+        stored = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    a, b, c, d = matrix if matrix[0] * matrix[3] != matrix[1] * matrix[2] else (1, 0, 0, 1)
+    y, x = np.mgrid[: stored.shape[1], : stored.shape[2]]
+    column, row = a * x + c * y, b * x + d * y
+    column, row = column - column.min(), row - row.min()
+    shown = np.zeros((len(stored), row.max() + 1, column.max() + 1, 3), np.uint8)
+    shown[:, row, column] = stored[:, y, x]
+    assert np.array_equal(read_video(path, NATIVE).frames, shown)
+    if importlib.util.find_spec("decord") and (a, b, c, d) != (1, 0, 0, 1):
+        with pytest.raises(VideoDecodeError, match=r'turned\.mp4: is shown turned or mirrored.*use backend="pyav"'):
+            read_video(path, NATIVE, "decord")
+
+
+def test_a_clip_without_its_repeated_frames_is_sampled_like_one_with_them(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), np.uint8)
+    # From tick 16 on, the picture changes at every eighth tick only.
+    shown = np.array([*range(16), *(16 + tick // 8 for tick in range(65))])
+    changes = np.flatnonzero(np.diff(shown, prepend=-1))
+    sampling = Sampling(6, 32 * 32, 32 * 32, 32)
+    constant = sample_video(frames[shown], np.arange(81) / 30, sampling)
+    variable = sample_video(frames[shown[changes]], changes / 30, sampling)
+    assert np.array_equal(variable.frames, constant.frames)
+    np.testing.assert_allclose(variable.timestamps, constant.timestamps, atol=1e-9)
+    # Two of the times are within one held frame.
+    held = sample_video(frames[:8], np.array([0, 1, 2, 3, 4, 5, 6, 30]) / 30, sampling)
+    assert np.array_equal(held.frames, frames[[0, 6, 6, 6, 6, 7]])
+    # Times that a container has rounded are an even rate.
+    rounded = sample_video(frames, (np.arange(30) / 29.97).round(3), sampling)
+    assert np.array_equal(rounded.frames, frames[np.linspace(0, 29, 6).round().astype(int)])
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
@@ -378,6 +408,23 @@ def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(clips: list[
         assert pool.read([clips[0]]) == [expected]
 
 
+def test_decoding_needs_no_stderr_and_only_strings_in_sys_path(clips: list[Path]) -> None:
+    program = f"""
+import os, sys
+from pathlib import Path
+from safe_rlhf_video.video.pool import DecodePool
+from safe_rlhf_video.video.sampling import Sampling
+os.close(2)
+sys.path.insert(0, Path("somewhere"))
+with DecodePool(Sampling.from_dict({SMALL.to_dict()}), num_workers=1) as pool:
+    print(len(pool.read([sys.argv[1]])[0].frames))
+"""
+    alone = {name: value for name, value in os.environ.items() if name != forked_decoders.ADDRESS}
+    words = [sys.executable, "-c", program, str(clips[0])]
+    done = subprocess.run(words, capture_output=True, text=True, env=alone, timeout=120, check=False)
+    assert done.stdout == f"{len(read_video(clips[0], SMALL).frames)}\n", done
+
+
 def test_failures_are_values_where_they_are_wanted(clips: list[Path], pool: DecodePool, tmp_path: Path) -> None:
     good, missing, again = pool.attempt([clips[0], tmp_path / "missing.mp4", clips[1]])
     assert [good, again] == pool.read(clips[:2])
@@ -461,7 +508,7 @@ worker.main()
 """
     requests = b""
     setup = {"sampling": SMALL.to_dict(), "backend": "pyav", "timeout_s": 20.0, "memory_bytes": 1 << 30}
-    for header in (setup, {"path": str(clips[0])}):
+    for header in (setup, {"path": str(clips[0]), "folder": ""}):
         text = json.dumps(header).encode()
         requests += struct.pack("<I", len(text)) + text
     started = time.monotonic()

@@ -105,7 +105,7 @@ class SafeSoraDataset:
 
     def set_video_dir(self, video_dir: str | os.PathLike[str]) -> None:
         """From now on a clip is at `video_dir/prompt_id/video_id.mp4`."""
-        self._folder = VideoFolder(Path(video_dir), True, str(self.config_file))
+        self._folder = VideoFolder(Path(video_dir).absolute(), True, str(self.config_file))
 
     def video_file(self, video: VideoSample) -> Path:
         """Absolute path of a clip, symbolic links resolved; the decoder finds out whether it exists.
@@ -252,7 +252,8 @@ def find_config(
         config_file = path / config_filename
         video_dir = path / "videos" if video_dir is None else video_dir
     root = config_file.parent if video_dir is None else Path(video_dir)
-    return config_file, VideoFolder(root, video_dir is not None, str(config_file))
+    # Clips are looked for later, maybe from another current folder.
+    return config_file, VideoFolder(root.absolute(), video_dir is not None, str(config_file))
 
 
 def _path_of_copy(video: VideoSample) -> str:

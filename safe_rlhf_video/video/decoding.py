@@ -11,13 +11,13 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import av
 import numpy as np
 
 from safe_rlhf_video.errors import ConfigError, VideoDecodeError
-from safe_rlhf_video.video.sampling import Sampling, Video, fit_frames, frame_indices
+from safe_rlhf_video.video.sampling import Sampling, Video, choose_frames, fit_frames, repeat_frames
 
 Backend = Literal["pyav", "decord"]
 
@@ -35,6 +35,11 @@ _BOXES = frozenset(
 
 # Frames keep their native size until they are resized: 690 of 1080p. A small file can claim any number of pixels.
 MAX_FRAME_BYTES = 4 << 30
+
+
+# (a, b, c, d): the point (x, y) of a frame is shown at (a x + c y, b x + d y), but for scale and place.
+_Matrix: TypeAlias = tuple[int, int, int, int]
+_UPRIGHT: _Matrix = (1, 0, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,13 @@ def read_video(
     Args:
         path: the video file.
         sampling: which frames to keep, and their size.
-        backend: the decoder. decord reads fewer clips: none that an edit list trims, and few rotated ones.
+        backend: the decoder. decord reads fewer clips: none that an edit list trims, or that is shown turned or
+            mirrored.
         max_seconds: a clip whose last frame begins later is not decoded; None for any length.
 
     Returns:
-        The clip, with frames rotated as the container says.
+        The clip, with frames turned and mirrored as the container says. Pixels are taken as square, whatever it says of
+        their shape: so do the backbones' own processors.
 
     Raises:
         VideoDecodeError: the file cannot be read as a video; the one-line message names it and the reason.
@@ -70,12 +77,13 @@ def read_video(
     try:
         check_file(path)
         index = _read_index(path)
-        indices = frame_indices(len(index.timestamps), sampling.num_frames)
-        _check_frame_bytes(index, len(indices))
+        indices, seconds = choose_frames(index.timestamps, sampling.num_frames)
+        kept, places = np.unique(indices, return_inverse=True)
+        _check_frame_bytes(index, len(kept))
         if max_seconds is not None and index.timestamps[-1] > max_seconds:
             raise VideoDecodeError(f"lasts {index.timestamps[-1]:.1f} s, at most {max_seconds:g} s are read; cut it")
-        frames = _decode(path, index, indices, backend)
-        return Video(fit_frames(frames, sampling), index.timestamps[indices])
+        frames = fit_frames(_decode(path, index, kept, backend), sampling)
+        return Video(repeat_frames(frames, places), seconds)
     except VideoDecodeError as error:
         raise VideoDecodeError(f"{path}: {error}") from error
 
@@ -181,7 +189,7 @@ def _decode(path: Path, index: _ClipIndex, indices: np.ndarray, backend: Backend
 def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.ndarray:
     wanted = set(indices.tolist())
     kept: list[np.ndarray] = []
-    num_decoded = 0
+    num_decoded, matrix = 0, _UPRIGHT
     try:
         with _open(path) as container:
             stream = _video_stream(container)
@@ -189,9 +197,10 @@ def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.
             stream.thread_type = "SLICE"
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
+                if num_decoded == 0:
+                    matrix = _display_matrix(frame)
                 if num_decoded in wanted:
-                    # Degrees counter-clockwise, as for np.rot90; FFmpeg leaves the rotation to the player.
-                    kept.append(np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90)))
+                    kept.append(_orient(frame.to_ndarray(format="rgb24"), matrix))
                 num_decoded += 1
     except MemoryError:
         raise
@@ -203,9 +212,42 @@ def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.
     return np.stack(kept)
 
 
+def _display_matrix(frame: av.VideoFrame) -> _Matrix:
+    """The display matrix of a clip, of which every frame has a copy.
+
+    A frame whose side data were read lives until the next garbage collection, so ask a single one. A matrix without an
+    inverse shows nothing; players ignore it, and so does this.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return _UPRIGHT
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    return (a, b, c, d) if a * d != b * c else _UPRIGHT
+
+
+def _orient(picture: np.ndarray, matrix: _Matrix) -> np.ndarray:
+    """Turns and mirrors a picture (H, W, 3), which FFmpeg leaves to the player; other angles become right ones."""
+    a, b, c, d = matrix
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _is_turned(path: Path) -> bool:
+    try:
+        with _open(path) as container:
+            frame = next(container.decode(_video_stream(container)), None)
+    except (av.FFmpegError, ValueError):
+        return False  # decord reports what is wrong
+    a, b, c, d = _UPRIGHT if frame is None else _display_matrix(frame)
+    return a < 0 or d < 0 or b != 0 or c != 0
+
+
 def _decode_with_decord(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.ndarray:
     if index.num_hidden:
         raise VideoDecodeError('is trimmed by an edit list, where decord repeats frames; use backend="pyav"')
+    if _is_turned(path):
+        raise VideoDecodeError('is shown turned or mirrored, which decord heeds in part; use backend="pyav"')
     import decord  # not imported at the top of the file, because it is optional
 
     decord.logging.set_level(decord.logging.QUIET)

@@ -27,7 +27,8 @@ from safe_rlhf_video.errors import ConfigError, VideoDecodeError
 from safe_rlhf_video.video.codec import Codec, decode_frames
 from safe_rlhf_video.video.sampling import Sampling, Video
 
-FORMAT_VERSION = 1
+# 2: frames are chosen by time, and mirrored as the container says.
+FORMAT_VERSION = 2
 
 HEADER_NAME, INDEX_NAME, QUARANTINE_NAME = "store.json", "index.jsonl", "quarantine.jsonl"
 
@@ -96,6 +97,7 @@ class FrameStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self._absolute_folder = self.folder.absolute()  # shards are opened later, maybe from another current folder
         self.sampling, self.codec, checksum = read_header(self.folder)
         index = read_index(self.folder, checksum)
         if index.has_tail:
@@ -193,7 +195,7 @@ class FrameStore:
     def _map(self, shard: int) -> mmap.mmap:
         # Opened when needed: a rank of a large run may never use most shards.
         if shard not in self._maps:
-            path = shard_file(self.folder, shard)
+            path = shard_file(self._absolute_folder, shard)
             try:
                 with path.open("rb") as file:
                     self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -67,8 +67,7 @@ class EncodedClip:
 class DecodePool:
     """Reads clips in worker processes that start when they are first needed.
 
-    Use it as a context manager or call `close()`. Only one thread of the process that made it may use a pool at a time;
-    `submit` may be called from any thread.
+    Use it as a context manager or call `close()`. Any thread of the process that made a pool may use it.
 
     Args:
         sampling: which frames of a clip to keep, and their size.
@@ -144,7 +143,7 @@ class DecodePool:
         The future raises VideoDecodeError if the clip cannot be read, RuntimeError if no worker starts.
         """
         self._check_usable()
-        return self._threads.submit(self._decode, Path(path))
+        return self._threads.submit(self._decode, _place(path))
 
     def iterate(self, paths: Iterable[str | os.PathLike[str]], ahead: int = 64) -> Iterator[Video]:
         """Decodes clips while earlier ones are used, and yields them in the order of `paths`.
@@ -165,7 +164,7 @@ class DecodePool:
         self, paths: Iterable[str | os.PathLike[str]], ahead: int = 64
     ) -> Generator[Video | VideoDecodeError, None, None]:
         """As `iterate`, but yields the error of a clip that failed, and goes on."""
-        return self._in_order(self._decode, map(Path, paths), ahead)
+        return self._in_order(self._decode, map(_place, paths), ahead)
 
     def encode(
         self, clips: Iterable[tuple[Path, str | None]], codec: Codec, ahead: int = 64
@@ -181,16 +180,16 @@ class DecodePool:
             In the order of `clips`: the clip, or its error, or None for a file that has the known hash.
         """
 
-        def encode(clip: tuple[Path, str | None]) -> EncodedClip | None:
-            path, known_sha256 = clip
-            header, timestamps, payload = self._ask(path, {"codec": codec.to_dict(), "known_sha256": known_sha256})
+        def encode(clip: tuple[_Place, str | None]) -> EncodedClip | None:
+            place, known_sha256 = clip
+            header, timestamps, payload = self._ask(place, {"codec": codec.to_dict(), "known_sha256": known_sha256})
             if "unchanged" in header:
                 return None
             return EncodedClip(
                 header["sha256"], tuple(header["shape"]), timestamps, tuple(header["piece_bytes"]), payload
             )
 
-        return self._in_order(encode, clips, ahead)
+        return self._in_order(encode, ((_place(path), sha256) for path, sha256 in clips), ahead)
 
     def _in_order(
         self, task: Callable[[Job], Result], jobs: Iterable[Job], ahead: int
@@ -223,24 +222,24 @@ class DecodePool:
         if os.getpid() != self._process_id:
             raise RuntimeError("this DecodePool belongs to the parent process; make one in this process")
 
-    def _decode(self, path: Path) -> Video:
-        header, timestamps, payload = self._ask(path, {})
+    def _decode(self, place: "_Place") -> Video:
+        header, timestamps, payload = self._ask(place, {})
         return Video(payload.reshape(header["shape"]), timestamps)
 
-    def _ask(self, path: Path, wishes: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    def _ask(self, place: "_Place", wishes: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """The answer of this thread's worker: header, timestamps float64 (T,), bytes uint8 (N,)."""
         worker = getattr(self._own, "worker", None)
         if worker is None or worker.process.poll() is not None:  # no fault of a clip
             worker = self._start_worker()
             self._own.worker = worker
         try:
-            return worker.ask({"path": os.fspath(path), **wishes}, self._timeout_s)
+            return worker.ask({"path": place.path, "folder": place.folder, **wishes}, self._timeout_s)
         except _WorkerLost as loss:
             worker.stop()
             self._own.worker = None
             with self._lock:
                 self._workers.discard(worker)
-            raise VideoDecodeError(f"{path}: {loss}; remove this clip or replace it") from loss
+            raise VideoDecodeError(f"{place.path}: {loss}; remove this clip or replace it") from loss
 
     def _start_worker(self) -> "_Worker":
         with self._lock:
@@ -250,6 +249,17 @@ class DecodePool:
             self._workers.add(worker)
         worker.set_up(self._setup)
         return worker
+
+
+class _Place(NamedTuple):
+    """A file as it was named, and for a relative path the folder that was current then: a worker has another."""
+
+    path: str
+    folder: str
+
+
+def _place(path: str | os.PathLike[str]) -> _Place:
+    return _Place(os.fspath(path), "" if os.path.isabs(path) else os.getcwd())
 
 
 class _WorkerLost(Exception):
@@ -264,6 +274,7 @@ class _Worker:
             [sys.executable, "-m", "safe_rlhf_video.video.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=_stderr(),
             bufsize=0,
             env=_environment(),
         )
@@ -335,7 +346,18 @@ class _Worker:
 
 def _environment() -> dict[str, str]:
     """The environment of a worker: it finds the packages that this process finds, and none in the working folder."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), "PYTHONSAFEPATH": "1"}
+    # Absolute, because a worker changes its folder. Some programs put a Path there, which Python skips.
+    entries = [os.path.abspath(entry) for entry in sys.path if entry and isinstance(entry, str)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(entries), "PYTHONSAFEPATH": "1"}
+
+
+def _stderr() -> int | None:
+    """Where a worker may report: where this process does, or nowhere if its descriptor 2 is closed."""
+    try:
+        os.fstat(2)
+    except OSError:
+        return subprocess.DEVNULL
+    return None
 
 
 def _describe_end(process: "subprocess.Popen[bytes]") -> str:

@@ -102,16 +102,42 @@ class Sampling:
         return cls(**values)
 
 
-def frame_indices(num_available: int, num_frames: int) -> np.ndarray:
-    """Indices of the frames to keep: int64, (min(num_frames, num_available),), first and last frame included.
+def choose_frames(timestamps: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses frames evenly over the time of a clip, the first and the last included; all of a clip that has few.
+
+    At an even rate these are the frames that Qwen3-VL's own processor chooses, which counts frames. A clip that leaves
+    out repeated frames, as screen recordings and GIFs do, is treated like one that has them: for each time it gives the
+    frame that a player shows then, so a frame may be chosen several times.
+
+    Args:
+        timestamps: (T,), seconds, strictly increasing.
+
+    Returns:
+        Indices, int64 (N,), and seconds from the first frame, float64 (N,), with N = min(num_frames, T).
 
     Raises:
         VideoDecodeError: there is no frame.
     """
+    num_available = len(timestamps)
     if num_available < 1:
         raise VideoDecodeError("the clip has no frames")
-    # NumPy rounds halves to even, like Qwen3-VL's own processor; other rounding would pick other frames.
-    return np.linspace(0, num_available - 1, min(num_frames, num_available)).round().astype(np.int64)
+    seconds = timestamps - timestamps[0]
+    if num_available <= num_frames:
+        return np.arange(num_available), seconds
+    evenly = np.linspace(0.0, seconds[-1], num_available)
+    # Half a step of leeway: containers round times, and a rate may waver.
+    if np.abs(seconds - evenly).max() <= evenly[1] / 2:
+        # NumPy rounds halves to even, like that processor; other rounding would pick other frames.
+        indices = np.linspace(0, num_available - 1, num_frames).round().astype(np.int64)
+        return indices, seconds[indices]
+    wanted = np.linspace(0.0, seconds[-1], num_frames)
+    # A millisecond of leeway, to which containers round times.
+    return np.searchsorted(seconds, wanted + 1e-3, side="right") - 1, wanted
+
+
+def repeat_frames(frames: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The frames at rising `places`, where one may occur several times; without a copy if none does."""
+    return frames if len(frames) == len(places) else frames[places]
 
 
 def target_size(height: int, width: int, sampling: Sampling) -> tuple[int, int]:
@@ -192,8 +218,9 @@ def sample_video(frames: np.ndarray, timestamps: np.ndarray, sampling: Sampling)
     _check_frames(frames)
     timestamps = np.asarray(timestamps, dtype=np.float64)
     _check_timestamps(timestamps, len(frames))
-    indices = frame_indices(len(frames), sampling.num_frames)
-    return Video(fit_frames(frames[indices], sampling), (timestamps - timestamps[0])[indices])
+    indices, seconds = choose_frames(timestamps, sampling.num_frames)
+    kept, places = np.unique(indices, return_inverse=True)
+    return Video(repeat_frames(fit_frames(frames[kept], sampling), places), seconds)
 
 
 def _check_aspect_ratio(height: int, width: int) -> None:

@@ -92,6 +92,7 @@ def _read_message(stream: BinaryIO) -> dict[str, Any] | None:
 
 
 def _answer(request: dict[str, Any], sampling: Sampling, setup: dict[str, Any]) -> list[bytes | memoryview]:
+    _enter(request)
     if "codec" not in request:
         return _encode_video(read_video(request["path"], sampling, setup["backend"], setup.get("max_seconds")))
     path = Path(request["path"])
@@ -109,6 +110,18 @@ def _answer(request: dict[str, Any], sampling: Sampling, setup: dict[str, Any]) 
     pieces = encode_frames(video.frames, Codec.from_dict(request["codec"]))
     header = {"shape": video.frames.shape, "sha256": sha256, "piece_bytes": [len(piece) for piece in pieces]}
     return [encode_message(header), video.timestamps.tobytes(), *pieces]
+
+
+def _enter(request: dict[str, Any]) -> None:
+    """Makes the folder that a relative path starts from the current one."""
+    try:
+        if request["folder"]:
+            os.chdir(request["folder"])
+    except OSError as error:
+        raise VideoDecodeError(
+            f"{request['path']}: the folder {request['folder']}, where it is looked for, cannot be entered "
+            f"({error.strerror}); give an absolute path"
+        ) from error
 
 
 def _encode_video(video: Video) -> list[bytes | memoryview]:
