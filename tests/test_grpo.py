@@ -528,6 +528,8 @@ def test_frames_of_any_layout() -> None:
         assert np.array_equal(as_frames(video), frames)
     assert np.array_equal(as_frames(first[0]), frames[:1])
     assert as_frames("a.mp4") == "a.mp4"
+    with one_line(SampleError, "(3, 3, 16, 24) may be (T, 3, H, W) or (3, T, H, W); give (T, H, W, 3)"):
+        as_frames(np.zeros((3, 3, 16, 24), np.uint8))
 
 
 def test_each_rank_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from safe_rlhf_video.models.record import read_record
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring import scorer as scorer_module
 from safe_rlhf_video.scoring.decisions import PairScore, TradeOff, judge_pair, judge_ranking
+from safe_rlhf_video.scoring.policy_reward import LagrangianReward
 from safe_rlhf_video.scoring.score_many import ScoreRequest, Source, raise_unreadable, score_many
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.credit import TIE_TOLERANCE
@@ -204,6 +206,32 @@ def test_score_many_takes_any_source_and_goes_on_after_an_unreadable_clip(
     assert list(score_many(scorer, [])) == []
 
 
+def test_threads_get_the_scores_of_one_thread(scorer: Scorer) -> None:
+    videos = [noise_video(2, 16, 16, number) for number in range(8)]
+    pairs = list(itertools.product(videos, videos)) * 7
+    alone = [scorer.score_pair(PROMPT, *pair) for pair in pairs[:64]] * 7
+    with ThreadPoolExecutor(8) as threads:
+        # Two objects that share a scorer too.
+        rewards = [LagrangianReward(scorer), LagrangianReward(scorer)]
+        judged = threads.map(lambda pair: scorer.score_pair(PROMPT, *pair), pairs)
+        rewarded = threads.map(lambda number: rewards[number % 2].score([PROMPT], [videos[number % 8]]), range(64))
+        assert list(judged) == alone
+        assert {float(one.rewards[0]) for one in rewarded} == {scorer.score(PROMPT, one)["reward"] for one in videos}
+
+
+def test_a_relative_path_is_of_the_current_folder(
+    scorer: Scorer, clips: tuple[list[Path], list[np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, clip in zip(("one", "two"), clips[0], strict=False):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.mkv").symlink_to(clip)
+        monkeypatch.chdir(tmp_path / folder)
+        assert scorer.score(PROMPT, "0.mkv") == scorer.score(PROMPT, clip)
+    (tmp_path / "two" / "0.mkv").unlink()
+    with one_line(VideoDecodeError, "0.mkv: no such file"):
+        scorer.score(PROMPT, "0.mkv")
+
+
 def test_rank_follows_the_videos_not_their_order(scorer: Scorer) -> None:
     videos = [noise_video(1 + n % 7 % 4, 16, 16, n % 7) for n in range(9)]  # the first two stand there twice
     expected = scorer.rank(PROMPT, videos).order
@@ -216,6 +244,14 @@ def test_rank_follows_the_videos_not_their_order(scorer: Scorer) -> None:
     assert [videos[index] for index in ranked] == [videos[index] for index in expected]
     same = [videos[0]] * 5
     assert scorer.rank(PROMPT, same).order == (0, 1, 2, 3, 4)
+
+
+def test_any_iterable_of_videos_will_do(scorer: Scorer) -> None:
+    videos = [noise_video(2, 16, 16, number) for number in range(3)]
+    assert scorer.rank(PROMPT, iter(videos)) == scorer.rank(PROMPT, videos)
+    expected = scorer.best_of_n([PROMPT] * 2, [videos, videos[:2]], lagrange_multiplier=1.0)
+    found = scorer.best_of_n(iter([PROMPT] * 2), (iter(row) for row in (videos, videos[:2])), lagrange_multiplier=1.0)
+    assert found == expected
 
 
 def test_ranking_says_what_holds_of_each(scorer: Scorer) -> None:
@@ -330,6 +366,8 @@ FRAMES = noise_video(3, 16, 16, 0).frames
         (FRAMES[:0], 8, SampleError, "no frames"),
         (torch.from_numpy(FRAMES).bfloat16(), 8, SampleError, "bfloat16"),
         ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16))], 8, SampleError, "sizes"),
+        ([Image.new("I;16", (8, 8))], 8, SampleError, "mode I;16 has more than 8 bits a channel; give RGB"),
+        ([Image.new("F", (8, 8))], 8, SampleError, "mode F"),
         ([], 8, SampleError, "list"),
         ([FRAMES[0]], 8, SampleError, "list"),
         (b"a clip's bytes", None, VideoDecodeError, "videos[0], given as bytes"),

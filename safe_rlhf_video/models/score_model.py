@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import get_args
@@ -51,6 +52,7 @@ class ScoreModel(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self._pass = threading.Lock()
         self.heads_of_adapter = dict(heads_of_adapter)
         self.lora = lora
         self.trained_parts = tuple(trained_parts)
@@ -82,7 +84,7 @@ class ScoreModel(nn.Module):
                 self.score_heads[head] = score_head.to(backbone.model.device)
 
     def forward(self, inputs: Mapping[str, Tensor], with_thresholds: bool = False) -> dict[str, Tensor]:
-        """Score the N videos of `models.inputs.build_inputs`.
+        """Scores the N videos of `models.inputs.build_inputs`; threads that call it at once take turns.
 
         Args:
             with_thresholds: whether the thresholds of heads come along, where they have some, as training needs them:
@@ -91,6 +93,13 @@ class ScoreModel(nn.Module):
         Returns:
             head name -> float32 scores (N,); and with thresholds, `THRESHOLDS` + name of such a head -> (K - 1,).
         """
+        with self._pass:  # which adapter is in use is a state of the backbone, shared by all threads
+            scores = self._run_adapters(inputs)
+        if with_thresholds:
+            scores |= {THRESHOLDS + head: thresholds for head, thresholds in self.thresholds().items()}
+        return scores
+
+    def _run_adapters(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scores = {}
         device_type = inputs["input_ids"].device.type
         # Once for all adapters, which are in the language model. Where weights are all of one type, autocast would only
@@ -108,8 +117,6 @@ class ScoreModel(nn.Module):
                 ).last_hidden_state  # size = (N, L, E)
             for head in heads:
                 scores[head] = self.score_heads[head](hidden_states, inputs["attention_mask"])  # size = (N,)
-        if with_thresholds:
-            scores |= {THRESHOLDS + head: thresholds for head, thresholds in self.thresholds().items()}
         return scores
 
     def thresholds(self) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ class ModelScorer:
     ) -> None:
         self.device = device
         self.records = [read_record(folder) for folder in model_dirs]
-        folders = [resolve_model_folder(folder) for folder in model_dirs]
+        folders = [resolve_model_folder(folder).absolute() for folder in model_dirs]
         # Each folder is hashed once, when a fingerprint of it is first needed.
         self._fingerprints = cache(read_fingerprints)
         # Before the backbone is loaded: a stale calibration is reported at once.

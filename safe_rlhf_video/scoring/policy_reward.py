@@ -119,8 +119,7 @@ class LagrangianReward:
         self._prompt_column = prompt_column
         self._fps = fps
         self._batch_size = batch_size
-        # flow-GRPO scores in threads; a pool of decoders serves one thread at a time.
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards _pending: flow-GRPO scores in threads
         self._pending: list[float] = []
         # Whether TRL is in a training step; None until a trainer has the callback.
         self._in_step: bool | None = None
@@ -152,7 +151,7 @@ class LagrangianReward:
         if len(prompts) != len(videos) or not len(prompts):
             raise SampleError(f"{len(prompts)} prompts for {len(videos)} videos; give at least one, each its prompt")
         frames = [as_frames(video, place) for place, video in enumerate(videos)]
-        with self._lock, torch.autocast(self.scorer.device.type, enabled=False):
+        with torch.autocast(self.scorer.device.type, enabled=False):
             scores = score_each_once(self.scorer, prompts, self.scorer.read(frames, self._fps), self._batch_size)
         rewards, costs = scores["reward"], scores["cost"]
         trade_off = self.trade_off

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +33,8 @@ class Scorer(ModelScorer):
 
     def __init__(self, model_dirs: Sequence[str | Path], *arguments: Any, **options: Any) -> None:
         super().__init__(model_dirs, *arguments, **options)
-        self._folder_of = dict(find_choice(model_dirs))
+        # Absolute: a multiplier may be stored later, from another current folder.
+        self._folder_of = {head: folder.absolute() for head, folder in find_choice(model_dirs)}
         # A problem is reported when the multiplier is needed: another one may be given, or none be asked for.
         self._stored = StoredMultiplier()
         if len(self._folder_of) == 2:
@@ -127,13 +128,14 @@ class Scorer(ModelScorer):
     def rank(
         self,
         prompt: str,
-        videos: Sequence[VideoLike],
+        videos: Iterable[VideoLike],
         *,
         lagrange_multiplier: float | None = None,
         cost_limit: float | None = None,
         fps: float | None = None,
     ) -> Ranking:
         """Puts any number of videos for one prompt in order; arguments and errors as those of `score_pair`."""
+        videos = list(videos)
         trade_off = self.resolve_trade_off(lagrange_multiplier, cost_limit)
         scores = {head: np.zeros(0) for head in self.heads}
         if videos:
@@ -143,8 +145,8 @@ class Scorer(ModelScorer):
 
     def best_of_n(
         self,
-        prompts: Sequence[str],
-        videos: Sequence[Sequence[VideoLike]],
+        prompts: Iterable[str],
+        videos: Iterable[Iterable[VideoLike]],
         *,
         lagrange_multiplier: float | None = None,
         cost_limit: float | None = None,
@@ -165,10 +167,11 @@ class Scorer(ModelScorer):
                 and a limit are given.
             CheckpointError: as `score_pair`.
         """
-        if len(prompts) != len(videos) or not all(len(row) for row in videos) or not len(prompts):
+        prompts, candidates = list(prompts), [list(row) for row in videos]
+        if len(prompts) != len(candidates) or not all(candidates) or not prompts:
             raise ConfigError(
-                f"best_of_n: {len(prompts)} prompts and {len(videos)} lists of candidates; give each prompt a list of "
-                "at least one video"
+                f"best_of_n: {len(prompts)} prompts and {len(candidates)} lists of candidates; give each prompt a list "
+                "of at least one video"
             )
         if lagrange_multiplier is not None and cost_limit is not None:
             raise ConfigError("best_of_n: give either lagrange_multiplier or cost_limit: the limit has its own lambda")
@@ -177,10 +180,10 @@ class Scorer(ModelScorer):
             trade_off = self.resolve_trade_off(lagrange_multiplier)
         else:
             lagrangian.check_limit(cost_limit, None)
-        sources = [self.to_source(video, fps) for row in videos for video in row]
-        asked = [prompt for prompt, row in zip(prompts, videos, strict=True) for _ in row]
+        sources = [self.to_source(video, fps) for row in candidates for video in row]
+        asked = [prompt for prompt, row in zip(prompts, candidates, strict=True) for _ in row]
         scores = self.iterate(asked, sources, batch_size)
-        rows = [[next(scores) for _ in row] for row in videos]
+        rows = [[next(scores) for _ in row] for row in candidates]
         rewards, costs = ([[one[head] for one in row] for row in rows] for head in ("reward", "cost"))
         if cost_limit is None:
             return choose_by_score(rewards, costs, trade_off)

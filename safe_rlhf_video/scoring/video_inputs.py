@@ -51,7 +51,7 @@ def as_frames(video: VideoLike, place: int = 0) -> VideoLike:
         place: index of the video, for messages.
 
     Raises:
-        SampleError: its floats are not in [0, 1].
+        SampleError: its floats are not in [0, 1], or it may be (T, 3, H, W) as well as (3, T, H, W).
     """
     if isinstance(video, torch.Tensor):
         video = (video.float() if video.is_floating_point() else video).detach().cpu().numpy()
@@ -59,6 +59,8 @@ def as_frames(video: VideoLike, place: int = 0) -> VideoLike:
         return video
     if video.ndim == 3:
         video = video[None]
+    if video.ndim == 4 and video.shape[3] != 3 and video.shape[:2] == (3, 3):
+        raise SampleError(f"video {place}: shape {video.shape} may be (T, 3, H, W) or (3, T, H, W); give (T, H, W, 3)")
     if video.ndim == 4 and video.shape[3] != 3 and video.shape[1] == 3:
         video = video.transpose(0, 2, 3, 1)
     if np.issubdtype(video.dtype, np.floating) and video.size:
@@ -124,6 +126,9 @@ def _stack_frames(video: VideoLike) -> np.ndarray:
     if isinstance(video, list | tuple) and video and all(isinstance(frame, Image) for frame in video):
         if len({frame.size for frame in video}) > 1:
             raise SampleError("a video given as PIL images: its frames have different sizes; resize them to one")
+        if deep := [frame.mode for frame in video if frame.mode.startswith(("I", "F"))]:
+            # Pillow cuts them off at 255.
+            raise SampleError(f"a video given as PIL images: mode {deep[0]} has more than 8 bits a channel; give RGB")
         return np.stack([np.asarray(frame.convert("RGB")) for frame in video])
     raise SampleError(
         f"a video must be a path, bytes, a Video, a uint8 array or tensor (T, H, W, 3) or a list of PIL images, "
