@@ -1,5 +1,6 @@
 """scripts/score.py over many clips: formats, shares, resuming, bad rows, and runs that are killed."""
 
+import codecs
 import contextlib
 import json
 import os
@@ -21,10 +22,12 @@ from conftest import ROOT, command, environment, launch
 from small_models import COST, one_line, share_loaded, write_model, write_reward_and_cost
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
+from safe_rlhf_video.files import lock_folder
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring import score_parts
+from safe_rlhf_video.scoring import input_rows, score_parts
 from safe_rlhf_video.scoring.decisions import judge_pair
 from safe_rlhf_video.scoring.devices import Shard, read_shard
+from safe_rlhf_video.scoring.input_rows import InputRow
 from safe_rlhf_video.scoring.score_many import ScoreRequest
 from safe_rlhf_video.scoring.score_parts import content_key, score_in_parts
 from safe_rlhf_video.scoring.scorer import Scorer
@@ -226,6 +229,34 @@ def test_lists_are_put_in_order(
               tmp_path / "w.jsonl")  # fmt: skip
 
 
+def test_rows_that_programs_read_differently(tmp_path: Path) -> None:
+    source = tmp_path / "pairs.jsonl"
+
+    def row(more: str = "") -> str:
+        return f'{{"prompt": "a", "v1": "0.mp4", "v2": "1.mp4"{more}}}'
+
+    def read(*lines: str, **options: Any) -> tuple[list[InputRow], list[str]]:
+        source.write_bytes(codecs.BOM_UTF8 + "\n".join(lines).encode("utf-8", "surrogatepass"))
+        rows, bad = input_rows.read_rows(source, **options)
+        return rows, [str(one.error) for one in bad]
+
+    rows, bad = read(row(), row(', "v1": "2.mp4"'), row(', "pair_id": "\\ud800"'), row(f', "x": {"[" * 10**5}'))
+    assert [one.number for one in rows] == [0]
+    for place, part in enumerate(("the key 'v1' is twice", "field pair_id: expected text without lone", "too deeply")):
+        assert f"row {place + 1}" in bad[place]
+        assert part in bad[place]
+    assert rows[0].responses == {"v1": tmp_path / "0.mp4", "v2": tmp_path / "1.mp4"}
+    (moved,), _ = read(row(), video_dir=str(tmp_path / "clips"))
+    assert moved.responses == {"v1": tmp_path / "clips" / "0.mp4", "v2": tmp_path / "clips" / "1.mp4"}
+    with one_line(SampleError, "row 1: has no pair_id, and its number is that of row 0"):
+        read(row(', "pair_id": "1"'), row())
+    with one_line(SampleError, "pairs.parquet: cannot be read as Parquet"):
+        damaged = pa.array([b"a", b"\xff"]).cast(pa.string(), safe=False)
+        columns = {"prompt": damaged, "v1": ["0.mp4"] * 2, "v2": ["1.mp4"] * 2}
+        pq.write_table(pa.table(columns), tmp_path / "pairs.parquet")
+        input_rows.read_rows(tmp_path / "pairs.parquet")
+
+
 def test_bad_rows_are_refused_or_dropped_and_told(
     score: RunScore, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,7 +304,7 @@ def test_bad_rows_are_refused_or_dropped_and_told(
     assert [row["row"] for row in told] == list(bad)
     parts = [
         "non-empty",
-        "not JSON",
+        "not valid JSON",
         "surrogates",
         "object",
         "a clip, but row 1 is a pair",
@@ -310,7 +341,7 @@ def test_scores_of_another_input_or_model_are_refused(
 ) -> None:
     source, out = write_input(tmp_path / "data", 10, 24), tmp_path / "scores.jsonl"
     assert score(source, out) == 0
-    before = {path: path.read_bytes() for path in parts_of(out).iterdir()}
+    before = {path: path.read_bytes() for path in parts_of(out).glob("rank-*")}
     written = out.read_bytes()
     rows = read_rows(source)
     write_rows(source, rows[:-2])
@@ -323,7 +354,7 @@ def test_scores_of_another_input_or_model_are_refused(
     other = write_model(tmp_path / "other", COST, seed=5)
     with one_line(CheckpointError, "of another model"):
         score(source, out, "--model", folders[0], other)
-    assert {path: path.read_bytes() for path in parts_of(out).iterdir()} == before
+    assert {path: path.read_bytes() for path in parts_of(out).glob("rank-*")} == before
     assert out.read_bytes() == written
 
     with one_line(ConfigError, ".jsonl or .parquet"):
@@ -340,8 +371,10 @@ def test_parts_that_a_kill_or_a_power_cut_left(
     score: RunScore, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = write_input(tmp_path / "data", 40, 24), tmp_path / "scores.jsonl"
+    with lock_folder(parts_of(out)), one_line(ConfigError, "scores.jsonl.parts: another process is writing it"):
+        score(source, out)
     assert score(source, out) == 0
-    (part,) = parts_of(out).iterdir()
+    (part,) = parts_of(out).glob("rank-*")
     whole = part.read_bytes()
     lines = whole.splitlines(keepends=True)
     num_clips = len(lines) - 1
@@ -353,13 +386,13 @@ def test_parts_that_a_kill_or_a_power_cut_left(
         (b"".join(lines[:6]) + bytes(40), 5),
         (b"".join(lines[:6]) + bytes(40) + b"\n" + lines[8], 5),
     ):
-        for old in parts_of(out).iterdir():
+        for old in parts_of(out).glob("rank-*"):
             old.unlink()
         part.write_bytes(kept)
         out.unlink()
         assert score(source, out) == 0
         assert part.read_bytes() == kept  # a file of another process is never touched
-        (new,) = set(parts_of(out).iterdir()) - {part}
+        (new,) = set(parts_of(out).glob("rank-*")) - {part}
         assert len(new.read_bytes().splitlines()) == 1 + num_clips - num_good
     check_rows(out, source, folders)
     # A clip in the place of another is seen by its time.

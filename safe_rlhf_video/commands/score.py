@@ -24,7 +24,10 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help="a reward and a cost folder")
     parser.add_argument("--input", type=Path, required=True, help="rows.jsonl, rows.parquet or a SafeSora config")
     parser.add_argument("--out", type=Path, required=True, help="scores.jsonl or scores.parquet")
-    parser.add_argument("--video_dir", help="where the clips of a SafeSora config are, if not where the config says")
+    parser.add_argument(
+        "--video_dir",
+        help="what the paths are relative to, if not the file's folder; of a SafeSora config, where its clips are",
+    )
     parser.add_argument(
         "--bad_rows",
         choices=("refuse", "drop"),

@@ -52,13 +52,17 @@ def _check_object(value: object) -> object:
     return value
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON can hold half a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def _check_text(value: str | None) -> str | None:
-    # JSON can hold half a surrogate pair; no file name and no tokenizer takes it.
-    if value is not None and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            refuse("text without lone surrogates")
+    if value is not None and not is_unicode(value):
+        refuse("text without lone surrogates")
     return value
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,8 +11,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from safe_rlhf_video.contracts import OPEN, check_fields
+from safe_rlhf_video.data.config_files import decode_json, decode_text
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
-from safe_rlhf_video.data.record_fields import FilePath, NonEmptyText, fail
+from safe_rlhf_video.data.record_fields import FilePath, NonEmptyText, fail, is_unicode
 from safe_rlhf_video.errors import SafeRLHFVideoError, SampleError
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.score_many import request_videos
@@ -74,6 +74,7 @@ class InputRow:
         number: in the file, from 0.
         ids: copied to the output.
         responses: by field: `video`; `v1` and `v2`; `videos[0]` and so on.
+        has_id: whether the row has an id of its own; else its number serves.
     """
 
     number: int
@@ -81,6 +82,7 @@ class InputRow:
     prompt: str
     responses: Mapping[str, Path | TextResponse]
     kind: Kind
+    has_id: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def read_rows(path: Path, video_dir: str | None = None) -> tuple[list[InputRow],
     """Reads the rows of a file of JSON lines, a Parquet file or a SafeSora config, good and bad ones apart.
 
     Args:
-        video_dir: where the clips of a SafeSora config are, if not where the config says.
+        video_dir: what the paths of rows are relative to, in place of the file's folder; of a SafeSora config, where
+            its clips are.
 
     Raises:
         SampleError: the file cannot be read, or a record of a SafeSora config is wrong.
@@ -105,20 +108,33 @@ def read_rows(path: Path, video_dir: str | None = None) -> tuple[list[InputRow],
         return _read_config(path, video_dir), []
     rows: list[InputRow] = []
     bad: list[BadRow] = []
+    folder = path.parent if video_dir is None else Path(video_dir)
     for number, record in _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path):
         where = f"{path} row {number}"
         ids: dict[str, str] = {}
         try:
             if isinstance(record, SampleError):
                 raise record
-            row = _parse_row(record, number, path.parent, where, ids)
+            row = _parse_row(record, number, folder, where, ids)
             if rows and row.kind != rows[0].kind:
                 names = [FORMS[one.kind].name for one in (row, rows[0])]
                 raise SampleError(f"{where}: {names[0]}, but row {rows[0].number} is {names[1]}; make it two files")
             rows.append(row)
         except SampleError as error:
             bad.append(BadRow(number, ids, error))
+    _check_numbers(path, rows)
     return rows, bad
+
+
+def _check_numbers(path: Path, rows: Sequence[InputRow]) -> None:
+    """The number of a row without an id must not be another row's id."""
+    number_of = {row.ids[FORMS[row.kind].id_field]: row.number for row in rows if row.has_id}
+    for row in rows:
+        if not row.has_id and (other := number_of.get(str(row.number))) is not None:
+            raise SampleError(
+                f"{path} row {row.number}: has no {FORMS[row.kind].id_field}, and its number is that of row {other}; "
+                "give each row one"
+            )
 
 
 def _read_config(path: Path, video_dir: str | None) -> list[InputRow]:
@@ -142,17 +158,18 @@ def _read_config(path: Path, video_dir: str | None) -> list[InputRow]:
 def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields row numbers, which count blank lines too, and rows; a SampleError for a line that is no JSON."""
     try:
-        # Not splitlines(): a prompt may hold other line ends, such as U+2028.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise SampleError(f"{path}: cannot be read ({error}); give JSON lines, Parquet or a SafeSora config") from error
+    # Not splitlines(): a prompt may hold other line ends, such as U+2028.
+    lines = decode_text(content, str(path)).split("\n")
     for number, line in enumerate(lines):
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            yield number, SampleError(f"{path} row {number}: not JSON ({error}); write one object a line")
+            yield number, decode_json(line, f"{path} row {number}")
+        except SampleError as error:
+            yield number, error
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -163,7 +180,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             records = file.read(columns).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise SampleError(f"{path}: cannot be read as Parquet ({error}); write it again") from error
     yield from enumerate(records)
 
@@ -179,6 +196,8 @@ def _parse_row(record: Any, number: int, folder: Path, where: str, ids: dict[str
     name = record.get(id_field, number)
     if isinstance(name, bool) or not isinstance(name, str | int):
         fail(where, id_field, "a string or a whole number", name)
+    if not is_unicode(str(name)):
+        fail(where, id_field, "text without lone surrogates", name)
     ids[id_field] = str(name)
     if len(given) > 1:
         raise SampleError(f"{where}: has {' and '.join(FORMS[kind].name for kind in given)}; give one of them")
@@ -188,4 +207,5 @@ def _parse_row(record: Any, number: int, folder: Path, where: str, ids: dict[str
         fail(where, "prompt", "a text", prompt)
     if kind == "list":
         checked = {f"videos[{place}]": path for place, path in enumerate(checked["videos"])}
-    return InputRow(number, ids, prompt, {field: folder / path for field, path in checked.items()}, kind)
+    responses = {field: folder / path for field, path in checked.items()}
+    return InputRow(number, ids, prompt, responses, kind, has_id=id_field in record)

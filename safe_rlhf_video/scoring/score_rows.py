@@ -34,7 +34,8 @@ class RowScoring:
         model: folders of the models: reward, cost, moderation.
         input: rows as JSON lines or Parquet, or a SafeSora config.
         out: scores as JSON lines or Parquet.
-        video_dir: where the clips of a SafeSora config are, if not where the config says.
+        video_dir: what the paths of rows are relative to, in place of the input's folder; of a SafeSora config, where
+            its clips are.
         bad_rows: refuse a wrong field or an unreadable clip, or leave its rows out.
         lagrange_multiplier, cost_limit: as of `Scorer.score_pair`.
         backbone: the folder of the backbone, if it has moved since training.
@@ -83,6 +84,11 @@ def score_rows(task: RowScoring) -> RowsScored:
         raise SampleError(
             f"{task.input}: holds no pair and no clip{f' but {len(bad)} bad rows, the first: ' if bad else ''}"
             f"{bad[0].error if bad else '; there is nothing to score'}"
+        )
+    if rows[0].kind == "clip" and (task.lagrange_multiplier is not None or task.cost_limit is not None):
+        raise ConfigError(
+            f"{task.input}: holds single clips, which are scored and not weighed; leave out --lagrange_multiplier and "
+            "--cost_limit"
         )
     keys, requests = _make_requests(rows, task)
     # Torch takes seconds to import, and wrong rows are reported at once.
