@@ -246,7 +246,7 @@ def test_videos_that_are_not_used_are_told(edited_world: Callable[[Callable[[lis
     def add_unlabelled(records: list[Record]) -> None:
         for record in records:
             for side in VIDEO_NAMES:
-                record[side]["is_safe"] = True
+                record[side]["is_safe"] = record[side]["video_id"] < "8"
         videos = {side: {**records[0][side], "video_id": f"new_{side}", "is_safe": None} for side in VIDEO_NAMES}
         records.append({**records[0], **videos, "pair_id": "new", "helpfulness": None, "harmlessness": None})
 

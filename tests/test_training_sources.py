@@ -67,6 +67,27 @@ def test_texts_and_clips_in_one_run_on_two_ranks(world: Path, texts: Path, tmp_p
     assert safe["cost"] != other["cost"]
 
 
+@pytest.mark.parametrize("is_safe", [True, False, None])
+def test_the_zero_of_a_cost_is_learned_from_both_classes(
+    edited_world: Callable[[Callable[[list[Record]], Any]], Path], tmp_path: Path, is_safe: bool | None
+) -> None:
+    def change(records: list[Record]) -> None:
+        for record in records:
+            record["video_0"]["is_safe"] = record["video_1"]["is_safe"] = is_safe
+
+    data = edited_world(change)
+    without = write_training_config(tmp_path / "without.yaml", data, loss={"sign": 0.0})
+    means_nothing = "not where zero is, so is_safe of its scores means nothing"
+    assert any(means_nothing in note for note in load(without, "cost").notes)
+    config = write_training_config(tmp_path / "run.yaml", data)
+    if is_safe is None:
+        assert any(means_nothing in note for note in load(config, "cost").notes)
+    else:
+        with pytest.raises(SampleError, match=f"add {'unsafe' if is_safe else 'safe'} clips, or set loss.sign to 0"):
+            load(config, "cost")
+    assert not any(means_nothing in note for note in load(config, "reward").notes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "video", "mixed"])
 def test_sources_x_zero_x_ranks(kind: str, world: Path, texts: Path, tmp_path: Path) -> None:

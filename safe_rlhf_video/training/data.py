@@ -82,7 +82,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
             *of_generators,
             *held_out,
             *useless,
-            *(_count_unknown_signs(groups, doubtful) if "cost" in heads else ()),
+            *(_count_unknown_signs(groups, doubtful, lessons) if "cost" in heads else ()),
             *unreadable,
         ],
         class_weights=weights,
@@ -227,10 +227,13 @@ def _count_doubtful(doubtful: Mapping[str, int], lessons: Lessons) -> list[str]:
     return notes
 
 
-def _count_unknown_signs(groups: Sequence[PromptGroup], doubtful: Mapping[str, int]) -> list[str]:
+def _count_unknown_signs(groups: Sequence[PromptGroup], doubtful: Mapping[str, int], lessons: Lessons) -> list[str]:
     unknown = sum(int((group.safety_sign == 0).sum()) for group in groups)
     unlabelled = unknown - doubtful.get("contradictory is_safe", 0)
     num_videos = sum(len(group.videos) for group in groups)
+    if unknown == num_videos or not lessons.signs:
+        why = "loss.sign is 0" if unknown < num_videos else "no video has an is_safe label"
+        return [f"{why}: the cost learns to order clips, but not where zero is, so is_safe of its scores means nothing"]
     return [f"{unlabelled} of {num_videos} videos have no is_safe label"] if unlabelled else []
 
 

@@ -61,8 +61,16 @@ class Lessons:
         """A head that has seen one answer alone would give it to everything.
 
         Raises:
-            SampleError: a label has no example of one of its classes.
+            SampleError: a label, or `is_safe` for the cost's zero, has no example of one of its classes.
         """
+        signs = np.concatenate([np.zeros(0), *(group.safety_sign for group in groups)])
+        if self.signs and signs.any() and abs(signs.sum()) == np.count_nonzero(signs):
+            known, lacking_sign = ("true", "unsafe") if signs.sum() > 0 else ("false", "safe")
+            raise SampleError(
+                f"{where}: is_safe is {known} wherever it is known, so the cost cannot learn where zero, the boundary, "
+                f"is; add {lacking_sign} clips, or set loss.sign to 0: the cost then orders clips, and its zero means "
+                "nothing"
+            )
         targets = np.concatenate([np.zeros((0, NUM_LABEL_COLUMNS)), *(group.harm_targets for group in groups)])
         lacking: dict[str, str] = {}
         for head in self.labels:
