@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,16 +41,15 @@ def lock(file: IO[Any], path: Path) -> None:
         pass
 
 
-def lock_folder(folder: Path) -> IO[bytes]:
-    """Makes a folder if there is none, and locks it by its `.lock` until the returned file is closed.
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder if there is none, and locks it by its `.lock` while the block runs.
 
     Raises:
         ConfigError: another process has locked it.
         OSError: it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context((folder / ".lock").open("ab"))
+    with (folder / ".lock").open("ab") as file:
         lock(file, folder)
-        stack.pop_all()
-        return file
+        yield

@@ -47,6 +47,7 @@ def score_to_file(
     if store is not None and store.codec_name != "raw":  # raw frames equal decoded ones
         header["frames"] = store.codec_name
     with _open(out) as file:
+        lock(file, out)
         scores = _read_scores(out, header)
         todo = [request for request in requests if request.key not in scores]
         if not scores:
@@ -62,14 +63,11 @@ def score_to_file(
 
 
 def _open(out: Path) -> IO[str]:
-    """Opens a file to append to, which no other process may write meanwhile."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        file = out.open("a", encoding="utf-8")
+        return out.open("a", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
-    lock(file, out)
-    return file
 
 
 def _read_scores(out: Path, header: dict[str, str]) -> dict[str, Scores]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from safe_rlhf_video.errors import CheckpointError, VideoDecodeError
 from safe_rlhf_video.files import lock_folder
@@ -90,7 +90,8 @@ def score_in_parts(
     with contextlib.ExitStack() as stack:
         progress = None
         if is_first:
-            stack.enter_context(_lock(folder))
+            with _writing(folder):
+                stack.enter_context(lock_folder(folder))
             progress = stack.enter_context(progress_bar(parts.num_wanted, len(parts.outcomes), "scoring", "clip"))
         seen_s = time.monotonic()
         made = score_many(scorer, todo, batch_size)
@@ -114,11 +115,12 @@ def score_in_parts(
     return parts.outcomes
 
 
-def _lock(folder: Path) -> IO[bytes]:
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        return lock_folder(folder)
+        yield
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
 
 
 class _Part:
@@ -133,13 +135,11 @@ class _Part:
         self._synced_s = time.monotonic()
 
     def __enter__(self) -> _Part:
-        try:
+        with _writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: a written line survives a kill of the process.
             self._file = self.path.open("xb", buffering=0)
             self._file.write(self._header)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror}); give another --out") from error
         self._beat.start()
         return self
 
