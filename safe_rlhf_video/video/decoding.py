@@ -77,8 +77,7 @@ def read_video(
     try:
         check_file(path)
         index = _read_index(path)
-        indices, seconds = choose_frames(index.timestamps, sampling.num_frames)
-        kept, places = np.unique(indices, return_inverse=True)
+        kept, places, seconds = choose_frames(index.timestamps, sampling.num_frames)
         _check_frame_bytes(index, len(kept))
         if max_seconds is not None and index.timestamps[-1] > max_seconds:
             raise VideoDecodeError(f"lasts {index.timestamps[-1]:.1f} s, at most {max_seconds:g} s are read; cut it")

@@ -102,7 +102,7 @@ class Sampling:
         return cls(**values)
 
 
-def choose_frames(timestamps: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+def choose_frames(timestamps: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Chooses frames evenly over the time of a clip, the first and the last included; all of a clip that has few.
 
     At an even rate these are the frames that Qwen3-VL's own processor chooses, which counts frames. A clip that leaves
@@ -113,7 +113,8 @@ def choose_frames(timestamps: np.ndarray, num_frames: int) -> tuple[np.ndarray, 
         timestamps: (T,), seconds, strictly increasing.
 
     Returns:
-        Indices, int64 (N,), and seconds from the first frame, float64 (N,), with N = min(num_frames, T).
+        Indices of the distinct frames, int64 (K,), rising; the place among them of each chosen frame, int64 (N,), for
+        `repeat_frames`; and seconds from the first frame, float64 (N,). N = min(num_frames, T).
 
     Raises:
         VideoDecodeError: there is no frame.
@@ -123,16 +124,17 @@ def choose_frames(timestamps: np.ndarray, num_frames: int) -> tuple[np.ndarray, 
         raise VideoDecodeError("the clip has no frames")
     seconds = timestamps - timestamps[0]
     if num_available <= num_frames:
-        return np.arange(num_available), seconds
+        return np.arange(num_available), np.arange(num_available), seconds
     evenly = np.linspace(0.0, seconds[-1], num_available)
     # Half a step of leeway: containers round times, and a rate may waver.
     if np.abs(seconds - evenly).max() <= evenly[1] / 2:
         # NumPy rounds halves to even, like that processor; other rounding would pick other frames.
         indices = np.linspace(0, num_available - 1, num_frames).round().astype(np.int64)
-        return indices, seconds[indices]
+        return indices, np.arange(num_frames), seconds[indices]
     wanted = np.linspace(0.0, seconds[-1], num_frames)
     # A millisecond of leeway, to which containers round times.
-    return np.searchsorted(seconds, wanted + 1e-3, side="right") - 1, wanted
+    kept, places = np.unique(np.searchsorted(seconds, wanted + 1e-3, side="right") - 1, return_inverse=True)
+    return kept, places, wanted
 
 
 def repeat_frames(frames: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -218,8 +220,7 @@ def sample_video(frames: np.ndarray, timestamps: np.ndarray, sampling: Sampling)
     _check_frames(frames)
     timestamps = np.asarray(timestamps, dtype=np.float64)
     _check_timestamps(timestamps, len(frames))
-    indices, seconds = choose_frames(timestamps, sampling.num_frames)
-    kept, places = np.unique(indices, return_inverse=True)
+    kept, places, seconds = choose_frames(timestamps, sampling.num_frames)
     return Video(repeat_frames(fit_frames(frames[kept], sampling), places), seconds)
 
 
