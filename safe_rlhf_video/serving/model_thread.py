@@ -67,8 +67,8 @@ class ModelThread:
         while (batch := self._collect()) is not None:
             wanted = [clip for clip in batch if clip.scores.set_running_or_notify_cancel()]
             if wanted:
+                self._on_batch(len(wanted))  # before their scores are out: whoever has one finds its batch counted
                 self._score(wanted)
-                self._on_batch(len(wanted))
 
     def _collect(self) -> list[_Clip] | None:
         """The next batch; None at the end."""
