@@ -455,6 +455,33 @@ def test_a_clip_that_takes_more_memory_than_allowed_is_named(
         read_video(large, sampling)
 
 
+def test_more_pixels_than_the_budget_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 5,000 frames of 8192x8192 pixels in 115 kB: each frame changes one pixel of a screen.
+    screen = b"GIF89a" + struct.pack("<HH", 8192, 8192) + b"\x80\0\0\0\0\0\xff\xff\xff"
+    frame = b"\x21\xf9\x04\0\x05\0\0\0\x2c" + struct.pack("<HHHH", 0, 0, 1, 1) + b"\0\x02\x02\x44\x01\0"
+    large, tiny = tmp_path / "large.gif", tmp_path / "tiny.gif"
+    large.write_bytes(screen + 5000 * frame + b";")
+    tiny.write_bytes(screen[:6] + struct.pack("<HH", 16, 16) + screen[10:] + 40 * frame + b";")
+    assert large.stat().st_size < 130_000
+    with monkeypatch.context() as patched:
+        patched.setattr(decoding, "_decode", lambda *_: pytest.fail("was decoded"))
+        with pytest.raises(
+            VideoDecodeError, match=r"5000 frames take 336 x 10\^9 pixels to decode, at most 20 x 10\^9"
+        ):
+            read_video(large, SMALL)
+        # Many frames without pixels take long too.
+        with DecodePool(SMALL, num_workers=1, max_pixels=10**6) as pool:
+            (refused,) = pool.attempt([tiny])
+        assert "40 frames take 0.00131 x 10^9 pixels to decode, at most 0.001 x 10^9 are read" in str(refused)
+    assert len(read_video(tiny, SMALL).frames) == SMALL.num_frames
+    # A container may say that its frames are smaller than they are.
+    read_index = decoding._read_index
+    monkeypatch.setattr(decoding, "_read_index", lambda path: replace(read_index(path), height=1, width=1))
+    monkeypatch.setattr(decoding, "MIN_FRAME_PIXELS", 1)
+    with pytest.raises(VideoDecodeError, match="frames take"):
+        read_video(tiny, SMALL, max_pixels=1000)
+
+
 def test_closing_ends_the_workers_even_within_a_clip(clips: list[Path], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.mp4")
     pool = DecodePool(SMALL, num_workers=2)

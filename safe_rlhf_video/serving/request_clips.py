@@ -76,6 +76,7 @@ class ClipReader:
             settings.timeout_s,
             memory_bytes=settings.decode_memory_mb * 10**6,
             max_seconds=settings.max_clip_seconds,
+            max_pixels=int(settings.max_clip_gigapixels * 1e9),
         )
 
     def close(self) -> None:

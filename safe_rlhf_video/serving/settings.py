@@ -34,6 +34,7 @@ class ServerSettings(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1")
     max_body_mb: float = Field(64.0, gt=0, description="the size of a request, in 10^6 bytes")
     max_clip_seconds: float = Field(60.0, gt=0, description="the length of a clip")
+    max_clip_gigapixels: float = Field(8.0, gt=0, description="pixels of all frames of a clip together, in 10^9")
     max_videos: int = Field(64, ge=1, description="the number of clips in a request")
     max_prompt_chars: int = Field(4096, ge=1, description="the length of a prompt")
     queue_size: int = Field(256, ge=1, description="requests in work or waiting; one more is answered with 429")

@@ -36,6 +36,11 @@ _BOXES = frozenset(
 # Frames keep their native size until they are resized: 690 of 1080p. A small file can claim any number of pixels.
 MAX_FRAME_BYTES = 4 << 30
 
+# Frames x height x width of a clip. All frames up to the last chosen one are decoded, at about 10^9 pixels a second
+# (measured on one core: H.264 of 1080p and GIF). A GIF of 100 kB can claim 335 x 10^9.
+MAX_CLIP_PIXELS = 20 * 10**9
+MIN_FRAME_PIXELS = 1 << 15  # a smaller frame takes as long
+
 
 # (a, b, c, d): the point (x, y) of a frame is shown at (a x + c y, b x + d y), but for scale and place.
 _Matrix: TypeAlias = tuple[int, int, int, int]
@@ -53,7 +58,11 @@ class _ClipIndex:
 
 
 def read_video(
-    path: str | os.PathLike[str], sampling: Sampling, backend: Backend = "pyav", max_seconds: float | None = None
+    path: str | os.PathLike[str],
+    sampling: Sampling,
+    backend: Backend = "pyav",
+    max_seconds: float | None = None,
+    max_pixels: int = MAX_CLIP_PIXELS,
 ) -> Video:
     """Decodes, samples and resizes one clip.
 
@@ -63,6 +72,7 @@ def read_video(
         backend: the decoder. decord reads fewer clips: none that an edit list trims, or that is shown turned or
             mirrored.
         max_seconds: a clip whose last frame begins later is not decoded; None for any length.
+        max_pixels: a clip with more in all its frames together is not decoded; a frame counts for 2^15 at least.
 
     Returns:
         The clip, with frames turned and mirrored as the container says. Pixels are taken as square, whatever it says of
@@ -81,7 +91,9 @@ def read_video(
         _check_frame_bytes(index, len(kept))
         if max_seconds is not None and index.timestamps[-1] > max_seconds:
             raise VideoDecodeError(f"lasts {index.timestamps[-1]:.1f} s, at most {max_seconds:g} s are read; cut it")
-        frames = fit_frames(_decode(path, index, kept, backend), sampling)
+        num_frames = len(index.timestamps) + index.num_hidden
+        _check_clip_pixels(num_frames * _frame_pixels(index.height, index.width), num_frames, max_pixels)
+        frames = fit_frames(_decode(path, index, kept, backend, max_pixels), sampling)
         return Video(repeat_frames(frames, places), seconds)
     except VideoDecodeError as error:
         raise VideoDecodeError(f"{path}: {error}") from error
@@ -164,6 +176,18 @@ def _check_frame_bytes(index: _ClipIndex, num_frames: int) -> None:
         )
 
 
+def _frame_pixels(height: int, width: int) -> int:
+    return max(height * width, MIN_FRAME_PIXELS)
+
+
+def _check_clip_pixels(num_pixels: int, num_frames: int, max_pixels: int) -> None:
+    if num_pixels > max_pixels:
+        raise VideoDecodeError(
+            f"{num_frames} frames take {num_pixels / 1e9:.3g} x 10^9 pixels to decode, at most {max_pixels / 1e9:.3g} "
+            "x 10^9 are read; write it anew, smaller or shorter"
+        )
+
+
 def _timestamps(packets: list[av.Packet], time_base: Fraction | None, num_promised: int) -> np.ndarray:
     """Times of the shown frames: float64 (T,), seconds from the first one."""
     shown = [packet.pts for packet in packets if not packet.is_discard]
@@ -180,15 +204,17 @@ def _timestamps(packets: list[av.Packet], time_base: Fraction | None, num_promis
     return np.array([float((tick - ticks[0]) * time_base) for tick in ticks], dtype=np.float64)
 
 
-def _decode(path: Path, index: _ClipIndex, indices: np.ndarray, backend: Backend) -> np.ndarray:
+def _decode(path: Path, index: _ClipIndex, indices: np.ndarray, backend: Backend, max_pixels: int) -> np.ndarray:
     """The frames at `indices`: uint8 (T, H, W, 3) at their native size."""
-    return (_decode_with_decord if backend == "decord" else _decode_with_pyav)(path, index, indices)
+    if backend == "decord":
+        return _decode_with_decord(path, index, indices)
+    return _decode_with_pyav(path, index, indices, max_pixels)
 
 
-def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.ndarray:
+def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray, max_pixels: int) -> np.ndarray:
     wanted = set(indices.tolist())
     kept: list[np.ndarray] = []
-    num_decoded, matrix = 0, _UPRIGHT
+    num_decoded, num_pixels, matrix = 0, 0, _UPRIGHT
     try:
         with _open(path) as container:
             stream = _video_stream(container)
@@ -201,6 +227,10 @@ def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray) -> np.
                 if num_decoded in wanted:
                     kept.append(_orient(frame.to_ndarray(format="rgb24"), matrix))
                 num_decoded += 1
+                num_pixels += _frame_pixels(
+                    frame.height, frame.width
+                )  # the frames may be larger than the container says
+                _check_clip_pixels(num_pixels, num_decoded, max_pixels)
     except MemoryError:
         raise
     except (av.FFmpegError, ValueError) as error:

@@ -28,7 +28,7 @@ import numpy as np
 
 from safe_rlhf_video.errors import ConfigError, VideoDecodeError
 from safe_rlhf_video.video.codec import Codec
-from safe_rlhf_video.video.decoding import Backend, check_backend
+from safe_rlhf_video.video.decoding import MAX_CLIP_PIXELS, Backend, check_backend
 from safe_rlhf_video.video.sampling import Sampling, Video
 from safe_rlhf_video.video.worker import LENGTH, encode_message
 
@@ -76,6 +76,7 @@ class DecodePool:
         backend: as in `decoding.read_video`.
         memory_bytes: memory that a worker may use to decode one clip, if the system can limit it (Linux).
         max_seconds: longer clips are not decoded; None for any length.
+        max_pixels: clips with more in all their frames together are not decoded.
 
     Raises:
         ConfigError: an argument is wrong.
@@ -89,6 +90,7 @@ class DecodePool:
         backend: Backend = "pyav",
         memory_bytes: int = MEMORY_BYTES,
         max_seconds: float | None = None,
+        max_pixels: int = MAX_CLIP_PIXELS,
     ) -> None:
         if num_workers < 1:
             raise ConfigError(f"num_workers: expected at least 1, got {num_workers}")
@@ -101,6 +103,7 @@ class DecodePool:
             "timeout_s": timeout_s,
             "memory_bytes": memory_bytes,
             "max_seconds": max_seconds,
+            "max_pixels": max_pixels,
         }
         self._timeout_s = timeout_s
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")

@@ -3,7 +3,7 @@
 A message is the length of its header (4 bytes, little-endian), the header in JSON, and raw bytes if it says so:
 
     parent -> child   {"sampling": {...}, "backend": "pyav", "timeout_s": 60.0, "memory_bytes": ...,
-                       "max_seconds": 60.0 or null}                                                       once
+                       "max_seconds": 60.0 or null, "max_pixels": ...}                                    once
     child -> parent   {"ready": true}                                                                     once
     parent -> child   {"path": "..."}                                                                     per clip
     child -> parent   {"shape": [T, H, W, 3]} + timestamps (8 T bytes) + frames     or {"error": "one line"}
@@ -94,7 +94,7 @@ def _read_message(stream: BinaryIO) -> dict[str, Any] | None:
 def _answer(request: dict[str, Any], sampling: Sampling, setup: dict[str, Any]) -> list[bytes | memoryview]:
     _enter(request)
     if "codec" not in request:
-        return _encode_video(read_video(request["path"], sampling, setup["backend"], setup.get("max_seconds")))
+        return _encode_video(_read(request, sampling, setup))
     path = Path(request["path"])
     try:
         check_file(path)
@@ -106,10 +106,14 @@ def _answer(request: dict[str, Any], sampling: Sampling, setup: dict[str, Any]) 
         raise VideoDecodeError(f"{path}: cannot be read ({error.strerror}); check the file and its disk") from error
     if sha256 == request["known_sha256"]:
         return [encode_message({"unchanged": True})]
-    video = read_video(path, sampling, setup["backend"], setup.get("max_seconds"))
+    video = _read(request, sampling, setup)
     pieces = encode_frames(video.frames, Codec.from_dict(request["codec"]))
     header = {"shape": video.frames.shape, "sha256": sha256, "piece_bytes": [len(piece) for piece in pieces]}
     return [encode_message(header), video.timestamps.tobytes(), *pieces]
+
+
+def _read(request: dict[str, Any], sampling: Sampling, setup: dict[str, Any]) -> Video:
+    return read_video(request["path"], sampling, setup["backend"], setup["max_seconds"], setup["max_pixels"])
 
 
 def _enter(request: dict[str, Any]) -> None:
