@@ -33,6 +33,7 @@ from tiny_backbones import edit_json, write_tiny_backbone
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.models import backbones
+from safe_rlhf_video.models import inputs as inputs_module
 from safe_rlhf_video.models.backbones import (
     EMBEDDED_FOLDER,
     Backbone,
@@ -46,6 +47,7 @@ from safe_rlhf_video.models.families.patches import PatchSize
 from safe_rlhf_video.models.families.qwen3_vl import Qwen3VL
 from safe_rlhf_video.models.folder import load_models, save_model
 from safe_rlhf_video.models.inputs import build_inputs
+from safe_rlhf_video.models.lru_bytes import LruBytes
 from safe_rlhf_video.models.pooling import attend, last_attended
 from safe_rlhf_video.models.record import TrainingFacts, read_record
 from safe_rlhf_video.models.score_model import ScoreModel
@@ -190,6 +192,40 @@ def test_inputs_count_what_they_hold(backbone: Backbone) -> None:
     assert len(inputs["pixel_values_videos"]) == grids.prod(1).sum()
     # Padding is on the right.
     assert (inputs["attention_mask"].diff(dim=1) <= 0).all()
+
+
+def test_a_panic_of_the_tokenizer_is_an_error_of_the_text(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    panic = type("PanicException", (BaseException,), {})  # as pyo3 names a panic in Rust; it is no Exception
+
+    raised: list[BaseException] = []
+
+    def encode(*_: object, **__: object) -> None:
+        raise raised[-1]
+
+    monkeypatch.setattr(type(backbone.tokenizer), "__call__", encode)
+    for error, expected in ((panic(), SampleError), (SystemExit(), SystemExit)):
+        raised.append(error)
+        with pytest.raises(expected) as caught:
+            build_inputs(backbone, [f"the text of {expected.__name__}"], [VIDEOS[0]], "cpu")
+        if expected is SampleError:
+            assert "the backbone's tokenizer fails on the text" in str(caught.value)
+
+
+def test_token_ids_are_kept_within_a_number_of_bytes(backbone: Backbone) -> None:
+    cache: LruBytes[str] = LruBytes(20_000)
+    for number in range(100):
+        cache.put(str(number), tuple(range(100)), 50)
+        assert cache.get("0") is not None  # used all the time
+        assert cache.num_bytes <= 20_000
+    assert cache.get("99") == tuple(range(100))
+    assert cache.get("1") is None
+    cache.put("0", (1,), 50)
+    cache.put("large", tuple(range(1000)), 50)
+    assert (cache.get("0"), cache.get("large")) == ((1,), None)
+    # What a server meets: texts that never come again.
+    for number in range(1500):
+        build_inputs(backbone, [f"{number} " + "fish " * 100], [TextResponse("")], "cpu")
+    assert 1 << 20 < inputs_module._text_ids_cache.num_bytes <= 64 << 20
 
 
 def test_prompt_that_spells_special_tokens_stays_text(backbone: Backbone) -> None:

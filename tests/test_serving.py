@@ -30,7 +30,7 @@ from small_models import COST, REWARD, noise_video, one_line, write_model
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.scoring.scorer import Scorer
-from safe_rlhf_video.serving.model_thread import ModelThread
+from safe_rlhf_video.serving.model_thread import ModelFailedError, ModelThread
 from safe_rlhf_video.serving.request_body import LARGE_BODY_BYTES, MAX_VALUES, parse_object, read_fields
 from safe_rlhf_video.serving.request_clips import Uploads
 from safe_rlhf_video.serving.service import Service, hide_folder
@@ -540,6 +540,57 @@ def test_one_clip_of_a_batch_fails_alone() -> None:
     assert sizes[0] == 3
     assert max(sizes) == 8
     assert sum(sizes) == 23
+
+
+class Panic(BaseException):
+    """As a panic in Rust arrives in Python."""
+
+
+def test_what_is_no_exception_ends_neither_the_thread_nor_the_others(scorer: Scorer, root: Path) -> None:
+    def score_batch(prompts: list[str], responses: list[Any]) -> dict[str, np.ndarray]:
+        for prompt in prompts:
+            if prompt in ("panic", "exit", "stop"):
+                raise {"panic": Panic("panic"), "exit": SystemExit(), "stop": StopIteration()}[prompt]
+        return {"reward": np.array([float(prompt) for prompt in prompts])}
+
+    restarts: list[int] = []
+    sizes: list[int] = []
+
+    def count(size: int) -> None:
+        sizes.append(size)
+        if size == 3:
+            raise Panic
+
+    thread = ModelThread(score_batch, 8, 0.2, count, lambda: restarts.append(1))
+    video = noise_video(1, 8, 8, 0)
+    futures = [thread.submit(prompt, video) for prompt in ("1", "panic", "exit", "stop", "2")]
+    assert [futures[place].result(5)["reward"] for place in (0, 4)] == [1.0, 2.0]
+    for future in futures[1:4]:
+        assert isinstance(future.exception(5), ModelFailedError)
+    assert not restarts
+    # Raised outside of a clip's scoring: all of the batch are answered at once, and the thread goes on.
+    failed = [thread.submit(prompt, video) for prompt in ("1", "2", "3")]
+    assert all(isinstance(future.exception(5), ModelFailedError) for future in failed)
+    assert restarts == [1]
+    assert thread.is_alive
+    assert thread.submit("7", video).result(5) == {"reward": 7.0}
+    thread.close(5)
+    assert not thread.is_alive
+
+    async def ask(service: Service) -> tuple[Any, Any]:
+        scored = service.score
+        service._model._score_batch = score_batch
+        caught = await asyncio.gather(scored(["panic"], {"video": root / "0.mp4"}), return_exceptions=True)
+        service.require_life()
+        service._model.close(5)
+        with pytest.raises(HTTPException) as dead:
+            service.require_life()
+        service.close()
+        return caught[0], dead.value
+
+    error, dead = asyncio.run(ask(Service(scorer, SETTINGS)))
+    assert (error.status_code, dead.status_code) == (503, 503)
+    assert "the model failed" in error.detail
 
 
 # --- keys, queues, time and ends (slow: each has a server of its own) -------------------------------------------------

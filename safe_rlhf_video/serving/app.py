@@ -127,9 +127,8 @@ def _add_state(app: FastAPI, service: Service, key: Sequence[Any]) -> None:
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Whether requests are taken: 200, or 503 when the server is about to end."""
-        if service.is_stopping:
-            raise HTTPException(503, "the server is shutting down", {"Retry-After": "10"})
+        """Whether the server lives: 200, or 503 when it is about to end or its model's thread has ended."""
+        service.require_life()
         return {"status": "ok"}
 
     @app.get("/metrics", dependencies=key, response_class=PlainTextResponse)

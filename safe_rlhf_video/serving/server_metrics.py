@@ -29,6 +29,9 @@ class ServerMetrics:
         self.batch_clips = Histogram(
             "batch_clips", "Clips that the model scored at once.", (), PREFIX, registry=registry, buckets=CLIPS
         )
+        self.model_restarts = Counter(
+            "model_restarts", "Times that the model's thread failed and began anew.", (), PREFIX, registry=registry
+        )
         self.decoded = Counter("clips_decoded", "Clips that were decoded.", (), PREFIX, registry=registry)
         self.decode_failures = Counter(
             "decode_failures", "Clips that could not be decoded.", (), PREFIX, registry=registry

@@ -53,7 +53,11 @@ class Service:
         self._large_bodies = asyncio.Semaphore(NUM_LARGE_BODIES)
         self.clips = ClipReader(settings, scorer.record.sampling, self.metrics)
         self._model = ModelThread(
-            scorer.score_batch, settings.batch_size, settings.batch_wait_ms / 1000, self.metrics.batch_clips.observe
+            scorer.score_batch,
+            settings.batch_size,
+            settings.batch_wait_ms / 1000,
+            self.metrics.batch_clips.observe,
+            self.metrics.model_restarts.inc,
         )
         # Decoding runs ahead of the model by two batches, not by all that is asked for.
         self._decoded = asyncio.Semaphore(2 * settings.batch_size + settings.workers)
@@ -127,6 +131,13 @@ class Service:
                 raise _shutting_down() from None
             message = f"not answered within {self.settings.timeout_s:g} s; send less at once, or try again later"
             raise HTTPException(503, message, {"Retry-After": "1"}) from None
+
+    def require_life(self) -> None:
+        """Raises an HTTPException if the server is about to end, or its model scores no clip any more."""
+        if self.is_stopping:
+            raise _shutting_down()
+        if not self._model.is_alive:
+            raise HTTPException(503, "the model's thread has ended; start the server anew")
 
     def stop(self) -> None:
         """Refuses new requests; those in work have `shutdown_s` left."""
