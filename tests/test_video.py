@@ -1,10 +1,12 @@
 """Sampling, decoding and the decode pool, on small clips written here."""
 
+import contextlib
 import importlib.util
 import io
 import json
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import forked_decoders
 import numpy as np
 import pytest
 from clips import write_clip, write_size_changing_clip, write_sound
+from hostile_clips import Watch, write_tricks
 from PIL import Image
 
 from safe_rlhf_video.errors import ConfigError, VideoDecodeError
@@ -38,6 +41,7 @@ from safe_rlhf_video.video.sampling import (
 
 SMALL = Sampling(num_frames=4, min_pixels=32 * 32, max_pixels=96 * 96)
 # Every frame in its own size: what the decoder gives, untouched.
+BACKENDS: tuple[decoding.Backend, ...] = ("pyav", "decord") if importlib.util.find_spec("decord") else ("pyav",)
 NATIVE = Sampling(num_frames=1000, min_pixels=1, max_pixels=1 << 30, size_multiple=1)
 
 
@@ -300,6 +304,76 @@ def test_what_is_no_clip_is_an_error_that_names_the_file(tmp_path: Path, backend
         message = str(caught.value)
         assert message.startswith(f"{tmp_path / name}.mp4: {reason}"), message
         assert "\n" not in message
+
+
+def test_frames_of_an_avi_without_bytes_show_the_frame_before(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "sparse.avi", codec="mpeg4")  # 120 chunks a second, of which 8 hold a frame
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        promised = container.streams.video[0].frames
+        stored = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert (len(stored), promised) == (16, 226)
+    repeated = stored[np.arange(promised) // 15]
+    for backend in BACKENDS:
+        for sampling in (NATIVE, SMALL):
+            assert read_video(path, sampling, backend) == sample_video(repeated, np.arange(promised) / 120, sampling)
+
+    # The last frame becomes such a chunk too, and one that readers pass over.
+    last = content.rindex(b"00dc", 0, content.index(b"idx1"))
+    length = int.from_bytes(content[last + 4 : last + 8], "little")
+    content[last : last + 16] = b"00dc" + bytes(4) + b"JUNK" + (length - 8).to_bytes(4, "little")
+    content[-4:] = bytes(4)  # its length in the index
+    path.write_bytes(content)
+    assert np.array_equal(read_video(path, NATIVE).frames[-20:], stored[[13] * 4 + [14] * 16])
+    for size in range(len(content) // 4, last, 37):
+        path.write_bytes(content[:size])
+        with pytest.raises(VideoDecodeError, match=r"sparse\.avi: the file is truncated: \d+ of 226 frames found"):
+            read_video(path, NATIVE)
+
+
+def test_bare_frames_are_read_at_the_rate_that_they_tell(tmp_path: Path) -> None:
+    for ending, codec, options in (
+        ("h264", "libx264", {"bf": "2"}),
+        ("hevc", "libx265", {"x265-params": "log-level=none"}),
+    ):
+        whole = read_video(write_clip(tmp_path / "a.mp4", codec=codec, codec_options=options), NATIVE)
+        bare = write_clip(tmp_path / f"a.{ending}", codec=codec, codec_options=options)
+        assert read_video(bare, NATIVE) == Video(whole.frames, np.arange(16) / 120)
+    cut = tmp_path / "cut.h264"
+    cut.write_bytes((tmp_path / "a.h264").read_bytes()[:-400])
+    with pytest.raises(VideoDecodeError, match=r"cut\.h264: frame \d+ is damaged or cut off; fetch it again"):
+        read_video(cut, NATIVE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who opens a file")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_clip_opens_nothing_but_itself(tmp_path: Path, backend: decoding.Backend) -> None:
+    bait, picture = tmp_path / "bait.ts", tmp_path / "bait1.png"
+    write_clip(bait, seed=3)
+    Image.new("RGB", (64, 48)).save(picture)
+    stream = write_clip(tmp_path / "own.ts")
+    clip = write_clip(tmp_path / "own.mp4").read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        port = listener.getsockname()[1]
+        datagrams.bind(("127.0.0.1", port))
+        tricks = write_tricks(tmp_path / "tricks", bait, picture, port, clip, stream.read_bytes())
+        watches = [Watch(bait), Watch(picture)]
+        bait.open().close()
+        assert watches[0].was_opened()
+        with DecodePool(SMALL, num_workers=1, backend=backend, timeout_s=20) as pool:
+            for path, outcome in zip(tricks, pool.attempt(tricks, ahead=1), strict=True):
+                assert not any(watch.was_opened() for watch in watches), path
+                assert isinstance(outcome, VideoDecodeError) or outcome == read_video(stream, SMALL), path
+        for path in tricks:  # without the limits of a decoding process
+            with contextlib.suppress(VideoDecodeError):
+                read_video(path, SMALL, backend)
+            assert not any(watch.was_opened() for watch in watches), path
+        listener.setblocking(False)
+        datagrams.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        with pytest.raises(BlockingIOError):
+            datagrams.recv(1)
 
 
 # --- the pool ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ decode by the one before.
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,21 +18,17 @@ import av
 import numpy as np
 
 from safe_rlhf_video.errors import ConfigError, VideoDecodeError
+from safe_rlhf_video.video.containers import (
+    BARE_STREAMS,
+    CONTAINERS_TO_USE,
+    check_boxes,
+    count_null_frames,
+    name_for_decord,
+    open_clip,
+)
 from safe_rlhf_video.video.sampling import Sampling, Video, choose_frames, fit_frames, repeat_frames
 
 Backend = Literal["pyav", "decord"]
-
-# A text file can be a playlist that makes FFmpeg open other files or addresses, so only plain containers are read.
-_OPEN_OPTIONS = {
-    "protocol_whitelist": "file",
-    "format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,h264,hevc,ivf",
-}
-_CONTAINERS_TO_USE = "mp4, mov, mkv, webm, avi, ts or gif"
-
-# Of an mp4, at the top level (ISO/IEC 14496-12, and QuickTime's older ones).
-_BOXES = frozenset(
-    b"ftyp moov moof mdat mfra free skip wide sidx ssix styp prft emsg meta uuid pdin udta imda mmpu".split()
-)
 
 # Frames keep their native size until they are resized: 690 of 1080p. A small file can claim any number of pixels.
 MAX_FRAME_BYTES = 4 << 30
@@ -49,12 +46,18 @@ _UPRIGHT: _Matrix = (1, 0, 0, 1)
 
 @dataclass(frozen=True)
 class _ClipIndex:
-    """What the packets of a clip show without decoding it; `timestamps` has an entry for each shown frame."""
+    """What the packets of a clip show without decoding it."""
 
     timestamps: np.ndarray  # float64 (T,), seconds from the first shown frame
+    stored: np.ndarray  # int64 (T,), rising: which of the frames that a decoder gives is shown then
     num_hidden: int  # frames that are stored but that the container cuts away
     height: int
     width: int
+
+    @property
+    def num_shown(self) -> int:
+        """How many frames a decoder gives."""
+        return int(self.stored[-1]) + 1
 
 
 def read_video(
@@ -69,8 +72,8 @@ def read_video(
     Args:
         path: the video file.
         sampling: which frames to keep, and their size.
-        backend: the decoder. decord reads fewer clips: none that an edit list trims, or that is shown turned or
-            mirrored.
+        backend: the decoder. decord reads fewer clips: only mp4, mov, mkv, webm and avi, and none that an edit list
+            trims, or that is shown turned or mirrored.
         max_seconds: a clip whose last frame begins later is not decoded; None for any length.
         max_pixels: a clip with more in all its frames together is not decoded; a frame counts for 2^15 at least.
 
@@ -91,10 +94,11 @@ def read_video(
         _check_frame_bytes(index, len(kept))
         if max_seconds is not None and index.timestamps[-1] > max_seconds:
             raise VideoDecodeError(f"lasts {index.timestamps[-1]:.1f} s, at most {max_seconds:g} s are read; cut it")
-        num_frames = len(index.timestamps) + index.num_hidden
+        num_frames = index.num_shown + index.num_hidden
         _check_clip_pixels(num_frames * _frame_pixels(index.height, index.width), num_frames, max_pixels)
-        frames = fit_frames(_decode(path, index, kept, backend, max_pixels), sampling)
-        return Video(repeat_frames(frames, places), seconds)
+        stored, repeats = np.unique(index.stored[kept], return_inverse=True)
+        frames = fit_frames(_decode(path, index, stored, backend, max_pixels), sampling)
+        return Video(repeat_frames(frames, repeats[places]), seconds)
     except VideoDecodeError as error:
         raise VideoDecodeError(f"{path}: {error}") from error
 
@@ -125,16 +129,18 @@ def check_file(path: Path) -> None:
 
 def _read_index(path: Path) -> _ClipIndex:
     try:
-        with _open(path) as container:
+        with open_clip(path) as container:
             stream = _video_stream(container)
             codec = stream.codec_context
             if codec is None:
                 raise VideoDecodeError("its codec is unknown; write it anew as H.264 in mp4")
             if "mp4" in container.format.name:
-                _check_boxes(path)
+                check_boxes(path)
             packets = [packet for packet in container.demux(stream) if packet.size]
+            timestamps, stored = _timeline(path, stream, packets)
             return _ClipIndex(
-                timestamps=_timestamps(packets, stream.time_base, num_promised=stream.frames),
+                timestamps=timestamps,
+                stored=stored,
                 num_hidden=sum(packet.is_discard for packet in packets),
                 height=codec.height,
                 width=codec.width,
@@ -142,29 +148,7 @@ def _read_index(path: Path) -> _ClipIndex:
     except MemoryError:  # one of FFmpeg's errors too
         raise
     except (av.FFmpegError, ValueError) as error:
-        raise VideoDecodeError(f"is not a readable video ({_reason(error)}); use {_CONTAINERS_TO_USE}") from error
-
-
-def _check_boxes(path: Path) -> None:
-    """Raises VideoDecodeError if the last box of an mp4 ends beyond the file.
-
-    FFmpeg reads a fragmented file that was cut between two frames as a shorter clip.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = 0
-        while start + 8 <= size:
-            file.seek(start)
-            header = file.read(16)
-            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
-            if length == 1:  # the true length follows the type
-                length = int.from_bytes(header[8:], "big")
-            # A length of 0 means to the end of the file. FFmpeg judges what is not a box (a tag after the clip).
-            if length < 8 or kind not in _BOXES:
-                return
-            start += length
-    if start > size:
-        raise VideoDecodeError(f"the file is truncated: {size} of at least {start} bytes are there; fetch it again")
+        raise VideoDecodeError(f"is not a readable video ({_reason(error)}); use {CONTAINERS_TO_USE}") from error
 
 
 def _check_frame_bytes(index: _ClipIndex, num_frames: int) -> None:
@@ -188,20 +172,39 @@ def _check_clip_pixels(num_pixels: int, num_frames: int, max_pixels: int) -> Non
         )
 
 
-def _timestamps(packets: list[av.Packet], time_base: Fraction | None, num_promised: int) -> np.ndarray:
-    """Times of the shown frames: float64 (T,), seconds from the first one."""
-    shown = [packet.pts for packet in packets if not packet.is_discard]
-    ticks = sorted(pts for pts in shown if pts is not None)
+def _timeline(path: Path, stream: av.VideoStream, packets: Sequence[av.Packet]) -> tuple[np.ndarray, np.ndarray]:
+    """When frames are shown, and which: the first two arrays of a `_ClipIndex`."""
+    kind = stream.container.format.name
+    early = num_null = 0
+    if kind == "avi" and len(packets) < stream.frames:
+        early, num_null = count_null_frames(path, stream.index)
+    num_found = len(packets) + early + num_null
+    shown = [packet for packet in packets if not packet.is_discard]
     # The container's own count holds only if nothing is cut away: an edit list may drop whole packets.
-    is_cut_short = len(packets) < num_promised and len(shown) == len(packets)
+    is_cut_short = num_found < stream.frames and len(shown) == len(packets)
     if is_cut_short or any(packet.is_corrupt for packet in packets):
-        raise VideoDecodeError(f"the file is truncated: {len(packets)} of {num_promised} frames found; fetch it again")
-    if not ticks:
+        raise VideoDecodeError(f"the file is truncated: {num_found} of {stream.frames} frames found; fetch it again")
+    if not shown:
         raise VideoDecodeError("the video stream has no frames")
-    if time_base is None or len(ticks) < len(shown) or len(set(ticks)) < len(ticks):
+    step = stream.time_base
+    if kind in BARE_STREAMS:  # bare frames, with a rate at most; FFmpeg takes 25 a second where there is none
+        times, step = list(range(len(shown))), 1 / (stream.codec_context.framerate or Fraction(25))
+    else:  # an AVI only counts its chunks
+        times = [packet.dts if kind == "avi" else packet.pts for packet in shown]
+    ticks = np.array(sorted(tick for tick in times if tick is not None), dtype=np.int64)
+    if step is None or len(ticks) < len(shown) or (np.diff(ticks) < 1).any():
         raise VideoDecodeError("its frames have no usable timestamps; write it anew as mp4")
+    ticks, stored = _fill_gaps(ticks, num_null)
     # Exact integers are subtracted before the only rounding, so a clip's late start costs no precision.
-    return np.array([float((tick - ticks[0]) * time_base) for tick in ticks], dtype=np.float64)
+    return np.array([float(int(tick - ticks[0]) * step) for tick in ticks], dtype=np.float64), stored
+
+
+def _fill_gaps(ticks: np.ndarray, num_null: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ticks with those of an AVI's frames without bytes, which show the frame before; and which is shown then."""
+    every = ticks[0] + np.arange(len(ticks) + num_null)
+    if num_null == 0 or ticks[-1] > every[-1]:
+        return ticks, np.arange(len(ticks))
+    return every, np.searchsorted(ticks, every, side="right") - 1
 
 
 def _decode(path: Path, index: _ClipIndex, indices: np.ndarray, backend: Backend, max_pixels: int) -> np.ndarray:
@@ -216,26 +219,28 @@ def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray, max_pi
     kept: list[np.ndarray] = []
     num_decoded, num_pixels, matrix = 0, 0, _UPRIGHT
     try:
-        with _open(path) as container:
+        with open_clip(path) as container:
             stream = _video_stream(container)
             # Frame threads decode ahead, and not all are joined when a container closes early.
             stream.thread_type = "SLICE"
             stream.codec_context.thread_count = 1
+            is_bare = container.format.name in BARE_STREAMS
             for frame in container.decode(stream):
+                if is_bare and frame.is_corrupt:  # no container says how many frames there are
+                    raise VideoDecodeError(f"frame {num_decoded} is damaged or cut off; fetch it again")
                 if num_decoded == 0:
                     matrix = _display_matrix(frame)
                 if num_decoded in wanted:
                     kept.append(_orient(frame.to_ndarray(format="rgb24"), matrix))
                 num_decoded += 1
-                num_pixels += _frame_pixels(
-                    frame.height, frame.width
-                )  # the frames may be larger than the container says
+                # The frames may be larger than the container says.
+                num_pixels += _frame_pixels(frame.height, frame.width)
                 _check_clip_pixels(num_pixels, num_decoded, max_pixels)
     except MemoryError:
         raise
     except (av.FFmpegError, ValueError) as error:
         raise VideoDecodeError(f"decoding failed at frame {num_decoded} ({_reason(error)}); fetch it again") from error
-    _check_frame_count(num_decoded, len(index.timestamps))
+    _check_frame_count(num_decoded, index.num_shown)
     if len({frame.shape for frame in kept}) > 1:
         raise VideoDecodeError("the frame size changes within the clip; write it anew at one size")
     return np.stack(kept)
@@ -264,7 +269,7 @@ def _orient(picture: np.ndarray, matrix: _Matrix) -> np.ndarray:
 
 def _is_turned(path: Path) -> bool:
     try:
-        with _open(path) as container:
+        with open_clip(path) as container:
             frame = next(container.decode(_video_stream(container)), None)
     except (av.FFmpegError, ValueError):
         return False  # decord reports what is wrong
@@ -282,10 +287,11 @@ def _decode_with_decord(path: Path, index: _ClipIndex, indices: np.ndarray) -> n
     decord.logging.set_level(decord.logging.QUIET)
     # DECORD_EOF_RETRY_MAX keeps its default: a clip with more frames than that fails now and then, even a whole one.
     try:
-        reader = decord.VideoReader(os.fspath(path.absolute()), num_threads=1)
-        _check_frame_count(len(reader), len(index.timestamps))
+        with name_for_decord(path) as name:
+            reader = decord.VideoReader(name, num_threads=1)
+        _check_frame_count(len(reader), index.num_shown)
         frames: np.ndarray = reader.get_batch(indices).asnumpy()
-    except (decord.DECORDError, RuntimeError) as error:
+    except (OSError, decord.DECORDError, RuntimeError) as error:
         raise VideoDecodeError(f"decord cannot decode it ({_reason(error)})") from error
     return frames
 
@@ -293,11 +299,6 @@ def _decode_with_decord(path: Path, index: _ClipIndex, indices: np.ndarray) -> n
 def _check_frame_count(num_decoded: int, num_expected: int) -> None:
     if num_decoded != num_expected:
         raise VideoDecodeError(f"{num_decoded} of {num_expected} frames can be decoded; fetch it again")
-
-
-def _open(path: Path) -> av.container.InputContainer:
-    # An absolute path starts with a slash; FFmpeg would read "a:b.mp4" as an address of a protocol "a".
-    return av.open(os.fspath(path.absolute()), options=_OPEN_OPTIONS)
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:

@@ -19,6 +19,7 @@ No pickle: even if a broken clip takes over this process, its answers are only n
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import resource
@@ -56,7 +57,10 @@ def main() -> None:
     if setup is None:
         return
     sampling = Sampling.from_dict(setup["sampling"])
+    if setup["backend"] == "decord":
+        importlib.import_module("decord")  # before the limits
     _limit_memory(setup["memory_bytes"])
+    _limit_files()
     answers.write(encode_message({"ready": True}))
     answers.flush()
 
@@ -140,6 +144,13 @@ def _limit_memory(num_bytes: int) -> None:
         num_pages = int(Path("/proc/self/statm").read_text().split()[5])  # data and stack
         limit = num_pages * resource.getpagesize() + num_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _limit_files() -> None:
+    """Lets this process open a clip, twice as decord needs it, and then no other file and no connection."""
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 2, lowest_free + 2))
 
 
 if __name__ == "__main__":
