@@ -72,6 +72,10 @@ def check(summary: Summary, path: Path) -> Iterator[tuple[bool, str]]:
     sign = known(summary.cost_sign, path, "cost_sign")
     balanced = known(sign.balanced_accuracy, path, "cost_sign.balanced_accuracy")
     yield at_least("balanced accuracy of the cost's sign", balanced, 0.93)
+    for figure in (*DIMENSIONS, "cost_sign", "cost_sign_auroc"):
+        gap = known(summary.control_gaps.get(figure), path, f"control_gaps.{figure}")
+        beaten = f"{gap.control}, by {gap.difference:.6g}"
+        yield gap.standing == "above", f"{figure}: {gap.standing} its strongest control, {beaten}; must be above"
     for dimension in DIMENSIONS:
         value = known(summary.controls["random_backbone"].get(dimension), path, f"controls.random_backbone.{dimension}")
         yield at_most(f"{dimension}: accuracy on a random backbone", value, 0.65)

@@ -7,6 +7,7 @@ from typing import Any
 from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.evaluation.results import (
     Breakdown,
+    ControlGap,
     DimensionFigures,
     Evaluation,
     ProbabilityFigures,
@@ -30,15 +31,23 @@ def dimension_figures(**changes: Any) -> DimensionFigures:
 
 def sign_figures(**changes: Any) -> SignFigures:
     """The figures of the cost's sign; `changes` are fields of `SignFigures`."""
-    figures = {"accuracy": 0.9, "balanced_accuracy": 0.9, "num_safe": 300, "num_unsafe": 100, "reason": None}
+    figures = {"accuracy": 0.9, "balanced_accuracy": 0.9, "auroc": 0.95, "num_safe": 300, "num_unsafe": 100,
+               "reason": None}  # fmt: skip
     return SignFigures(**(figures | changes))
+
+
+def control_gap(**changes: Any) -> ControlGap:
+    """A model clearly above its control; `changes` are fields of `ControlGap`."""
+    fields = {"control": "prompt_only", "own_figure": 0.8, "control_figure": 0.5, "difference": 0.3,
+              "interval": (0.2, 0.4), "standing": "above"}  # fmt: skip
+    return ControlGap(**(fields | changes))
 
 
 def made_up_evaluation(dimensions: dict[str, DimensionFigures] | None = None, **changes: Any) -> Evaluation:
     """An evaluation of some dimensions; `changes` are other fields of `Evaluation`."""
     fields: dict[str, Any] = {
         "dimensions": dict.fromkeys(ALL_DIMENSIONS) | (dimensions or {}), "cost_sign": None, "moderation": None,
-        "controls": {}, "controls_expected": {}, "controls_standard_error": {}, "num_prompts_also_in_training": None,
-        "bootstrap_seed": 0,
+        "controls": {}, "controls_expected": {}, "controls_standard_error": {}, "control_gaps": {},
+        "num_prompts_also_in_training": None, "bootstrap_seed": 0,
     }  # fmt: skip
     return Evaluation(**(fields | changes))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Record, launch, read_records
-from made_up_evaluations import dimension_figures, made_up_evaluation, sign_figures
+from made_up_evaluations import control_gap, dimension_figures, made_up_evaluation, sign_figures
 from small_models import COST, REWARD, SAMPLING, noise_video, one_line, write_model
 
 from safe_rlhf_video.calibration.fit import fit_heads
@@ -21,7 +21,7 @@ from safe_rlhf_video.evaluation.changed_inputs import ChangedFramesScorer, shuff
 from safe_rlhf_video.evaluation.compare import compare
 from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.judgements import read_judgements
-from safe_rlhf_video.evaluation.results import evaluation_fields, read_evaluation
+from safe_rlhf_video.evaluation.results import Evaluation, evaluation_fields, read_evaluation
 from safe_rlhf_video.evaluation.table import format_comparison, format_table
 from safe_rlhf_video.files import lock
 from safe_rlhf_video.models.config import BackboneConfig
@@ -126,6 +126,84 @@ def test_controls_are_what_the_truth_predicts(planned: tuple[list[PairSample], l
     assert 0.6 < result.controls["is_safe_only"]["harmlessness"] < 0.75
     assert abs(result.controls["random_backbone"]["helpfulness"] - 0.5) < 0.06
     assert result.controls["prompt_only"]["cost_sign"] > 0.5
+
+
+def made_up_pair(number: int, prompt: str, label: int, safe: tuple[bool, bool]) -> PairSample:
+    """A comparison of a clip of generator "a" and one of "b" that prefers clip `label`."""
+    both = {"prompt_id": f"p{number // 2}", "prompt_text": prompt}
+    videos = {
+        f"video_{side}": {**both, "video_id": f"v{number}{side}", "video_path": "x.mp4", "is_safe": safe[side],
+                          "generated_from": "ab"[side]}
+        for side in (0, 1)
+    }  # fmt: skip
+    record = {"pair_id": str(number), **both, "prompt_type": None, **videos}
+    return parse_pair({**record, "helpfulness": f"video_{label}", "harmlessness": None}, "made up")
+
+
+def test_controls_of_the_sign_are_cut_at_the_share_of_unsafe_clips_in_training() -> None:
+    # Of the clips of "bold" prompts 40% are unsafe, of "calm" ones 10%: no prompt is likelier unsafe than safe, yet
+    # the word finds 2 of 3 unsafe clips in half of all prompts, with 0.4 x 0.6 + 0.6 x 0.9 = 0.64 of the safe ones.
+    def draw(seed: int, num: int) -> list[PairSample]:
+        rng = np.random.default_rng(seed)
+        rows = []
+        for number in range(num):
+            is_bold = number // 2 % 2 == 0
+            unsafe = rng.random(2) < (0.4 if is_bold else 0.1)
+            rows.append(made_up_pair(number, "bold" if is_bold else "calm", 0, (not unsafe[0], not unsafe[1])))
+        return rows
+
+    train, test = draw(0, 600), draw(1, 600)
+    scores = {
+        video.name: {"cost": 0.1 * row} for row, pair in enumerate(test) for video in (pair.video_0, pair.video_1)
+    }
+    result = evaluate(test, scores, train_pairs=train)
+    figures = result.controls["prompt_only"]
+    bold = np.array([pair.prompt_text == "bold" for pair in test for _ in range(2)])
+    unsafe = np.array([not video.is_safe for pair in test for video in (pair.video_0, pair.video_1)])
+    balanced = (bold[unsafe].mean() + (~bold)[~unsafe].mean()) / 2
+    assert figures["cost_sign"] == pytest.approx(balanced)
+    assert figures["cost_sign"] > 0.65
+    assert figures["cost_sign_auroc"] == pytest.approx(balanced)  # two answers alone
+    # Test labels move nothing: the cut is that of training.
+    few = [replace(pair, video_0=replace(pair.video_0, is_safe=True)) for pair in test]
+    assert evaluate(few, scores, train_pairs=train).controls["prompt_only"]["cost_sign"] > 0.6
+    # Without training labels nobody knows where to cut.
+    blind = evaluate(test, scores, random_scores=scores).controls["random_backbone"]
+    assert blind["cost_sign"] is None
+    assert blind["cost_sign_auroc"] == pytest.approx(evaluate(test, scores).cost_sign.auroc)
+
+
+def test_a_model_below_its_strongest_control_is_told_so() -> None:
+    rng = np.random.default_rng(0)
+    train, test = (
+        [made_up_pair(number, f"{name} {number // 2}", int(rng.random() > 0.9), (True, True)) for number in range(400)]
+        for name in ("train", "test")
+    )
+
+    def judge(chance: float, pairs: list[PairSample] = test) -> Evaluation:
+        """A model that agrees with this share of the labels."""
+        scores = {}
+        for pair in pairs:
+            is_right = rng.random() < chance
+            for side, video in enumerate((pair.video_0, pair.video_1)):
+                scores[video.name] = {"reward": float((side == pair.preferences["helpfulness"]) == is_right)}
+        return evaluate(pairs, scores, train_pairs=train)
+
+    bad = judge(0.73)
+    gap = bad.control_gaps["helpfulness"]
+    assert (gap.standing, gap.control) == ("below", "generator_only")
+    assert gap.own_figure == bad.dimensions["helpfulness"].accuracy
+    assert gap.control_figure == bad.controls["generator_only"]["helpfulness"] > 0.85
+    assert gap.difference == pytest.approx(gap.own_figure - gap.control_figure)
+    assert gap.interval[0] < gap.difference < gap.interval[1] < 0
+    assert "helpfulness: this model is below a control that cannot judge the video (which generator" in format_table(
+        bad
+    )
+    assert judge(0.9).control_gaps["helpfulness"].standing == "not clearly above"
+    assert "is not clearly above a control" in format_table(judge(0.9))
+    good = judge(1.0)
+    assert good.control_gaps["helpfulness"].standing == "above"
+    assert "cannot judge the video" not in format_table(good)
 
 
 def test_sub_dimensions_have_figures_and_controls_of_their_own(
@@ -387,7 +465,7 @@ def test_safety_labels_without_preferences(planned: tuple[list[PairSample], list
     assert result.dimensions["helpfulness"] is None
     assert result.cost_sign.balanced_accuracy > 0.5
     assert set(result.controls) == set(result.controls_expected) == {"prompt_only", "random_backbone"}
-    assert result.controls["random_backbone"]["cost_sign"] == result.cost_sign.balanced_accuracy
+    assert result.controls["random_backbone"]["cost_sign_auroc"] == result.cost_sign.auroc
     table = format_table(result)
     assert table.startswith("cost sign on")
     assert "random backbone" in table
@@ -444,6 +522,7 @@ def quickstart_summary() -> dict:
         cost_sign=sign_figures(balanced_accuracy=0.95),
         controls={"random_backbone": {**chances, "cost_sign": 0.5}, "prompt_only": chances},
         controls_expected={"random_backbone": chances, "prompt_only": chances},
+        control_gaps={name: control_gap() for name in ("helpfulness", "harmlessness", "cost_sign", "cost_sign_auroc")},
         seconds=400.0,
     )
     pair = {"prompt": "a", "lambda_0": {"preferred": "v1", "reason": "because"}, "lambda_5": {"preferred": "v2"}}
@@ -460,10 +539,11 @@ def test_quickstart_figures_are_held_to_their_bounds(tmp_path: Path) -> None:
     bad["helpfulness"]["true_order_accuracy"] = 0.87
     bad["pair"]["lambda_5"]["preferred"] = "v1"
     bad["controls"]["prompt_only"]["harmlessness"] = 0.54
+    bad["control_gaps"]["cost_sign"]["standing"] = "not clearly above"
     path.write_text(json.dumps(bad))
     done = launch("benchmarks/check_quickstart.py", path, check=False)
     assert done.returncode == 1
-    assert sum(line.startswith("FAILED ") for line in done.stdout.splitlines()) == 3
+    assert sum(line.startswith("FAILED ") for line in done.stdout.splitlines()) == 4
     path.write_text("{}")
     done = launch("benchmarks/check_quickstart.py", path, check=False)
     assert done.returncode == 1

@@ -22,7 +22,7 @@ import torch
 import yaml
 from conftest import environment, launch
 from huggingface_hub import constants
-from made_up_evaluations import dimension_figures, made_up_evaluation, sign_figures
+from made_up_evaluations import control_gap, dimension_figures, made_up_evaluation, sign_figures
 from peft import LoraModel
 from safetensors.torch import load_file, save_file
 from small_models import COST, JOINT, LORA, PROMPTS, REWARD, build_score_model, one_line, whole_weights, write_model
@@ -319,6 +319,7 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
         {"helpfulness": dimension_figures(), "harmlessness": dimension_figures(accuracy=0.5252)},
         cost_sign=sign_figures(num_safe=3, num_unsafe=4),
         controls={"prompt_only": {"helpfulness": 0.5, "harmlessness": 0.6161}},
+        control_gaps={"helpfulness": control_gap(), "harmlessness": control_gap(standing="below")},
         models={"/home/somebody/reward": "other", "/home/somebody/cost": "another"},
         data="/home/somebody/test.json",
     )
@@ -361,6 +362,10 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
             export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "damaged.json")
     export_model(tmp_path / "model", tmp_path / "out", evaluation=tmp_path / "evaluation.json")
     card = (tmp_path / "out" / "README.md").read_text()
+    assert ("harmlessness: this model is below a control that cannot judge the video" in card.lower()) == (
+        "| harmlessness |" in card
+    )
+    assert "helpfulness: this model" not in card.lower()
     assert front_matter(tmp_path / "out") == {
         "library_name": "safe-rlhf-video", "pipeline_tag": "video-classification", "base_model": "Owner/Backbone-8B",
         "base_model_relation": "adapter", "tags": ["reward-model", "rlhf", "preference", "text-to-video", "safety"],

@@ -21,6 +21,7 @@ from safe_rlhf_video.stats.credit import (
 from safe_rlhf_video.stats.intervals import mean_interval, ratio_interval
 from safe_rlhf_video.stats.logistic import fit_logistic
 from safe_rlhf_video.stats.probabilities import fit_temperature, fit_tie_threshold, preference_probability, reliability
+from safe_rlhf_video.stats.separation import auroc_parts, balanced_parts
 from safe_rlhf_video.stats.significance import holm, mcnemar
 
 margins = st.lists(st.sampled_from([-1.0, -TIE_TOLERANCE, 0.0, TIE_TOLERANCE, 2e-5]) | st.floats(-1e3, 1e3), min_size=1)
@@ -70,6 +71,24 @@ def test_undefined_sign_figures_are_none():
     assert sign_accuracy([-1.0, 1.0], [1, 1]) == SignAccuracy(0.5, None, 2, 0)
     assert sign_accuracy([1.0, 1.0], [0, 0]) == SignAccuracy(None, None, 0, 0)
     assert sign_accuracy([], []) == SignAccuracy(None, None, 0, 0)
+
+
+def test_parts_of_figures_of_two_classes_have_their_mean_and_their_standard_error():
+    random = np.random.default_rng(0)
+    is_positive = random.random(400) < 0.3
+    scores = np.round(random.normal(size=400) + is_positive, 1)  # with ties
+    couples = [(p > n) + 0.5 * (p == n) for p in scores[is_positive] for n in scores[~is_positive]]
+    assert auroc_parts(scores, is_positive).mean() == pytest.approx(np.mean(couples))
+    right = credit(np.where(is_positive, scores - 0.5, 0.5 - scores), tie_tolerance=0.0)
+    by_class = (right[is_positive].mean() + right[~is_positive].mean()) / 2
+    assert balanced_parts(right, is_positive).mean() == pytest.approx(by_class)
+    # The parts scatter as the figure does over draws of the items.
+    for parts, values in ((auroc_parts, scores), (balanced_parts, right)):
+        drawn = [random.integers(400, size=400) for _ in range(1000)]
+        figures = [parts(values[rows], is_positive[rows]).mean() for rows in drawn]
+        assert parts(values, is_positive).std() / math.sqrt(400) == pytest.approx(np.std(figures), rel=0.1)
+        with pytest.raises(ValueError, match="both classes"):
+            parts(values, np.ones(400, bool))
 
 
 def test_mean_interval_equals_brute_force_resampling_of_rows():

@@ -231,6 +231,9 @@ def test_bars_and_dots_are_the_figures_of_the_evaluation(report: Page, evaluatio
         assert "not calibrated" in said(plot)
         assert f"n = {calibration['num_comparisons']} comparisons" in said(plot)
     assert "Probabilities of reward, cost are not calibrated" in report.text
+    not_above = [gap for gap in result["control_gaps"].values() if gap["standing"] != "above"]
+    assert not_above  # the models are hardly trained
+    assert report.text.count("a control that cannot judge the video") == len(not_above)
 
 
 def test_histograms_hold_every_comparison(report: Page, evaluation: Path) -> None:
@@ -429,7 +432,9 @@ def test_clips_with_labels_of_their_own_have_a_report(world: Path, tmp_path: Pat
     data.write_text(json.dumps(list(videos.values())))
     page, _ = draw(write_evaluation(tmp_path / "eval", data, ("cost",), video_dir=str(world / "videos")))
     assert f"{len(videos)} clips" in page.text
-    assert set(page.figures) == {"Sign of the cost: safe or unsafe clips", "Cost, by safety"}
+    assert set(page.figures) == {
+        "Sign of the cost: safe or unsafe clips", "Cost: safe before unsafe clips", "Cost, by safety"
+    }  # fmt: skip
 
 
 def test_the_gallery_by_a_plain_search(world: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.evaluation import controls
 from safe_rlhf_video.stats.credit import credit, sign_accuracy
+from safe_rlhf_video.stats.separation import auroc_parts
 
 # Enough for 300 words; more would only cost time.
 MAX_FITTED_VIDEOS = 8000
@@ -192,6 +193,8 @@ def audit_prompt_baseline(
 ) -> PromptBaseline:
     """Predicts `is_safe` from the prompt's words: recalls with intervals, balanced accuracy and AUROC.
 
+    It is cut at the share of unsafe videos among those that it learned from.
+
     Args:
         judged: the videos to judge it on.
         resamples: over the prompts of `judged`.
@@ -214,13 +217,13 @@ def audit_prompt_baseline(
             continue
         # Videos of one prompt get the same answer.
         texts = list(dict.fromkeys(judged.texts[video] for video in places.tolist()))
-        answers = controls.prompt_only_unsafe([source.texts[video] for video in known.tolist()], sign, texts).tolist()
-        answer_of = dict(zip(texts, answers, strict=True))
+        answers = controls.prompt_only_unsafe([source.texts[video] for video in known.tolist()], sign, texts)
+        answer_of = dict(zip(texts, controls.cut_at_prevalence(answers, sign).tolist(), strict=True))
         logits[places] = [answer_of[judged.texts[video]] for video in places.tolist()]
         is_judged[places] = True
         num_fitted += len(known)
     sign = np.where(is_judged, judged.sign, 0)
-    safe, unsafe = np.flatnonzero(sign == 1), np.flatnonzero(sign == -1)
+    safe, unsafe, known = np.flatnonzero(sign == 1), np.flatnonzero(sign == -1), np.flatnonzero(sign)
     figures = sign_accuracy(logits, sign)
     reason = None
     if figures.balanced_accuracy is None:
@@ -228,19 +231,12 @@ def audit_prompt_baseline(
     return PromptBaseline(
         fitted_on=fitted_name,
         balanced_accuracy=figures.balanced_accuracy,
-        auroc=_auroc(logits[unsafe], logits[safe]) if reason is None else None,
+        auroc=float(auroc_parts(logits[known], sign[known] < 0).mean()) if reason is None else None,
         safe_recall=share(credit(-logits[safe], 0.0), judged.prompt[safe], resamples),
         unsafe_recall=share(credit(logits[unsafe], 0.0), judged.prompt[unsafe], resamples),
         num_fitted_videos=num_fitted,
         reason=reason,
     )
-
-
-def _auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Computes P(a positive scores above a negative); ties count half (Mann & Whitney 1947)."""
-    ordered = np.sort(negative)
-    below, not_above = np.searchsorted(ordered, positive, "left"), np.searchsorted(ordered, positive, "right")
-    return float((below + not_above).mean() / (2 * len(negative)))
 
 
 def _generators(comparisons: Comparisons, kept: set[str]) -> list[tuple[str, str]]:

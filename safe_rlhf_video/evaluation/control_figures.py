@@ -1,4 +1,8 @@
-"""Computes the accuracy of each control, beside what the hidden truth predicts for it."""
+"""Computes the accuracy of each control, what the hidden truth predicts for it, and how far a model is above the best.
+
+A model is held against the strongest of its controls: the one with the highest figure among those that cannot judge the
+video. The model itself on changed inputs is none of these; that it stays as accurate says what it does not look at.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,31 @@ import numpy as np
 from safe_rlhf_video.data.labelled_pairs import Labelled, Scores, preference_margin, select_labelled
 from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.evaluation import controls
+from safe_rlhf_video.evaluation.changed_inputs import CONTROLS as CHANGED_INPUTS
 from safe_rlhf_video.evaluation.distinct_clips import DistinctClips
+from safe_rlhf_video.evaluation.results import ControlGap, Standing
 from safe_rlhf_video.heads import HEAD_OF_DIMENSION
-from safe_rlhf_video.stats.checks import MIN_COMPARISONS, too_few
-from safe_rlhf_video.stats.credit import credit, expected_credit, sign_accuracy
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS, FloatArray, too_few
+from safe_rlhf_video.stats.credit import credit, expected_credit
+from safe_rlhf_video.stats.intervals import interval_by_prompt
+from safe_rlhf_video.stats.separation import auroc_parts, balanced_parts
 
-Table = dict[str, dict[str, float | None]]  # control -> dimension, or "cost_sign" -> figure
+# control -> dimension, "cost_sign" or "cost_sign_auroc" -> figure
+Table = dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
 class ControlFigures:
-    """Accuracy of each control, what the truth predicts, and the standard error of the difference."""
+    """Accuracy of each control, what the truth predicts, and the standard error of the difference.
+
+    Attributes:
+        gaps: dimension, "cost_sign" or "cost_sign_auroc" -> the model against its strongest control.
+    """
 
     measured: Table
     expected: Table
     standard_error: Table
+    gaps: dict[str, ControlGap]
 
 
 def judge_controls(
@@ -32,7 +46,9 @@ def judge_controls(
     train_pairs: Sequence[PairSample],
     clips: DistinctClips,
     train_clips: DistinctClips,
+    scores: Scores,
     scores_of: Mapping[str, Scores],
+    seed: int,
 ) -> ControlFigures:
     """Computes the figures of all controls.
 
@@ -40,26 +56,113 @@ def judge_controls(
         labelled_of: dimension -> its comparisons.
         train_pairs: comparisons that controls are fitted to.
         clips, train_clips: the distinct clips of either file.
+        scores: of the model.
         scores_of: control -> scores, of controls that are models.
+        seed: of the bootstrap.
     """
-    figures = ControlFigures({}, {}, {})
+    figures = ControlFigures({}, {}, {}, {})
     for dimension, labelled in labelled_of.items():
         if labelled.pairs:
-            training = select_labelled(train_pairs, dimension, None)
-            for name, margin in _margins(dimension, labelled, training, clips, scores_of).items():
-                measured, expected, standard_error = _judge(labelled, margin)
-                figures.measured.setdefault(name, {})[dimension] = measured
-                figures.expected.setdefault(name, {})[dimension] = expected
-                figures.standard_error.setdefault(name, {})[dimension] = standard_error
+            _judge_dimension(figures, dimension, labelled, train_pairs, clips, scores, scores_of, seed)
     if np.any(clips.signs):
-        # Balanced accuracy, where a constant answer gives one half. Without preferences it is a control's only figure.
-        is_known = np.count_nonzero(clips.signs) >= MIN_COMPARISONS
-        for name, costs in _costs(clips, train_clips, scores_of).items():
-            balanced = sign_accuracy(costs, clips.signs).balanced_accuracy if is_known else None
-            figures.measured.setdefault(name, {})["cost_sign"] = balanced
-            figures.expected.setdefault(name, {})
-            figures.standard_error.setdefault(name, {})
+        _judge_sign(figures, clips, train_clips, scores, scores_of, seed)
     return figures
+
+
+def _judge_dimension(
+    figures: ControlFigures,
+    dimension: str,
+    labelled: Labelled,
+    train_pairs: Sequence[PairSample],
+    clips: DistinctClips,
+    scores: Scores,
+    scores_of: Mapping[str, Scores],
+    seed: int,
+) -> None:
+    training, head = select_labelled(train_pairs, dimension, None), HEAD_OF_DIMENSION[dimension]
+    rights = {}
+    for name, margin in _margins(dimension, labelled, training, clips, scores_of).items():
+        rights[name] = credit(margin * labelled.sign)
+        measured, expected, standard_error = _judge(labelled, margin, rights[name])
+        figures.measured.setdefault(name, {})[dimension] = measured
+        figures.expected.setdefault(name, {})[dimension] = expected
+        figures.standard_error.setdefault(name, {})[dimension] = standard_error
+    if head in next(iter(scores.values())) and too_few(len(labelled.pairs)) is None:
+        own = credit(preference_margin(labelled.pairs, scores, head) * labelled.sign)
+        figures.gaps.update(_find_gap(dimension, own, rights, labelled.prompts, seed))
+
+
+def _judge_sign(
+    figures: ControlFigures,
+    clips: DistinctClips,
+    train_clips: DistinctClips,
+    scores: Scores,
+    scores_of: Mapping[str, Scores],
+    seed: int,
+) -> None:
+    """Adds balanced accuracy, where a constant answer gives one half, and AUROC, which needs no place to cut."""
+    known = clips.signs != 0
+    is_unsafe, prompts = clips.signs[known] < 0, clips.prompt_ids[known]
+    is_known = len(is_unsafe) >= MIN_COMPARISONS and is_unsafe.any() and not is_unsafe.all()
+    balanced: dict[str, FloatArray] = {}
+    auroc: dict[str, FloatArray] = {}
+    for name, costs in _costs(clips, train_clips, scores_of).items():
+        if is_known:
+            auroc[name] = auroc_parts(costs[known], is_unsafe)
+        if is_known and train_clips.has_both_signs:
+            cut = controls.cut_at_prevalence(costs[known], train_clips.signs)
+            balanced[name] = balanced_parts(_sign_credit(cut, is_unsafe), is_unsafe)
+        figures.measured.setdefault(name, {}).update(
+            cost_sign=_mean(balanced.get(name)), cost_sign_auroc=_mean(auroc.get(name))
+        )
+        figures.expected.setdefault(name, {})
+        figures.standard_error.setdefault(name, {})
+    if is_known and "cost" in next(iter(scores.values())):
+        own = np.array([scores[key]["cost"] for key in clips.names])[known]
+        own_balanced = balanced_parts(_sign_credit(own, is_unsafe), is_unsafe)
+        figures.gaps.update(_find_gap("cost_sign", own_balanced, balanced, prompts, seed))
+        figures.gaps.update(_find_gap("cost_sign_auroc", auroc_parts(own, is_unsafe), auroc, prompts, seed))
+
+
+def _find_gap(
+    figure: str, own: FloatArray, of_controls: Mapping[str, FloatArray], prompts: np.ndarray, seed: int
+) -> dict[str, ControlGap]:
+    """The model against its strongest control, on the same comparisons or clips; empty without a control.
+
+    Args:
+        own: (N,) values, whose mean is the model's figure.
+        of_controls: control -> (N,) the same of it.
+        prompts: (N,).
+    """
+    blind = {name: values for name, values in of_controls.items() if name not in CHANGED_INPUTS}
+    if not blind:
+        return {}
+    name = max(blind, key=lambda each: float(blind[each].mean()))
+    interval = interval_by_prompt(own - blind[name], prompts, seed)
+    standing: Standing = "not clearly above"
+    if interval is not None and interval[0] > 0:
+        standing = "above"
+    elif interval is not None and interval[1] < 0:
+        standing = "below"
+    return {
+        figure: ControlGap(
+            control=name,
+            own_figure=float(own.mean()),
+            control_figure=float(blind[name].mean()),
+            difference=float((own - blind[name]).mean()),
+            interval=interval,
+            standing=standing,
+        )
+    }
+
+
+def _sign_credit(costs: np.ndarray, is_unsafe: np.ndarray) -> FloatArray:
+    """Credit of calling clips with a cost above 0 unsafe; exactly 0 counts half, as in `stats.credit.sign_accuracy`."""
+    return credit(np.where(is_unsafe, costs, -costs), tie_tolerance=0.0)
+
+
+def _mean(values: FloatArray | None) -> float | None:
+    return None if values is None else float(values.mean())
 
 
 def _margins(
@@ -88,7 +191,7 @@ def _margins(
 def _costs(clips: DistinctClips, train_clips: DistinctClips, scores_of: Mapping[str, Scores]) -> dict[str, np.ndarray]:
     """Each control's (N,) costs of the clips."""
     costs = {}
-    if {1, -1} <= set(train_clips.signs.tolist()):
+    if train_clips.has_both_signs:
         costs["prompt_only"] = controls.prompt_only_unsafe(train_clips.texts, train_clips.signs, clips.texts)
     for name, scores in scores_of.items():
         if "cost" in next(iter(scores.values())):
@@ -96,9 +199,10 @@ def _costs(clips: DistinctClips, train_clips: DistinctClips, scores_of: Mapping[
     return costs
 
 
-def _judge(labelled: Labelled, margin: np.ndarray) -> tuple[float | None, float | None, float | None]:
+def _judge(
+    labelled: Labelled, margin: np.ndarray, right: np.ndarray
+) -> tuple[float | None, float | None, float | None]:
     """Accuracy, what the truth predicts, and the standard error of the difference."""
-    right = credit(margin * labelled.sign)
     if too_few(len(right)):
         return None, None, None
     if labelled.true_margin is None:

@@ -6,6 +6,7 @@ functions of `stats.credit` as a model's scores. They learn from training labels
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -96,7 +97,8 @@ def prompt_only_unsafe(
         ridge: weight of half the squared norm of the weights, against a log likelihood summed over videos.
 
     Returns:
-        (N',) logits in log odds that read like a cost: > 0 predicts unsafe. 0 everywhere if no training sign is known.
+        (N',) logits in log odds: > 0 is likelier unsafe than safe. 0 everywhere if no training sign is known. To call
+        videos unsafe, cut them at `cut_at_prevalence`.
 
     Raises:
         ValueError: the lengths differ, a sign is not -1, 0 or +1, or ``ridge`` is not positive.
@@ -114,6 +116,32 @@ def prompt_only_unsafe(
     vocabulary = _frequent_words(known_texts, max_words)
     weights = fit_weights(_bag_of_words(known_texts, vocabulary), (sign[is_known] == -1).astype(np.float64), ridge)
     return _bag_of_words(test_texts, vocabulary) @ weights
+
+
+def cut_at_prevalence(logits: ArrayLike, train_safety_sign: ArrayLike) -> FloatArray:
+    """Moves logits of being unsafe so that 0 lies at the share of unsafe videos in training, in place of one half.
+
+        logit - ln(num_unsafe / num_safe)
+
+    With few unsafe videos a weak predictor seldom finds one likelier unsafe than safe. Cut at one half it calls nearly
+    everything safe and its balanced accuracy is near that of guessing, whatever it knows. Cut here it calls unsafe what
+    is likelier unsafe than a training video is, which for true probabilities maximises balanced accuracy.
+
+    Args:
+        logits: (N',) log odds that a video is unsafe, fitted to the training labels without weights of classes.
+        train_safety_sign: (N,) +1 safe, -1 unsafe, 0 unknown, of the training videos.
+
+    Returns:
+        (N',) logits that read like a cost: > 0 predicts unsafe.
+
+    Raises:
+        ValueError: the training labels have one class alone.
+    """
+    sign = np.asarray(train_safety_sign)
+    num_safe, num_unsafe = np.count_nonzero(sign == 1), np.count_nonzero(sign == -1)
+    if not (num_safe and num_unsafe):
+        raise ValueError("train_safety_sign must hold both +1 (safe) and -1 (unsafe)")
+    return np.asarray(logits, dtype=np.float64) - math.log(num_unsafe / num_safe)
 
 
 def is_safe_only(safety_sign_0: ArrayLike, safety_sign_1: ArrayLike) -> FloatArray:

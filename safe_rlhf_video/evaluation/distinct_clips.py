@@ -34,6 +34,11 @@ class DistinctClips:
         return {normalise_prompt(text) for text in self.texts}
 
     @property
+    def has_both_signs(self) -> bool:
+        """Whether there are both safe and unsafe clips."""
+        return {1, -1} <= set(self.signs.tolist())
+
+    @property
     def prompt_ids(self) -> np.ndarray:
         return np.array([prompt_id for prompt_id, _ in self.sign_of])
 

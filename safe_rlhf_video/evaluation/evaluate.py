@@ -80,7 +80,9 @@ def evaluate(
         train_pairs,
         clips,
         train_clips,
+        scores,
         {**of_random, **(changed_scores or {})},
+        seed,
     )
     shared = clips.prompts & train_clips.prompts
     cost_sign = None
@@ -93,6 +95,7 @@ def evaluate(
         controls=controls.measured,
         controls_expected=controls.expected,
         controls_standard_error=controls.standard_error,
+        control_gaps=controls.gaps,
         num_prompts_also_in_training=len(shared) if train_clips.prompts else None,
         bootstrap_seed=seed,
     )

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import GetPydanticSchema
 from typing_extensions import TypedDict
@@ -30,7 +30,8 @@ from safe_rlhf_video.stats.probabilities import ReliabilityBin
 FILE_NAME = "evaluation.json"
 _AGAIN = "run scripts/evaluate.py again; it keeps the scores that it finds in its --out"
 
-OfDimension = Mapping[str, float | None]  # a figure of each dimension, or of "cost_sign"
+Standing = Literal["above", "not clearly above", "below"]
+OfDimension = Mapping[str, float | None]  # a figure of each dimension, "cost_sign", "cost_sign_auroc"
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,15 @@ class UnseenSigns:
 
 @dataclass(frozen=True)
 class SignFigures:
-    """How well the sign of the cost separates safe from unsafe clips."""
+    """How well the sign of the cost separates safe from unsafe clips.
+
+    Attributes:
+        auroc: chance that an unsafe clip has a higher cost than a safe one; it knows no zero.
+    """
 
     accuracy: float | None
     balanced_accuracy: float | None
+    auroc: float | None
     num_safe: int
     num_unsafe: int
     reason: str | None
@@ -233,6 +239,26 @@ class ModerationFigures:
 
 
 @dataclass(frozen=True)
+class ControlGap:
+    """A model against its strongest control on the same comparisons or clips.
+
+    Attributes:
+        control: the control with the highest figure of those that cannot judge the video.
+        own_figure, control_figure: accuracy, balanced accuracy or AUROC of the model and of the control.
+        difference: of the two.
+        interval: of the difference; None with a single prompt.
+        standing: "above" or "below" where the whole interval is.
+    """
+
+    control: str
+    own_figure: float
+    control_figure: float
+    difference: float
+    interval: Interval | None
+    standing: Standing
+
+
+@dataclass(frozen=True)
 class ComparisonFigures:
     """Two models on the same comparisons of one dimension.
 
@@ -264,9 +290,12 @@ class Evaluation:
             under its own name, beside the other fields.
         cost_sign: None without a cost or without labels of what is safe.
         moderation: None without a head of a harm label.
-        controls: control -> dimension -> accuracy; for "cost_sign" the balanced accuracy.
+        controls: control -> dimension -> accuracy; "cost_sign" -> balanced accuracy, cut at the share of unsafe clips
+            in training, None where the training data were not given; "cost_sign_auroc" -> AUROC.
         controls_expected: the same as the hidden truth predicts it.
         controls_standard_error: of measured less expected, by prompt.
+        control_gaps: dimension, "cost_sign" or "cost_sign_auroc" -> the model against its strongest control; no entry
+            without a figure or without a control.
         num_prompts_also_in_training: None where the training data were not given.
         comparison: dimension -> figures against another model; None without one.
         compared_models: model folder -> fingerprint of its weights.
@@ -281,6 +310,7 @@ class Evaluation:
     controls: Mapping[str, OfDimension]
     controls_expected: Mapping[str, OfDimension]
     controls_standard_error: Mapping[str, OfDimension]
+    control_gaps: Mapping[str, ControlGap]
     num_prompts_also_in_training: int | None
     bootstrap_seed: int
     comparison: Mapping[str, ComparisonFigures] | None = None

@@ -12,6 +12,7 @@ from safe_rlhf_video.evaluation.results import SignFigures, SignPart, UnseenSign
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS
 from safe_rlhf_video.stats.credit import sign_accuracy
 from safe_rlhf_video.stats.intervals import interval_by_prompt
+from safe_rlhf_video.stats.separation import auroc_parts
 
 
 def judge_sign(clips: DistinctClips, scores: Scores, unseen: Sequence[str], seed: int) -> SignFigures | None:
@@ -31,9 +32,11 @@ def judge_sign(clips: DistinctClips, scores: Scores, unseen: Sequence[str], seed
         reason = f"{num} clips with an is_safe label, fewer than {MIN_COMPARISONS}"
     elif not (found.num_safe and found.num_unsafe):
         reason = f"every clip is labelled {'safe' if found.num_safe else 'unsafe'}"
+    known = clips.signs != 0
     return SignFigures(
         accuracy=None if num < MIN_COMPARISONS else found.accuracy,
         balanced_accuracy=None if num < MIN_COMPARISONS else found.balanced_accuracy,
+        auroc=float(auroc_parts(costs[known], clips.signs[known] < 0).mean()) if reason is None else None,
         num_safe=found.num_safe,
         num_unsafe=found.num_unsafe,
         reason=reason,

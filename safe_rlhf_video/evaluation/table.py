@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from safe_rlhf_video.data.records import DIMENSIONS, SUB_DIMENSIONS
+from safe_rlhf_video.evaluation.control_words import CONTROL_NAMES, describe_gap, warn_of_gaps
 from safe_rlhf_video.evaluation.results import (
     Agreement,
     ComparisonFigures,
@@ -17,15 +18,6 @@ from safe_rlhf_video.evaluation.results import (
 from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.wording import count, figure, with_interval
 
-CONTROL_NAMES = {
-    "generator_only": "which generator made it, nothing else",
-    "prompt_only": "the prompt, nothing else",
-    "is_safe_only": "the is_safe labels, nothing else",
-    "random_backbone": "same heads, random backbone",
-    "shuffled_prompt": "the model, under other prompts",
-    "reversed_frames": "the model, frames reversed",
-    "single_frame": "the model, a single frame",
-}
 # Rows of the table of dimensions, each with how its cell is written.
 ROWS: Mapping[str, Callable[[DimensionFigures], str]] = {
     "test comparisons (prompts)": lambda one: f"{one.num_comparisons} ({one.num_prompts})",
@@ -42,6 +34,8 @@ ROWS: Mapping[str, Callable[[DimensionFigures], str]] = {
     "Brier score": lambda one: figure(one.calibration.brier),
     "mean |P - hidden probability|": lambda one: figure(one.calibration.mean_absolute_error),
 }
+SIGN_FIGURES = ("cost_sign", "cost_sign_auroc")
+SIGN_WIDTHS = (26, 26)
 SUB_WIDTHS = (12, 24, 9, 24, 11)
 LABEL_WIDTHS = (15, 8, 8, 11, 8, 8, 25, 34)
 COMPARISON_WIDTHS = (12, 9, 9, 26, 11, 11)
@@ -50,7 +44,7 @@ COMPARISON_WIDTHS = (12, 9, 9, 26, 11, 11)
 def format_table(evaluation: Evaluation) -> str:
     """Formats an evaluation: helpfulness and harmlessness side by side, then sub-dimensions and labels, a line each."""
     lines = [*_format_dimensions(evaluation), *_format_sub_dimensions(evaluation), *_format_sign(evaluation),
-             *_format_unseen(evaluation)]  # fmt: skip
+             *_format_unseen(evaluation), *warn_of_gaps(evaluation.control_gaps)]  # fmt: skip
     if evaluation.moderation:
         lines += _format_moderation(evaluation.moderation)
     if num_shared := evaluation.num_prompts_also_in_training:
@@ -92,6 +86,9 @@ def _format_dimensions(evaluation: Evaluation) -> Iterator[str]:
         expected = evaluation.controls_expected[control]
         cells = [_control(figures.get(name), expected.get(name)) for name in columns]
         yield _row(f"  {CONTROL_NAMES[control]}", cells, 42, widths)
+    if any(name in evaluation.control_gaps for name in columns):
+        cells = [describe_gap(evaluation.control_gaps.get(name)) for name in columns]
+        yield _row("above the strongest control [paired 95%]", cells, 42, widths)
 
 
 def _format_sub_dimensions(evaluation: Evaluation) -> Iterator[str]:
@@ -116,13 +113,18 @@ def _format_sign(evaluation: Evaluation) -> Iterator[str]:
         return
     yield (
         f"cost sign on {sign.num_safe} safe and {sign.num_unsafe} unsafe clips: accuracy "
-        f"{figure(sign.accuracy) or '-'}, balanced {figure(sign.balanced_accuracy) or '-'}"
-        + (f" ({sign.reason})" if sign.reason else "")
+        f"{figure(sign.accuracy) or '-'}, balanced {figure(sign.balanced_accuracy) or '-'}, AUROC "
+        f"{figure(sign.auroc) or '-'}" + (f" ({sign.reason})" if sign.reason else "")
     )
-    others = [f"{CONTROL_NAMES[name]} {figure(balanced)}" for name, figures in evaluation.controls.items()
-              if (balanced := figures.get("cost_sign")) is not None]  # fmt: skip
-    if others:
-        yield f"  balanced, controls: {'; '.join(others)}"
+    controls = {name: figures for name, figures in evaluation.controls.items() if "cost_sign_auroc" in figures}
+    if controls:
+        yield _row("  controls, cut at the share of unsafe clips in training", ["balanced", "AUROC"], 56, SIGN_WIDTHS)
+    for name, figures in controls.items():
+        cells = [figure(figures[key]) or "-" for key in SIGN_FIGURES]
+        yield _row(f"    {CONTROL_NAMES[name]}", cells, 56, SIGN_WIDTHS)
+    if any(key in evaluation.control_gaps for key in SIGN_FIGURES):
+        cells = [describe_gap(evaluation.control_gaps.get(key)) for key in SIGN_FIGURES]
+        yield _row("  above the strongest control [paired 95%]", cells, 56, SIGN_WIDTHS)
 
 
 def _format_unseen(evaluation: Evaluation) -> Iterator[str]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
+from safe_rlhf_video.evaluation.control_words import warn_of_gaps
 from safe_rlhf_video.evaluation.results import Evaluation
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS, LABEL_HEADS, SUB_HEADS
 from safe_rlhf_video.kinds.targets import kind_of
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, LoraConfig
 from safe_rlhf_video.models.record import ModelRecord, TrainingFacts
-from safe_rlhf_video.wording import figure, with_interval, words
+from safe_rlhf_video.wording import figure, sentence, with_interval, words
 
 MEANINGS = {
     "reward": "how helpful a video is for its prompt: more is better. Only differences between videos for one prompt "
@@ -238,10 +239,13 @@ def _evaluation(evaluation: Evaluation | None, heads: list[str]) -> str:
     if sign and "cost" in heads:
         paragraphs.append(
             f"Sign of the cost on {sign.num_safe} safe and {sign.num_unsafe} unsafe videos: accuracy "
-            f"{figure(sign.accuracy)}, balanced {figure(sign.balanced_accuracy)}."
+            f"{figure(sign.accuracy)}, balanced {figure(sign.balanced_accuracy)}, AUROC {figure(sign.auroc)}."
         )
     if not paragraphs:
         return "The evaluation that was given has no figure of these heads."
+    told = {name: gap for name, gap in evaluation.control_gaps.items()
+            if name in judged or ("cost" in heads and name.startswith("cost_sign"))}  # fmt: skip
+    paragraphs += [f"**{sentence(text)}**" for text in warn_of_gaps(told)]
     paragraphs.append("Intervals are bootstrapped over prompts; a control is a predictor that cannot judge the video.")
     if num_shared := evaluation.num_prompts_also_in_training:
         paragraphs.append(

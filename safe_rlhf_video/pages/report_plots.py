@@ -49,7 +49,7 @@ def report_plots(data: ReportData, runs: Sequence[RunMetrics]) -> dict[str, list
     panels = {panel.metrics[0]: panel for section in SECTIONS for panel in section.panels if panel.kind == "line"}
     return {
         "accuracy": [*(_draw_accuracy(data, judged) for judged in data.dimensions),
-                     *([_draw_sign(data)] if "cost" in data.heads else [])],
+                     *([_draw_sign(data), *_draw_separation(data)] if "cost" in data.heads else [])],
         "calibration": list(map(_draw_calibration, data.dimensions)),
         "scores": list(_draw_scores(data)),
         "harm-labels": [_draw_label(data, head, figures) for head, figures in data.labels.items()],
@@ -79,9 +79,19 @@ def _draw_sign(data: ReportData) -> Plot | Missing:
               *_controls(data, "cost_sign")]  # fmt: skip
     note = (
         f"n = {sign.num_safe:,} {data.unit}s labelled safe and {sign.num_unsafe:,} labelled unsafe; of all, "
-        f"{percent(sign.accuracy)} have the right sign"
+        f"{percent(sign.accuracy)} have the right sign; controls are cut at training's share of unsafe {data.unit}s"
     )
     return draw_shares(title, shares, (f"balanced accuracy: share of {data.unit}s", "who decides"), note)
+
+
+def _draw_separation(data: ReportData) -> Iterator[Plot]:
+    """AUROC of the cost and of the controls; nothing where it is unknown, which `_draw_sign` explains."""
+    sign = data.evaluation.cost_sign
+    if sign is not None and sign.auroc is not None:
+        shares = [Share("this model", sign.auroc, percent(sign.auroc)), *_controls(data, "cost_sign_auroc")]
+        title, axes = f"Cost: safe before unsafe {data.unit}s", ("AUROC: share of couples", "who decides")
+        note = f"n = {sign.num_safe:,} x {sign.num_unsafe:,} couples of a safe and an unsafe one; it needs no zero"
+        yield draw_shares(title, shares, axes, note)
 
 
 def _controls(data: ReportData, figure: str) -> Iterator[Share]:

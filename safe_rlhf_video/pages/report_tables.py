@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from safe_rlhf_video.evaluation.results import Evaluation, PartFigures, SignPart
+from safe_rlhf_video.evaluation.control_words import warn_of_gaps
+from safe_rlhf_video.evaluation.results import ControlGap, Evaluation, PartFigures, SignPart
 from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.pages.document import Table
 from safe_rlhf_video.pages.report_data import JudgedDimension, ReportData
+from safe_rlhf_video.stats.intervals import Interval
 from safe_rlhf_video.wording import capitalise, decimals, share, words
 
 _MOST_COLUMNS = 3  # dimensions that a table of parts has room for
@@ -25,11 +27,13 @@ class ReportTables:
     """Every table of a report.
 
     Attributes:
+        warnings: a sentence for each figure that is not clearly above its strongest control.
         parts: heading -> accuracy in parts of the data.
         comparison: None where there was one model.
     """
 
     summary: Table
+    warnings: Sequence[str]
     not_judged: Reasons
     labels: Table
     graded: Mapping[str, Table]
@@ -44,7 +48,8 @@ def report_tables(data: ReportData) -> ReportTables:
     graded = {head: one.table(HEADS[head]) for head, one in moderation.graded.items() if one} if moderation else {}
     header = ["", "with / without", "AUROC", "AP", "precision", "recall", "false positives", "target"]
     return ReportTables(
-        summary=_summarise(data.dimensions),
+        summary=_summarise(data.dimensions, data.evaluation.control_gaps),
+        warnings=list(warn_of_gaps(data.evaluation.control_gaps)),
         not_judged=_explain_dimensions(data.dimensions),
         labels=Table(header, [_label_row(HEADS[head].title, figures) for head, figures in data.labels.items()]),
         graded={head: Table(header, rows) for head, (header, *rows) in graded.items()},
@@ -54,10 +59,10 @@ def report_tables(data: ReportData) -> ReportTables:
     )  # fmt: skip
 
 
-def _summarise(dimensions: Sequence[JudgedDimension]) -> Table:
+def _summarise(dimensions: Sequence[JudgedDimension], gaps: Mapping[str, ControlGap]) -> Table:
     """Every figure of the dimensions; a column without any figure is left out."""
-    header = ["", "comparisons (prompts)", "accuracy", "ceiling", "accuracy / ceiling", "with ties", "ECE",
-              "temperature"]  # fmt: skip
+    header = ["", "comparisons (prompts)", "accuracy", "ceiling", "accuracy / ceiling",
+              "above the strongest control", "with ties", "ECE", "temperature"]  # fmt: skip
     rows = []
     for judged in dimensions:
         figures, probability, ties = judged.figures, judged.figures.calibration, judged.figures.tie_aware
@@ -67,6 +72,7 @@ def _summarise(dimensions: Sequence[JudgedDimension]) -> Table:
             share(figures.accuracy, figures.interval),
             share(figures.ceiling),
             share(figures.fraction_of_ceiling, figures.fraction_of_ceiling_interval),
+            _points(gap.difference, gap.interval) if (gap := gaps.get(judged.name)) else None,
             share(ties.accuracy, ties.interval),
             decimals(probability.ece),
             decimals(probability.temperature) if probability.is_calibrated else "not calibrated",
@@ -154,13 +160,17 @@ def _compare(evaluation: Evaluation) -> Table | None:
     header = ["", "comparisons", "this", "the other", "difference, points", "McNemar p", "p by Holm"]
     rows = []
     for dimension, figures in (evaluation.comparison or {}).items():
-        text = None if figures.difference is None else f"{100 * figures.difference:+.1f}"
-        if text and figures.interval is not None:
-            text += f" [{100 * figures.interval[0]:+.1f} to {100 * figures.interval[1]:+.1f}]"
+        text = None if figures.difference is None else _points(figures.difference, figures.interval)
         ps = [None if value is None else f"{value:.2g}" for value in (figures.p_value, figures.p_value_holm)]
         rows.append([capitalise(dimension), f"{figures.num_comparisons:,}", share(figures.accuracy_first),
                      share(figures.accuracy_second), text, *ps])  # fmt: skip
     return Table(header, rows) if rows else None
+
+
+def _points(difference: float, interval: Interval | None) -> str:
+    """A difference of two shares in points of a per cent, with its interval."""
+    ends = "" if interval is None else f" [{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}]"
+    return f"{100 * difference:+.1f}{ends}"
 
 
 def _explain_comparison(evaluation: Evaluation) -> Reasons:
