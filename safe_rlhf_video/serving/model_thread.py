@@ -40,7 +40,7 @@ class ModelThread:
         batch_size: clips scored at once, at most.
         wait_s: how long the first clip of a batch waits for others.
         on_batch: called with the size of every batch.
-        on_restart: called when something was raised outside of `score_batch`, and the thread has begun anew.
+        on_restart: called when something was raised outside of `score_batch`, and the thread begins anew.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class ModelThread:
                 self._work()
                 return
             except BaseException as error:  # a thread that ended would leave every later clip without an answer
+                self._on_restart()  # before the answers are out, as a batch is counted
+                _log.exception("the thread of the model failed and begins anew")
                 for clip in self._batch:
                     with contextlib.suppress(InvalidStateError):  # it has its scores, or was cancelled
                         clip.scores.set_exception(_as_exception(error))
-                _log.exception("the thread of the model failed and begins anew")
-                self._on_restart()
 
     def _work(self) -> None:
         while self._collect():
