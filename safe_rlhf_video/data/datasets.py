@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safe_rlhf_video.data.config_files import read_records
 from safe_rlhf_video.data.contradictions import check_contents, check_unique, count_prompts
 from safe_rlhf_video.data.hf_export import pairs_to_hf, prompts_to_hf, videos_to_hf
+from safe_rlhf_video.data.record_fields import PAGE, described_in
 from safe_rlhf_video.data.records import (
     HARM_LABELS,
     VIDEO_NAMES,
@@ -45,11 +46,14 @@ class PairDataset(SafeSoraDataset):
 
     def __init__(self, config_file: Path, records: list[Any], folder: VideoFolder) -> None:
         super().__init__(config_file, records, folder)
-        name = str(config_file)
+        self._read(records, str(config_file))
+
+    @described_in("comparisons")
+    def _read(self, records: list[Any], name: str) -> None:
         self.pairs = [parse_pair(record, f"{name} row {row}") for row, record in enumerate(records)]
         check_unique([pair.pair_id for pair in self.pairs], "pair_id", name)
         self.num_prompts = count_prompts(self.pairs, name)
-        check_contents(self.pairs, name, with_paths=not folder.is_by_id)
+        check_contents(self.pairs, name, with_paths=not self._folder.is_by_id)
         self.videos = _distinct_videos(self.pairs)
 
     @property
@@ -93,7 +97,10 @@ class VideoDataset(SafeSoraDataset):
 
     def __init__(self, config_file: Path, records: list[Any], folder: VideoFolder) -> None:
         super().__init__(config_file, records, folder)
-        name = str(config_file)
+        self._read(records, str(config_file))
+
+    @described_in("videos")
+    def _read(self, records: list[Any], name: str) -> None:
         self.videos = [parse_video(record, f"{name} row {row}") for row, record in enumerate(records)]
         check_unique([video.name for video in self.videos], "video_id", name)
         self.num_prompts = count_prompts(self.videos, name)
@@ -119,7 +126,10 @@ class PromptDataset(SafeSoraDataset):
 
     def __init__(self, config_file: Path, records: list[Any], folder: VideoFolder) -> None:
         super().__init__(config_file, records, folder)
-        name = str(config_file)
+        self._read(records, str(config_file))
+
+    @described_in("prompts")
+    def _read(self, records: list[Any], name: str) -> None:
         self.prompts = [parse_prompt(record, f"{name} row {row}") for row, record in enumerate(records)]
         check_unique([prompt.prompt_id for prompt in self.prompts], "prompt_id", name)
         self.num_prompts = len(self.prompts)
@@ -160,7 +170,7 @@ def load_any(
     if kind is None:
         raise SampleError(
             f"{config_file} row 0: expected the fields of a pair (pair_id, video_0, video_1), a video (video_id) or a "
-            "prompt (prompt_id); convert the file to SafeSora's form"
+            f"prompt (prompt_id); convert the file to SafeSora's form, see {PAGE}#files-that-are-read"
         )
     kinds: dict[Kind, Any] = {"pair": PairDataset, "video": VideoDataset, "prompt": PromptDataset}
     dataset: PairDataset | VideoDataset | PromptDataset = kinds[kind](config_file, records, folder)

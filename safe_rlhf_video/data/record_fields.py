@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BeforeValidator
@@ -13,6 +14,17 @@ from safe_rlhf_video.errors import SampleError
 
 MAX_NAME_BYTES = 240  # file systems allow 255; a clip's partial file has a longer name than the clip
 MAX_COMPONENT_BYTES, MAX_PATH_BYTES = 255, 4096
+
+PAGE = "docs/data.md"
+
+
+@contextmanager
+def described_in(section: str) -> Iterator[None]:
+    """Ends the line of a SampleError with the section of the page about files that describes the field."""
+    try:
+        yield
+    except SampleError as error:
+        raise SampleError(f"{error}; see {PAGE}#{section}") from error
 
 
 def fail(where: str, field: str, expected: str, value: object) -> NoReturn:

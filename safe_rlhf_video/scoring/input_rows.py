@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from safe_rlhf_video.contracts import OPEN, check_fields
 from safe_rlhf_video.data.config_files import decode_json, decode_text
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
-from safe_rlhf_video.data.record_fields import FilePath, NonEmptyText, fail, is_unicode
+from safe_rlhf_video.data.record_fields import FilePath, NonEmptyText, described_in, fail, is_unicode
 from safe_rlhf_video.errors import SafeRLHFVideoError, SampleError
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.score_many import request_videos
@@ -126,6 +126,7 @@ def read_rows(path: Path, video_dir: str | None = None) -> tuple[list[InputRow],
     return rows, bad
 
 
+@described_in("rows-to-score")
 def _check_numbers(path: Path, rows: Sequence[InputRow]) -> None:
     """The number of a row without an id must not be another row's id."""
     number_of = {row.ids[FORMS[row.kind].id_field]: row.number for row in rows if row.has_id}
@@ -185,6 +186,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from enumerate(records)
 
 
+@described_in("rows-to-score")
 def _parse_row(record: Any, number: int, folder: Path, where: str, ids: dict[str, str]) -> InputRow:
     """Checks a row; fills `ids` first, so that a bad row can be named by its id."""
     if not isinstance(record, dict):

@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 
 from safe_rlhf_video.contracts import OPEN, Expected, check_fields
 from safe_rlhf_video.data.config_files import decode_json, decode_text
-from safe_rlhf_video.data.record_fields import Flag, OptionalText, Text, unknown_fields
+from safe_rlhf_video.data.record_fields import Flag, OptionalText, Text, described_in, unknown_fields
 from safe_rlhf_video.data.records import (
     HARM_CATEGORIES,
     VIDEO_NAMES,
@@ -146,6 +146,7 @@ def read_rows(
         raise SampleError(f"{source}: no such file or folder, nor a hub id of the form OWNER/NAME; correct the path")
 
 
+@described_in("pku-saferlhf")
 def parse_row(record: Any, where: str) -> Row:
     """Reads one row of either form.
 

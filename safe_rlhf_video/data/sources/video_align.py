@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from safe_rlhf_video.contracts import show
+from safe_rlhf_video.data.record_fields import described_in
 from safe_rlhf_video.data.records import TIE
 from safe_rlhf_video.data.sources.conversion import Conversion, digest
 from safe_rlhf_video.data.video_folder import with_ending
@@ -63,20 +64,8 @@ def convert_csv(
             conversion.note(f"no column {column}: {dimension} has no label", f"{csv_file.name} line {first}")
     for number, values in lines:
         where = f"{csv_file.name} line {number}"
-        if len(values) != len(header):
-            raise SampleError(
-                f"{where}: {len(values)} cells, expected {len(header)} as in the header; a text with commas or line "
-                "breaks needs quotes"
-            )
-        cells = dict(zip(header, values, strict=True))
-        for column in REQUIRED_COLUMNS:
-            if not cells[column].strip():
-                raise SampleError(f"{where} column {column}: empty, expected a text")
-        preferences = {
-            dimension: _preference(cells[column], f"{where} column {column}")
-            for column, dimension in DIMENSION_OF.items()
-            if column in cells
-        }
+        cells = _name_cells(header, values, where)
+        preferences = {name: PREFERENCES[cells[column]] for column, name in DIMENSION_OF.items() if column in cells}
         paths = [
             _relative_path(cells[column], config_folder, video_root, f"{where} column {column}")
             for column in ("path_A", "path_B")
@@ -138,6 +127,7 @@ def _read_text(csv_file: Path) -> str:
     return text
 
 
+@described_in("videoalign")
 def _check_header(header: list[str], file_name: str) -> None:
     # Quoted, for a name may hold a line break or a space at its end.
     shown = reprlib.Repr()
@@ -153,10 +143,22 @@ def _check_header(header: list[str], file_name: str) -> None:
         raise SampleError(f"{file_name}: no column of labels, expected one of {', '.join(DIMENSION_OF)}; {there}")
 
 
-def _preference(value: str, where: str) -> str | None:
-    if value not in PREFERENCES:
-        raise SampleError(f"{where}: {show(value)} is not a label, expected A, B, same or nothing")
-    return PREFERENCES[value]
+@described_in("videoalign")
+def _name_cells(header: list[str], values: list[str], where: str) -> dict[str, str]:
+    """The checked cells of a row by their columns."""
+    if len(values) != len(header):
+        raise SampleError(
+            f"{where}: {len(values)} cells, expected {len(header)} as in the header; a text with commas or line "
+            "breaks needs quotes"
+        )
+    cells = dict(zip(header, values, strict=True))
+    for column in REQUIRED_COLUMNS:
+        if not cells[column].strip():
+            raise SampleError(f"{where} column {column}: empty, expected a text")
+    for column in DIMENSION_OF:
+        if (value := cells.get(column, "")) not in PREFERENCES:
+            raise SampleError(f"{where} column {column}: {show(value)} is not a label, expected A, B, same or nothing")
+    return cells
 
 
 def _relative_path(written: str, config_folder: Path, video_root: Path | None, where: str) -> str:
