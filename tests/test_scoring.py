@@ -320,8 +320,8 @@ def test_bytes_are_a_file(scorer: Scorer, clips: tuple[list[Path], list[np.ndarr
     path = clips[0][0]
     by_path, by_bytes = scorer.read([path, path.read_bytes()])
     assert by_path == by_bytes
-    with one_line(VideoDecodeError, "videos[1], given as bytes"):
-        scorer.read([path, b"no video"])
+    with one_line(VideoDecodeError, "videos[10], given as bytes: is not a readable video"):
+        scorer.read([path.read_bytes()] * 10 + [b"no video"])
 
 
 def test_all_forms_of_a_video_are_one(scorer: Scorer, clips: tuple[list[Path], list[np.ndarray]]) -> None:

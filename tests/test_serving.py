@@ -151,6 +151,16 @@ def test_remote_reward(server: RunningServer, scorer: Scorer, root: Path) -> Non
     assert server.post("/remote_reward", {"prompts": prompts, "query": ["0.mp4"]}).status == 400
     assert "query[1].path" in server.post("/remote_reward", {"prompts": prompts, "query": ["0.mp4", "no"]}).error
     assert server.post("/remote_reward", {"prompts": [], "query": []}).value["rewards"] == []
+    # A path that begins like its prompt is one, unless the rest of it is one too.
+    (root / "00.mp4").write_bytes(b"")
+    begun = [{"prompts": ["0"], field: ["0.mp4"]} for field in ("query", "responses")]
+    for body in [*begun, {"prompts": ["0"], "query": ["0sub/../0.mp4"]}]:
+        answer = server.post("/remote_reward", body).value
+        assert_close(answer["extra_logs"]["reward_head"], [scorer.score("0", root / "0.mp4")["reward"]])
+    unclear = server.post("/remote_reward", {"prompts": ["0"], "query": ["00.mp4"]})
+    assert (unclear.status, "both are files" in unclear.error) == (400, True)
+    empty = server.post("/remote_reward", {"prompts": ["0"], "responses": ["00.mp4"]})
+    assert "the file is empty" in empty.error
 
 
 def test_clients_at_once_get_their_own_answers(server: RunningServer, scorer: Scorer, root: Path) -> None:

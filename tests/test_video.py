@@ -609,6 +609,7 @@ worker.main()
 """
     requests = b""
     setup = {"sampling": SMALL.to_dict(), "backend": "pyav", "timeout_s": 20.0, "memory_bytes": 1 << 30}
+    setup |= {"max_seconds": None, "max_pixels": 10**9}
     for header in (setup, {"path": str(clips[0]), "folder": ""}):
         text = json.dumps(header).encode()
         requests += struct.pack("<I", len(text)) + text

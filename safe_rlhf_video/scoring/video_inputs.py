@@ -91,10 +91,8 @@ def _decode(videos: Sequence[VideoLike], pool: DecodePool) -> list[Video]:
         try:
             return pool.read(paths)
         except VideoDecodeError as error:
-            text = str(error)
-            for path, name in name_of.items():
-                text = text.replace(str(path), name)
-            raise VideoDecodeError(text) from error
+            path, _, reason = str(error).partition(": ")
+            raise VideoDecodeError(f"{name_of.get(Path(path), path)}: {reason}") from error
 
 
 def _sample(video: VideoLike, fps: float | None, sampling: Sampling) -> Response:

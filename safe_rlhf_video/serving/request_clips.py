@@ -16,6 +16,7 @@ from typing import IO
 
 from fastapi import HTTPException
 
+from safe_rlhf_video.contracts import show
 from safe_rlhf_video.errors import VideoDecodeError
 from safe_rlhf_video.serving.request_models import RequestClip
 from safe_rlhf_video.serving.server_metrics import ServerMetrics
@@ -98,12 +99,29 @@ class ClipReader:
         if clip.part is not None:
             return uploads.store(clip.part.file)
         if clip.path:
-            return find_under(self._root, clip.path, f"{name}.path")
+            return self._find_path(f"{name}.path", clip)
         try:
             content = base64.b64decode(clip.data, validate=True)
         except (binascii.Error, ValueError) as error:
             raise HTTPException(400, f"{name}.data: is not base64 ({error}); encode the whole file") from error
         return uploads.store(BytesIO(content))
+
+    def _find_path(self, name: str, clip: RequestClip) -> Path:
+        if clip.whole_path is None:
+            return find_under(self._root, clip.path, name)
+        try:
+            whole = find_under(self._root, clip.whole_path, name)
+        except HTTPException:
+            return find_under(self._root, clip.path, name)
+        try:
+            find_under(self._root, clip.path, name)
+        except HTTPException:
+            return whole
+        raise HTTPException(
+            400,
+            f"{name}: may be {show(clip.whole_path)}, or {show(clip.path)} after its prompt, and both are files; post "
+            "paths without prompts as responses",
+        )
 
     async def read(self, path: Path, name: str) -> Video:
         """Decodes one clip; cancelling it while it waits for its turn saves the work.

@@ -5,7 +5,7 @@ Types are not converted. The validation context is the server's settings, whose 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from fastapi import HTTPException
 from pydantic import (
@@ -64,6 +64,13 @@ def _check_not_empty(text: str) -> str:
 Text = Annotated[str, AfterValidator(_check_not_empty)]
 
 
+class _PromptedPath(NamedTuple):
+    """A path after a prompt, or one that begins like it: "110.mp4" is "10.mp4" after the prompt "1", or itself."""
+
+    rest: str
+    whole: str
+
+
 class RequestClip(BaseModel):
     """A clip: a path under the server's video root, or the encoded file itself."""
 
@@ -74,11 +81,17 @@ class RequestClip(BaseModel):
     path: Text = Field(default_factory=str, examples=["clips/0.mp4"])
     data: Text = Field(default_factory=str, description="Base64 of the file.", json_schema_extra={"format": "byte"})
     _part: UploadFile | None = None
+    _whole_path: str | None = None
 
     @property
     def part(self) -> UploadFile | None:
         """The file part of a multipart body, which has neither path nor data."""
         return self._part
+
+    @property
+    def whole_path(self) -> str | None:
+        """What a trainer sent, where that begins with the prompt of the clip: `path` is what follows the prompt."""
+        return self._whole_path
 
     @model_validator(mode="wrap")
     @classmethod
@@ -86,6 +99,10 @@ class RequestClip(BaseModel):
         if isinstance(value, UploadFile):
             clip = cls.model_construct()
             clip._part = value
+            return clip
+        if isinstance(value, _PromptedPath):
+            clip = check({"path": value.rest})
+            clip._whole_path = value.whole
             return clip
         if not isinstance(value, dict) or value.keys() not in ({"path"}, {"data"}):
             raise ValueError(
@@ -95,15 +112,29 @@ class RequestClip(BaseModel):
         return check(value)
 
 
-def _name_paths(videos: object, info: ValidationInfo) -> object:
-    """Reads the videos of a trainer, which may be plain paths; OpenRLHF puts the prompt before each of them."""
+def _match_prompts(videos: object, info: ValidationInfo) -> object:
     prompts = info.data.get("prompts")
-    if not isinstance(videos, list) or prompts is None:  # each has an error of its own
-        return videos
-    if len(videos) != len(prompts):
+    if isinstance(videos, list) and prompts is not None and len(videos) != len(prompts):
         raise ValueError(f"has {len(videos)} videos for {len(prompts)} prompts; give each its prompt")
+    return videos
+
+
+def _name_paths(videos: object) -> object:
+    """Reads the videos of a trainer, which may be plain paths."""
+    if not isinstance(videos, list):  # has an error of its own
+        return videos
+    return [{"path": video.strip()} if isinstance(video, str) else video for video in videos]
+
+
+def _part_prompts(videos: object, info: ValidationInfo) -> object:
+    """Reads the videos of OpenRLHF, which puts the prompt before each of them."""
+    prompts = info.data.get("prompts")
+    if not isinstance(videos, list) or prompts is None:
+        return videos
     return [
-        {"path": video.removeprefix(prompt).strip()} if isinstance(video, str) else video
+        _PromptedPath(video[len(prompt) :].strip(), video.strip())
+        if isinstance(video, str) and video.startswith(prompt)
+        else video
         for video, prompt in zip(videos, prompts, strict=True)
     ]
 
@@ -120,7 +151,17 @@ CostLimit = Annotated[
 ]
 # Trainers with more servers than samples send empty lists.
 Prompts = Annotated[list[Prompt], BeforeValidator(_check_count)]
-TrainerVideos = Annotated[list[RequestClip], BeforeValidator(_name_paths), BeforeValidator(_check_count)]
+# Validators run from the last to the first.
+Responses = Annotated[
+    list[RequestClip], BeforeValidator(_name_paths), BeforeValidator(_match_prompts), BeforeValidator(_check_count)
+]
+Query = Annotated[
+    list[RequestClip],
+    BeforeValidator(_name_paths),
+    BeforeValidator(_part_prompts),
+    BeforeValidator(_match_prompts),
+    BeforeValidator(_check_count),
+]
 
 
 class ScoringRequest(BaseModel):
@@ -191,7 +232,7 @@ class OpenRLHFRequest(ScoringRequest):
     """What OpenRLHF posts (openrlhf/utils/remote_rm_utils.py); its labels are for rewards by rule, and not used."""
 
     prompts: Prompts
-    query: TrainerVideos
+    query: Query
     labels: Any = None
 
 
@@ -199,7 +240,7 @@ class AlignAnythingRequest(ScoringRequest):
     """What align-anything posts (align_anything/models/remote_rm); its golden responses are not used."""
 
     prompts: Prompts
-    responses: TrainerVideos
+    responses: Responses
     golden_responses: Any = None
 
 
