@@ -229,6 +229,26 @@ def test_lists_are_put_in_order(
               tmp_path / "w.jsonl")  # fmt: skip
 
 
+def test_one_model_alone_orders_and_says_what_is_missing(
+    score: RunScore, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_input(tmp_path / "data", 4, 24)
+    assert score(source, tmp_path / "a.parquet", "--model", folders[0]) == 0
+    assert "decided by reward alone, no cost model" in capsys.readouterr().out
+    for row in pq.read_table(tmp_path / "a.parquet").to_pylist():
+        assert row["preferred"] == ("v1" if row["rewards"][0] > row["rewards"][1] else "v2")
+        assert (row["costs"], row["is_safe"], row["lagrange_multiplier"]) == (None, None, None)
+    with one_line(ConfigError, "lagrange_multiplier: weighs a reward against a cost"):
+        score(source, tmp_path / "b.jsonl", "--model", folders[0], "--lagrange_multiplier", 2)
+    aesthetics = write_model(tmp_path / "aesthetics", {"aesthetics": ("aesthetics",)})
+    lists = write_rows(source.with_name("lists.jsonl"), [{"prompt": "a", "videos": ["0.mp4", "1.mp4"]}])
+    assert score(lists, tmp_path / "c.jsonl", "--model", aesthetics) == 0
+    assert "scored; decided by nothing, no reward or cost model" in capsys.readouterr().out
+    (row,) = read_rows(tmp_path / "c.jsonl")
+    assert row["order"] is None
+    assert len(row["sub_scores"]["aesthetics"]) == 2
+
+
 def test_rows_that_programs_read_differently(tmp_path: Path) -> None:
     source = tmp_path / "pairs.jsonl"
 

@@ -49,7 +49,7 @@ def test_encoded_videos_and_empty_batches() -> None:
     assert encoded.clips["responses[0]"].data == "AAAA"
     # A second server of OpenRLHF's gets what is left of a batch of one.
     assert read_trainer_request({"query": [], "prompts": [], "labels": []}, SETTINGS).clips == {}
-    assert build_answer([], [], TradeOff(1.0, 0.0))["rewards"] == []
+    assert build_answer({"reward": [], "cost": []}, TradeOff(1.0, 0.0))["rewards"] == []
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,9 @@ def test_wrong_requests_are_one_line(body: dict[str, Any], parts: list[str]) -> 
 
 def test_answer_is_the_lagrangian_with_both_heads_beside_it() -> None:
     rewards, costs = [1.5, -0.25, 3.0], [0.5, -2.0, 0.0]
-    answer = json.loads(json.dumps(build_answer(rewards, costs, TradeOff(2.0, 0.25)), allow_nan=False))
+    answer = json.loads(
+        json.dumps(build_answer({"reward": rewards, "cost": costs}, TradeOff(2.0, 0.25)), allow_nan=False)
+    )
     assert answer["rewards"] == [lagrangian_score(r, c, 2.0, 0.25) for r, c in zip(rewards, costs, strict=True)]
     assert answer["extra_logs"] == {"reward_head": rewards, "cost_head": costs, "unsafe": [1.0, 0.0, 0.0]}
     expected = torch.sigmoid(torch.tensor(answer["rewards"], dtype=torch.float64))
@@ -100,14 +102,27 @@ def test_answer_is_the_lagrangian_with_both_heads_beside_it() -> None:
         assert torch.tensor(values).shape == (3,)
 
 
+def test_the_answer_of_one_model_alone_says_so() -> None:
+    reward = build_answer({"reward": [1.5, -0.25], "aesthetics": [9.0, 9.0]}, None)
+    assert reward["rewards"] == [1.5, -0.25]
+    assert reward["extra_logs"] == {"reward_head": [1.5, -0.25]}
+    assert reward["decided_by"] == "reward alone, no cost model"
+    cost = build_answer({"cost": [1.5, -0.25]}, None)
+    assert cost["rewards"] == [-1.5, 0.25]
+    assert cost["extra_logs"] == {"cost_head": [1.5, -0.25], "unsafe": [1.0, 0.0]}
+    assert cost["decided_by"] == "cost alone, no reward model"
+
+
 def test_no_answer_holds_what_is_not_a_number() -> None:
     for bad in (math.nan, math.inf):
         with one_line(CheckpointError, "not finite"):
-            build_answer([1.0, bad], [0.0, 0.0], TradeOff(1.0, 0.0))
+            build_answer({"reward": [1.0, bad], "cost": [0.0, 0.0]}, TradeOff(1.0, 0.0))
         with one_line(CheckpointError, "not finite"):
-            build_answer([1.0], [-bad], TradeOff(1.0, 0.0))
+            build_answer({"reward": [1.0], "cost": [-bad]}, TradeOff(1.0, 0.0))
+        with one_line(CheckpointError, "not finite"):
+            build_answer({"reward": [1.0, bad]}, None)
     with one_line(ConfigError, "overflow"):
-        build_answer([1.0], [1e10], TradeOff(1e300, 0.0))
+        build_answer({"reward": [1.0], "cost": [1e10]}, TradeOff(1e300, 0.0))
     with one_line(ConfigError, "lagrange_multiplier"):
-        build_answer([1.0], [1.0], TradeOff(-1.0, 0.0))
-    assert build_answer([1e6, -1e6], [0.0, 0.0], TradeOff(0.0, 0.0))["scores"] == [1.0, 0.0]
+        build_answer({"reward": [1.0], "cost": [1.0]}, TradeOff(-1.0, 0.0))
+    assert build_answer({"reward": [1e6, -1e6], "cost": [0.0, 0.0]}, TradeOff(0.0, 0.0))["scores"] == [1.0, 0.0]

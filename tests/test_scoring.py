@@ -68,6 +68,7 @@ def mirrored(judged: PairScore) -> PairScore:
     """The same judgement with v1 and v2 exchanged."""
     names = {"v1": "v2", "v2": "v1", "tie": "tie"}
     return PairScore(
+        decided_by=judged.decided_by,
         rewards=judged.rewards[::-1],
         costs=judged.costs[::-1],
         lagrangian_scores=judged.lagrangian_scores[::-1],
@@ -407,7 +408,7 @@ def test_pair_score_is_json(scorer: Scorer) -> None:
     assert set(fields) == {
         *("rewards", "costs", "lagrangian_scores", "lagrange_multiplier", "cost_limit", "p_more_helpful", "p_safer"),
         *("calibrated", "is_safe", "sub_scores", "preferred", "reason", "percentiles"),
-        *("multiplier_source", "weighed", "model"),
+        *("multiplier_source", "weighed", "model", "decided_by"),
     }
     assert fields["rewards"] == list(judged.rewards)
     assert fields["is_safe"] == [cost <= 0 for cost in judged.costs]
@@ -415,17 +416,54 @@ def test_pair_score_is_json(scorer: Scorer) -> None:
     assert fields["calibrated"] is False
 
 
-def test_one_model_alone_scores_but_does_not_choose(folders: tuple[Path, Path]) -> None:
-    for folder, head, missing in zip(folders, ("reward", "cost"), ("cost", "reward"), strict=True):
-        single = Scorer.from_pretrained(folder, device="cpu")
-        assert single.heads == (head,)
-        assert set(single.score(PROMPT, FRAMES, fps=8)) == {head}
-        for choose in (
-            lambda s: s.score_pair(PROMPT, FRAMES, FRAMES, fps=8),
-            lambda s: s.rank(PROMPT, [FRAMES], fps=8),
-        ):
-            with pytest.raises(CheckpointError, match=f"the {missing} is missing"):
-                choose(single)
+@pytest.mark.parametrize(("number", "head", "missing"), [(0, "reward", "cost"), (1, "cost", "reward")])
+def test_one_model_alone_decides_and_says_what_is_missing(
+    folders: tuple[Path, Path], number: int, head: str, missing: str
+) -> None:
+    videos = [noise_video(4, 32, 32, seed) for seed in range(4)]
+    with Scorer.from_pretrained(folders[number], device="cpu", workers=1) as single:
+        values = [single.score(PROMPT, video)[head] for video in videos]
+        better = np.array(values) if head == "reward" else -np.array(values)
+        pair = single.score_pair(PROMPT, *videos[:2])
+        ranking = single.rank(PROMPT, videos)
+        chosen = single.best_of_n([PROMPT], [videos])
+        for call in (single.score_pair, lambda prompt, *two, **options: single.rank(prompt, two, **options)):
+            for option in ({"lagrange_multiplier": 1.0}, {"cost_limit": 0.0}):
+                with one_line(ConfigError, next(iter(option))):
+                    call(PROMPT, *videos[:2], **option)
+        with one_line(ConfigError, "cost_limit"):
+            single.best_of_n([PROMPT], [videos], cost_limit=0.0)
+        with one_line(CheckpointError, f"the {missing} is missing"):
+            LagrangianReward(single)
+    decided_by = f"{head} alone, no {missing} model"
+    assert pair.decided_by == ranking.decided_by == chosen.decided_by == single.describe()["decided_by"] == decided_by
+    assert pair.preferred == ("v1" if better[0] > better[1] else "v2")
+    assert f"no {missing} model" in pair.reason
+    assert f"no {missing} model" in pair.explain()
+    known, unknown = (pair.p_more_helpful, pair.p_safer)[:: 1 if head == "reward" else -1]
+    assert known == pytest.approx(1 / (1 + math.exp(better[1] - better[0])), abs=1e-6)
+    assert unknown is None
+    assert list(ranking.order) == np.argsort(-better).tolist()
+    assert f"no {missing} model" in ranking.reason
+    assert chosen.chosen == (int(np.argmax(better)),)
+    for judged in (pair, ranking):
+        assert (judged.costs if head == "reward" else judged.rewards) is None
+        assert (judged.lagrangian_scores, judged.lagrange_multiplier, judged.multiplier_source) == (None, None, None)
+        assert (judged.is_safe is None) == (head == "reward")
+
+
+def test_a_sub_dimension_alone_gives_scores_and_no_order(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "aesthetics", {"aesthetics": ("aesthetics", "correctness")})
+    videos = [noise_video(4, 32, 32, seed) for seed in range(3)]
+    with Scorer.from_pretrained(folder, device="cpu", workers=1) as single:
+        pair, ranking = single.score_pair(PROMPT, *videos[:2]), single.rank(PROMPT, videos)
+        with one_line(CheckpointError, "a reward or a cost"):
+            single.best_of_n([PROMPT], [videos])
+    assert (pair.preferred, ranking.order) == (None, None)
+    assert pair.decided_by == ranking.decided_by == "nothing, no reward or cost model"
+    assert len(ranking.sub_scores["aesthetics"]) == 3
+    assert "neither a reward nor a cost model" in ranking.reason
+    assert "videos[2]: correctness" in ranking.explain()
 
 
 def test_scores_that_are_not_finite_are_refused(folders: tuple[Path, Path]) -> None:

@@ -131,6 +131,28 @@ def test_answers_are_those_of_the_scorer(server: RunningServer, scorer: Scorer, 
         assert ranked["rewards"][0] == ranked["rewards"][2]
 
 
+def test_a_reward_alone_is_served_and_says_so(folders: list[Path], root: Path, tmp_path: Path) -> None:
+    clips = [root / f"{number}.mp4" for number in range(3)]
+    fields = [in_json(clip) for clip in clips]
+    with (
+        Scorer.from_pretrained(folders[0], device="cpu", workers=1) as single,
+        running_server(tmp_path, "--model", folders[0], "--workers", 1) as server,
+    ):
+        ranked = server.post("/rank", {"prompt": PROMPT, "videos": fields}).value
+        assert ranked.pop("harms") is None
+        assert_close(ranked, single.rank(PROMPT, clips).to_dict())
+        pair = server.post("/score_pair", {"prompt": PROMPT, "v1": fields[0], "v2": fields[1]}).value
+        assert_close(pair, single.score_pair(PROMPT, *clips[:2]).to_dict())
+        asked = {"prompt": PROMPT, "v1": fields[0], "v2": fields[1], "cost_limit": 0}
+        refused = server.post("/score_pair", asked)
+        assert (refused.status, refused.value["error"].startswith("cost_limit: ")) == (400, True)
+        rewards = server.post("/remote_reward", {"prompts": [PROMPT] * 3, "responses": fields}).value
+        assert rewards["rewards"] == pytest.approx(ranked["rewards"], abs=1e-5)
+        assert {ranked["decided_by"], rewards["decided_by"], server.get("/model").value["decided_by"]} == {
+            "reward alone, no cost model"
+        }
+
+
 def test_uploads_are_scored(server: RunningServer, scorer: Scorer, root: Path) -> None:
     first, second = root / "0.mp4", root / "1.mp4"
     answer = server.upload("/score", [("video", first), ("prompt", "ein grüner Kreis 🐟\nzweite Zeile")])

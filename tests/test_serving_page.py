@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ MODEL = {
 NOWHERE = "http://page.test"
 
 
-def answer_prepared(route: Any) -> None:
+def answer_prepared(route: Any, model: Mapping[str, Any], scores: Mapping[str, Sequence[float]]) -> None:
     """The page's files, and a ranking that no model made."""
     request = route.request
     path = request.url.removeprefix(NOWHERE)
@@ -115,10 +116,10 @@ def answer_prepared(route: Any) -> None:
         if request.headers.get("authorization") != f"Bearer {KEY}":
             route.fulfill(status=401, json={"error": "key: missing or wrong"})
         elif path == "/model":
-            route.fulfill(json=MODEL)
+            route.fulfill(json=model)
         else:
             number = request.post_data_buffer.count(b'name="videos"')
-            answer = judge_ranking({head: values[:number] for head, values in SCORES.items()}).to_dict()
+            answer = judge_ranking({head: values[:number] for head, values in scores.items()}).to_dict()
             answer["percentiles"] = {"reward": (93.2, 71.0, 3.0)[:number], "cost": (98.0, 4.0, 10.0)[:number]}
             route.fulfill(json=answer | {"harms": [HARMS[min(at, 1)].to_dict() for at in range(number)]})
         return
@@ -134,7 +135,13 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
-def open_page(browser: Any, address: str, **options: Any) -> Visit:
+def open_page(
+    browser: Any,
+    address: str,
+    model: Mapping[str, Any] = MODEL,
+    scores: Mapping[str, Sequence[float]] = SCORES,
+    **options: Any,
+) -> Visit:
     page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce", **options})
     page.set_default_timeout(20_000)
     visit = Visit(page)
@@ -142,7 +149,7 @@ def open_page(browser: Any, address: str, **options: Any) -> Visit:
     page.on("pageerror", lambda error: visit.problems.append(str(error)))
     page.on("console", lambda message: visit.problems.append(message.text) if message.type == "error" else None)
     if address == NOWHERE:
-        page.route("**/*", answer_prepared)
+        page.route("**/*", lambda route: answer_prepared(route, model, scores))
     page.on("filechooser", lambda chooser: None)  # from now on: what is only now waited for may open too early
     page.goto(address)
     return visit
@@ -169,6 +176,37 @@ def visit(browser: Any, address: str) -> Iterator[Visit]:
     opened.page.close()
 
 
+@pytest.mark.parametrize("heads", [("reward",), ("cost",), ("aesthetics",)])
+def test_models_that_cannot_weigh(browser: Any, clips: list[Path], heads: tuple[str, ...]) -> None:
+    """One of reward and cost orders the clips, with neither there are scores; the page says what is missing."""
+    scores = {head: SCORES[head] for head in heads}
+    ranking = judge_ranking(scores)
+    opened = open_page(browser, NOWHERE, model={**MODEL, "heads": list(heads)}, scores=scores)
+    opened.page.wait_for_selector("#key-form")
+    opened.problems.clear()
+    opened.enter()
+    opened.score(clips)
+    page = opened.page
+    assert not page.is_visible("#settings")
+    assert not page.is_visible("#figures")
+    assert page.locator(".clip dd").count() > 0
+    if ranking.order is None:
+        assert opened.text("#chosen") == "No order"
+        assert "neither a reward nor a cost model" in opened.text("#model")
+        assert opened.chosen() == []
+        assert opened.text("#reason").lower() == ranking.reason.lower()
+    else:
+        names = "ABC"
+        first = names[ranking.order[0]]
+        assert opened.text("#chosen") == f"{first} is chosen by {heads[0]} alone"
+        assert opened.chosen() == [first]
+        reason = re.sub(r"videos\[(\d)\]", lambda found: names[int(found[1])], ranking.reason)
+        assert opened.text("#reason") == reason
+        assert f"no {'cost' if heads == ('reward',) else 'reward'} model" in opened.text("#model")
+    assert opened.problems == []
+    page.close()
+
+
 # --- what the page computes by itself --------------------------------------------------------------------------------
 
 COMPUTE = """async ([points, lambda, limit, weighed]) => {
@@ -180,6 +218,8 @@ COMPUTE = """async ([points, lambda, limit, weighed]) => {
     choices: page.findChoices(points, weighed),
     reason: page.explainChoice(...page.rank(points, lambda, limit, weighed).slice(0, 2).map((at) => points[at]), lambda,
       limit, weighed),
+    alone: [["reward", points[0].reward, points[1].reward], ["cost", points[0].cost, points[1].cost]].map(
+      ([head, one, other]) => page.explainChoiceByOne(head, { name: "v1", score: one }, { name: "v2", score: other })),
   };
 }"""
 
@@ -209,6 +249,14 @@ def test_the_browser_computes_what_the_package_does(visit: Visit) -> None:
         preferred = lagrangian.choose(float(scores[first]), float(scores[second]))
         names = (f"v{first}", f"v{second}")
         assert found["reason"] == lagrangian.explain_choice(*pair, multiplier, limit, preferred, names, weighed)
+        for head, alone, sentence in zip(("reward", "cost"), (rewards, costs), found["alone"], strict=True):
+            sign = 1 if head == "reward" else -1
+            two = [float(value) for value in alone[:2]]
+            if lagrangian.choose(sign * two[0], sign * two[1]) != "v2":  # the page names the better one first
+                expected = lagrangian.explain_choice_by_one(
+                    head, (two[0], two[1]), lagrangian.choose(sign * two[0], sign * two[1])
+                )
+                assert sentence == expected
         # Between two flips the same one is best; at a flip the two that change places are equally good.
         choices = found["choices"]
         assert choices[0]["from"] == 0

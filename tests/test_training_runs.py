@@ -392,9 +392,11 @@ def test_pairwise_batches_encode_a_video_for_each_of_its_comparisons(tmp_path: P
 
 def test_a_script_trains_the_head_it_is_named_for(tmp_path: Path, world: Path) -> None:
     path = write_training_config(tmp_path / "run.yaml", world, heads=["reward"])
-    assert "heads: reward leaves out the cost" in fail("scripts/train_cost.py", "--config", path)
+    line = fail("scripts/train_cost.py", "--config", path)
+    assert "heads: reward: this script trains a cost" in line
+    assert "use scripts/train_reward.py" in line
     line = fail("scripts/train_reward.py", "--config", ROOT / "configs/cost.yaml")
-    assert "heads: cost leaves out the reward" in line
+    assert "heads: cost: this script trains a reward or a sub-dimension" in line
     assert "use scripts/train_cost.py" in line
 
 

@@ -10,13 +10,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import launch
+from conftest import launch, read_records, write_training_config
 
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.records import TIE
 from safe_rlhf_video.data.sources.conversion import REPEATED
 from safe_rlhf_video.data.sources.video_align import SAME_CLIP, convert_csv
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.scoring.scorer import Scorer
 
 HEADER = "path_A,path_B,prompt,VQ,MQ,TA,Overall"
 ROW = "videos/a.mp4,videos/b.mp4,a cat,A,B,same,A"
@@ -225,6 +226,31 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
         else:
             load(tmp_path, records)
     assert 100 < refused < 300
+
+
+@pytest.mark.slow
+def test_a_file_of_sub_dimensions_alone_is_trained_and_scored(world: Path, tmp_path: Path) -> None:
+    """VideoAlign's training file, without Overall: no reward can be learned from it."""
+    rows = [
+        f"{record['prompt_id']}/{record['video_0']['video_id']}.mp4,{record['prompt_id']}/{record['video_1']['video_id']}"
+        f".mp4,{record['prompt_text'].replace(',', ' ')},{'AB'[number % 2]},{'BA'[number % 3 == 0]}"
+        for number, record in enumerate(read_records(world))
+    ]
+    data = tmp_path / "data"
+    csv_file = write_csv(tmp_path, "path_A,path_B,prompt,VQ,TA", *rows)
+    shutil.copytree(world / "videos", data)
+    out = data / "config-train.json.gz"
+    launch("scripts/convert.py", "videoalign", "--input", csv_file, "--out", out)
+    config = write_training_config(tmp_path / "run.yaml", out, optimization={"max_steps": 2})
+    refused = launch("scripts/train_reward.py", "--config", config, check=False).stderr
+    assert "helpfulness label" in refused
+    assert "heads: [instruction_following, aesthetics]" in refused
+    launch("scripts/train_reward.py", "--config", config, "--heads", "[instruction_following,aesthetics]")
+    clips = [data / cell for cell in rows[0].split(",")[:2]]
+    with Scorer.from_pretrained(tmp_path / "run", device="cpu") as scorer:
+        judged = scorer.score_pair("a cat", *clips)
+    assert judged.sub_scores.keys() == {"instruction_following", "aesthetics"}
+    assert judged.preferred is None
 
 
 def test_the_command_writes_a_config_that_loads(world: Path, tmp_path: Path) -> None:

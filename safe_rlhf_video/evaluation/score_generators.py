@@ -85,7 +85,7 @@ def score_generators(request: GeneratorRequest) -> GeneratorEvaluation:
     scores: dict[str, ClipScores] = {}
     left_out: dict[str, LeftOut] = {}
     with Scorer.from_pretrained(*request.model, backbone=request.backbone) as scorer:
-        trade_off = scorer.resolve_trade_off(request.lagrange_multiplier, request.cost_limit)
+        trade_off = scorer.require_trade_off(request.lagrange_multiplier, request.cost_limit)
         hashes = {}
         for name, own in found.items():
             hashes[name], broken = _check(name, request, own, scorer)

@@ -130,7 +130,8 @@ def _usage(record: ModelRecord, name: str, heads: list[str], is_local_backbone: 
             f"It was trained on a folder, {Path(record.backbone.path).name}, which is not part of this one: "
             f"`backbone=` says where it lies. Its weights must have the fingerprint `{record.backbone_fingerprint}`."
         )
-    if len(heads) == 2:
+    deciding = [head for head in ("reward", "cost") if head in heads]
+    if deciding:
         lines = ["from safe_rlhf_video import score_pair", ""]
         lines += [f'result = score_pair("a red kite", "v1.mp4", "v2.mp4", model={path}{backbone})']
         lines += ["print(result.preferred, result.reason)"]
@@ -138,12 +139,10 @@ def _usage(record: ModelRecord, name: str, heads: list[str], is_local_backbone: 
         lines = ["from safe_rlhf_video import Scorer", ""]
         lines += [f"with Scorer.from_pretrained({path}{backbone}) as scorer:"]
         lines += [f'    print(scorer.score("a red kite", "v1.mp4")["{heads[0]}"])']
-        if not record.backbone_in_folder and not record.trained_parts:
-            other = "cost" if heads == ["reward"] else "reward"
-            notes.append(
-                f"To choose between videos give a {other} model on the same backbone too: "
-                "`score_pair(..., model=[...])`."
-            )
+    if len(deciding) < 2 and not record.backbone_in_folder and not record.trained_parts:
+        other = " and ".join(f"a {head}" for head in ("reward", "cost") if head not in heads)
+        what = f"The {deciding[0]} decides alone: for a choice that weighs both" if deciding else "To choose"
+        notes.append(f"{what}, give {other} model on the same backbone too: `score_pair(..., model=[...])`.")
     notes.insert(0, f"{path} is this folder's path, or its `owner/name` on the hub.")
     return "\n".join(["```python", *lines, "```", "", *notes])
 

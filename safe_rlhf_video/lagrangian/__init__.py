@@ -8,6 +8,7 @@ from safe_rlhf_video.lagrangian.score import (
     Weighed,
     choose,
     explain_choice,
+    explain_choice_by_one,
     lagrangian_score,
     weigh,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "confident_multiplier",
     "ensemble_scores",
     "explain_choice",
+    "explain_choice_by_one",
     "lagrangian_score",
     "pareto_front",
     "select",

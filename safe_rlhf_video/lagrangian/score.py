@@ -149,6 +149,39 @@ def explain_choice(
     return f"{reason}."
 
 
+def explain_choice_by_one(
+    head: Literal["reward", "cost"],
+    scores: tuple[float, float],
+    preferred: Choice,
+    names: tuple[str, str] = ("v1", "v2"),
+) -> str:
+    """Explains a choice by a reward or a cost alone, and says that the other model is missing, e.g.
+
+        v2 is preferred: it is more helpful (reward 1.90 against 0.85); no cost model says which is safer.
+
+    Args:
+        head: what decides: the higher reward, or the lower cost.
+        scores: of v1 and v2.
+        preferred: the answer of ``choose`` for the two rewards, or for the two costs with their signs turned.
+        names: what to call the two videos.
+    """
+    texts = _reward_texts(scores) if head == "reward" else _cost_texts(scores, 0.0)[:2]
+    better, missing = ("more helpful", "cost") if head == "reward" else ("safer", "reward")
+    if preferred != "tie":
+        winner, loser = (0, 1) if preferred == "v1" else (1, 0)
+        reason = f"{names[winner]} is preferred: it is {better} ({head} {texts[winner]} against {texts[loser]})"
+    elif scores[0] == scores[1]:
+        reason = f"neither is preferred: both have {head} {texts[0]}"
+    else:
+        first, second = (0, 1) if scores[0] > scores[1] else (1, 0)
+        reason = (
+            f"neither is preferred: {names[first]} has {head} {texts[first]}, {names[second]} has {head} "
+            f"{texts[second]}, equal within the tolerance"
+        )
+    unknown = "safer" if missing == "cost" else "more helpful"
+    return f"{reason}; no {missing} model says which is {unknown}."
+
+
 def _tie_reason(
     rewards: tuple[float, float], costs: tuple[float, float], multiplier: float, limit: float, names: tuple[str, str]
 ) -> str:

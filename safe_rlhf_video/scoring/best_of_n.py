@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from safe_rlhf_video import lagrangian
-from safe_rlhf_video.scoring.decisions import TradeOff
+from safe_rlhf_video.scoring.decisions import DecidedBy, TradeOff, name_decider
+
+Rows = Sequence[Sequence[float]]  # one row of candidates per prompt
 
 
 @dataclass(frozen=True)
@@ -17,59 +19,62 @@ class BestOfN:
 
     Attributes:
         chosen: index among the prompt's candidates.
-        rewards, costs: scores of the chosen.
-        trade_off: what decided; None where nothing meets the given cost limit.
+        decided_by: the models that decide, and the one that is missing.
+        rewards, costs: scores of the chosen; None without such a model.
+        trade_off: what decided; None where nothing meets the given cost limit, or one of the two models is missing.
         is_feasible: whether any choice meets the cost limit; if not, the chosen are the least costly. None without one.
     """
 
     chosen: tuple[int, ...]
-    rewards: tuple[float, ...]
-    costs: tuple[float, ...]
+    decided_by: DecidedBy
+    rewards: tuple[float, ...] | None
+    costs: tuple[float, ...] | None
     trade_off: TradeOff | None
     is_feasible: bool | None
 
 
-def choose_by_score(
-    rewards: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], trade_off: TradeOff
-) -> BestOfN:
+def choose_by_score(scores: Mapping[str, Rows], trade_off: TradeOff | None) -> BestOfN:
     """Chooses the highest Lagrangian score of each prompt, and the lowest cost among equal ones.
 
     Args:
-        rewards, costs: one row of candidates per prompt.
+        scores: head -> rows of a reward, a cost, or both.
+        trade_off: weighs both; None where one is missing, so that the highest reward or the lowest cost is chosen.
     """
-    weights = [lagrangian.weigh(np.array(row), trade_off.weighed) for row in costs]
-    chosen = lagrangian.select(rewards, weights, trade_off.lagrange_multiplier)
-    return _collect(chosen, rewards, costs, trade_off, None)
+    some = next(iter(scores.values()))
+    nothing = [[0.0] * len(row) for row in some]
+    costs: Rows = scores.get("cost", nothing)
+    multiplier = float("cost" in scores)  # of the one that is there, any positive price gives the same order
+    if trade_off is not None:
+        costs = [lagrangian.weigh(np.array(row), trade_off.weighed).tolist() for row in costs]
+        multiplier = trade_off.lagrange_multiplier
+    chosen = lagrangian.select(scores.get("reward", nothing), costs, multiplier)
+    return _collect(chosen, scores, trade_off, None)
 
 
-def choose_within_limit(
-    rewards: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], cost_limit: float
-) -> BestOfN:
+def choose_within_limit(scores: Mapping[str, Rows], cost_limit: float) -> BestOfN:
     """Chooses the highest mean reward of all choices whose mean cost is within a limit.
 
     Args:
-        rewards, costs: one row of candidates per prompt.
+        scores: head -> rows, of a reward and a cost.
     """
-    solution = lagrangian.solve_multiplier(rewards, costs, cost_limit=cost_limit)
+    solution = lagrangian.solve_multiplier(scores["reward"], scores["cost"], cost_limit=cost_limit)
     chosen = (solution.deterministic or solution.least).chosen.tolist()
     trade_off = None
     if solution.lagrange_multiplier is not None:
         source = f"the best for a mean cost up to {cost_limit:g} on these prompts"
         trade_off = TradeOff(solution.lagrange_multiplier, cost_limit, source)
-    return _collect(chosen, rewards, costs, trade_off, solution.is_feasible)
+    return _collect(chosen, scores, trade_off, solution.is_feasible)
 
 
 def _collect(
-    chosen: Sequence[int],
-    rewards: Sequence[Sequence[float]],
-    costs: Sequence[Sequence[float]],
-    trade_off: TradeOff | None,
-    is_feasible: bool | None,
+    chosen: Sequence[int], scores: Mapping[str, Rows], trade_off: TradeOff | None, is_feasible: bool | None
 ) -> BestOfN:
+    of_chosen = {head: tuple(row[at] for row, at in zip(rows, chosen, strict=True)) for head, rows in scores.items()}
     return BestOfN(
         chosen=tuple(chosen),
-        rewards=tuple(row[at] for row, at in zip(rewards, chosen, strict=True)),
-        costs=tuple(row[at] for row, at in zip(costs, chosen, strict=True)),
+        decided_by=name_decider(scores),
+        rewards=of_chosen.get("reward"),
+        costs=of_chosen.get("cost"),
         trade_off=trade_off,
         is_feasible=is_feasible,
     )

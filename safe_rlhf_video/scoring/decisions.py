@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -13,9 +13,18 @@ from safe_rlhf_video import lagrangian
 from safe_rlhf_video.calibration.multiplier_calibration import StoredMultiplier
 from safe_rlhf_video.calibration.store import HeadCalibration
 from safe_rlhf_video.errors import CheckpointError, ConfigError
-from safe_rlhf_video.heads import SUB_HEADS
+from safe_rlhf_video.heads import SUB_HEADS, preference_score
 from safe_rlhf_video.lagrangian import Weighed
 from safe_rlhf_video.lagrangian.score import ScoreT
+from safe_rlhf_video.scoring.reasons import describe_video, explain_first, explain_pair
+
+# What a choice or an order is made by: what the loaded models have.
+DecidedBy: TypeAlias = Literal[
+    "reward and cost",
+    "reward alone, no cost model",
+    "cost alone, no reward model",
+    "nothing, no reward or cost model",
+]
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,8 @@ class TradeOff:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON, under the names that they have in `PairScore`."""
         return {
-            "lagrange_multiplier": self.lagrange_multiplier,
-            "cost_limit": self.cost_limit,
+            "lagrange_multiplier": float(self.lagrange_multiplier),
+            "cost_limit": float(self.cost_limit),
             "multiplier_source": self.source,
             "weighed": self.weighed,
         }
@@ -117,11 +126,40 @@ def resolve_trade_off(
     return trade_off
 
 
+def name_decider(heads: Iterable[str]) -> DecidedBy:
+    """Returns what decides between videos that have scores of these heads."""
+    present = {"reward", "cost"} & set(heads)
+    if len(present) == 2:
+        return "reward and cost"
+    if not present:
+        return "nothing, no reward or cost model"
+    return "reward alone, no cost model" if present == {"reward"} else "cost alone, no reward model"
+
+
+def deciding_scores(scores: Mapping[str, Sequence[float]], trade_off: TradeOff | None) -> np.ndarray | None:
+    """Returns what orders N videos, more is better: the Lagrangian scores, r alone or -c alone; None without either.
+
+    Args:
+        scores: head -> (N,).
+        trade_off: weighs the reward against the cost; None where one of them is missing.
+    """
+    if trade_off is not None:
+        return trade_off.score(np.array(scores["reward"]), np.array(scores["cost"]))
+    for head in ("reward", "cost"):
+        if head in scores:
+            return preference_score(head, np.array(scores[head], dtype=np.float64))
+    return None
+
+
 @dataclass(frozen=True)
 class PairScore:
     """Two generations for one prompt, judged; every tuple is (v1, v2).
 
+    Without a cost model, the reward alone decides, and what needs a cost is None; without a reward model the cost. With
+    neither, as with a sub-dimension alone, there are scores and no choice.
+
     Attributes:
+        decided_by: the models that decide, and the one that is missing.
         rewards: how helpful; only differences between answers to one prompt mean something.
         costs: how harmful; above 0 is unsafe.
         lagrangian_scores: (r - lambda (c - d)) / (1 + lambda), or with P(unsafe) in the place of c and d.
@@ -132,26 +170,28 @@ class PairScore:
         calibrated: whether these two probabilities were fitted to held-out labels.
         is_safe: cost <= 0.
         sub_scores: head -> scores in a sub-dimension of helpfulness, of those that the model has; as rewards.
-        preferred: the side with the higher Lagrangian score; "tie" below `stats.credit.TIE_TOLERANCE`.
+        preferred: the side with the higher Lagrangian score, with the higher reward or with the lower cost; "tie" below
+            `stats.credit.TIE_TOLERANCE`; None without a reward and a cost.
         reason: the choice in a sentence.
         percentiles: head -> per cent of the reference clips of `scripts/calibrate.py` that score lower; for the cost
             these are the less harmful ones. None without a calibrated model.
         model: what scored the two; None for scores from elsewhere.
     """
 
-    rewards: tuple[float, float]
-    costs: tuple[float, float]
-    lagrangian_scores: tuple[float, float]
-    lagrange_multiplier: float
-    cost_limit: float
-    multiplier_source: str
-    weighed: Weighed
-    p_more_helpful: float
-    p_safer: float
+    decided_by: DecidedBy
+    rewards: tuple[float, float] | None
+    costs: tuple[float, float] | None
+    lagrangian_scores: tuple[float, float] | None
+    lagrange_multiplier: float | None
+    cost_limit: float | None
+    multiplier_source: str | None
+    weighed: Weighed | None
+    p_more_helpful: float | None
+    p_safer: float | None
     calibrated: bool
-    is_safe: tuple[bool, bool]
+    is_safe: tuple[bool, bool] | None
     sub_scores: Mapping[str, tuple[float, float]]
-    preferred: Literal["v1", "v2", "tie"]
+    preferred: lagrangian.Choice | None
     reason: str
     percentiles: Mapping[str, tuple[float, float]] | None = None
     model: ModelFacts | None = None
@@ -163,14 +203,18 @@ class PairScore:
     def explain(self) -> str:
         """All of it in a few lines of words."""
         fitted = "fitted to held-out labels" if self.calibrated else "not calibrated"
+        chances = [
+            f"{what} with probability {chance:.2f}"
+            for what, chance in (("more helpful", self.p_more_helpful), ("safer", self.p_safer))
+            if chance is not None
+        ]
         lines = [
             self.reason,
-            *(_describe_video(f"v{side + 1}", side, self.rewards, self.costs, self.percentiles) for side in (0, 1)),
-            f"people would find v1 more helpful with probability {self.p_more_helpful:.2f}, and safer with "
-            f"{self.p_safer:.2f} ({fitted})",
-            str(_trade_off_of(self)),
+            *(describe_video(f"v{side + 1}", side, _table_of(self), self.percentiles) for side in (0, 1)),
+            *([f"people would find v1 {', and '.join(chances)} ({fitted})"] if chances else []),
+            *_last_lines(self),
         ]
-        return "\n".join([*lines, *([] if self.model is None else [str(self.model)])])
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -178,8 +222,10 @@ class Ranking:
     """Any number of generations for one prompt, put in order; every tuple but `order` is in the order given.
 
     Attributes:
-        order: indices of the videos by Lagrangian score, best first; equal ones keep their order.
-        rewards, costs, lagrangian_scores, is_safe, sub_scores, percentiles: as in `PairScore`, one value a video.
+        order: indices of the videos by Lagrangian score, by reward or by cost, best first; equal ones keep their order.
+            None without a reward and a cost.
+        decided_by, rewards, costs, lagrangian_scores, is_safe, sub_scores, percentiles: as in `PairScore`, one value a
+            video.
         is_within_limit: cost <= d. The limit moves all scores alike, so it never changes the order; that is lambda's.
         is_on_pareto_front: whether no other video beats it, by as much reward at less cost or by more reward at no more
             cost; whatever lambda, only such a one comes first, unless scores are equal.
@@ -187,17 +233,18 @@ class Ranking:
         reason: the first place in a sentence.
     """
 
-    order: tuple[int, ...]
-    rewards: tuple[float, ...]
-    costs: tuple[float, ...]
-    lagrangian_scores: tuple[float, ...]
-    lagrange_multiplier: float
-    cost_limit: float
-    multiplier_source: str
-    weighed: Weighed
-    is_safe: tuple[bool, ...]
-    is_within_limit: tuple[bool, ...]
-    is_on_pareto_front: tuple[bool, ...]
+    order: tuple[int, ...] | None
+    decided_by: DecidedBy
+    rewards: tuple[float, ...] | None
+    costs: tuple[float, ...] | None
+    lagrangian_scores: tuple[float, ...] | None
+    lagrange_multiplier: float | None
+    cost_limit: float | None
+    multiplier_source: str | None
+    weighed: Weighed | None
+    is_safe: tuple[bool, ...] | None
+    is_within_limit: tuple[bool, ...] | None
+    is_on_pareto_front: tuple[bool, ...] | None
     sub_scores: Mapping[str, tuple[float, ...]]
     reason: str
     percentiles: Mapping[str, tuple[float, ...]] | None = None
@@ -209,50 +256,53 @@ class Ranking:
 
     def explain(self) -> str:
         """All of it in a few lines of words."""
-        lines = [
-            self.reason,
-            *(_describe_video(f"videos[{at}]", at, self.rewards, self.costs, self.percentiles) for at in self.order),
-            str(_trade_off_of(self)),
-        ]
-        return "\n".join([*lines, *([] if self.model is None else [str(self.model)])])
+        table = _table_of(self)
+        places = range(len(next(iter(table.values()), ()))) if self.order is None else self.order
+        shown = (describe_video(f"videos[{at}]", at, table, self.percentiles) for at in places)
+        return "\n".join([self.reason, *shown, *_last_lines(self)])
 
 
 def judge_pair(
     scores: Mapping[str, tuple[float, float]],
-    trade_off: TradeOff = DEFAULT_TRADE_OFF,
+    trade_off: TradeOff | None = DEFAULT_TRADE_OFF,
     calibrations: Mapping[str, HeadCalibration] | None = None,
     model: ModelFacts | None = None,
 ) -> PairScore:
     """The decision from scores alone: the Lagrangian of Safe RLHF (arXiv 2310.12773) and its explanation.
 
     Args:
-        scores: head -> (v1, v2); a reward and a cost must be among them.
-        calibrations: head -> calibration, `Scorer.calibration.heads`. Unless both the reward and the cost have a
-            temperature, neither probability is calibrated.
+        scores: head -> (v1, v2).
+        trade_off: weighs the reward against the cost; not needed where one of them is missing.
+        calibrations: head -> calibration, `Scorer.calibration.heads`. Unless the reward and the cost, of those that are
+            there, have a temperature, no probability is calibrated.
         model: as in `PairScore`.
     """
     of_head = calibrations or {}
+    decided_by = name_decider(scores)
+    weighing = trade_off if decided_by == "reward and cost" else None
+    deciding = {"reward", "cost"} & scores.keys()
     temperatures = {head: one.temperature for head, one in of_head.items() if one.temperature is not None}
-    is_calibrated = {"reward", "cost"} <= temperatures.keys()
-    reward_unit, cost_unit = (temperatures[head] if is_calibrated else 1.0 for head in ("reward", "cost"))
-    rewards, costs = scores["reward"], scores["cost"]
-    first, second = (float(trade_off.score(reward, cost)) for reward, cost in zip(rewards, costs, strict=True))
-    preferred = lagrangian.choose(first, second)
+    is_calibrated = bool(deciding) and deciding <= temperatures.keys()
+    margins = {
+        head: (scores[head][0] - scores[head][1]) / (temperatures[head] if is_calibrated else 1.0) for head in deciding
+    }
+    costs = scores.get("cost")
+    decisive = deciding_scores(scores, weighing)
+    both = None if decisive is None else (float(decisive[0]), float(decisive[1]))
+    preferred = None if both is None else lagrangian.choose(*both)
     return PairScore(
-        rewards=rewards,
+        decided_by=decided_by,
+        rewards=scores.get("reward"),
         costs=costs,
-        lagrangian_scores=(first, second),
-        lagrange_multiplier=float(trade_off.lagrange_multiplier),
-        cost_limit=float(trade_off.cost_limit),
-        multiplier_source=trade_off.source,
-        weighed=trade_off.weighed,
-        p_more_helpful=sigmoid((rewards[0] - rewards[1]) / reward_unit),
-        p_safer=sigmoid((costs[1] - costs[0]) / cost_unit),
+        lagrangian_scores=None if weighing is None else both,
+        **_fields_of(weighing),
+        p_more_helpful=sigmoid(margins["reward"]) if "reward" in margins else None,
+        p_safer=sigmoid(-margins["cost"]) if "cost" in margins else None,
         calibrated=is_calibrated,
-        is_safe=(costs[0] <= 0.0, costs[1] <= 0.0),
+        is_safe=None if costs is None else (costs[0] <= 0.0, costs[1] <= 0.0),
         sub_scores={head: scores[head] for head in SUB_HEADS if head in scores},
         preferred=preferred,
-        reason=_explain_pair(rewards, costs, trade_off, preferred),
+        reason=explain_pair(scores, weighing, preferred),
         percentiles=_percentiles(scores, of_head),
         model=model,
     )
@@ -260,34 +310,35 @@ def judge_pair(
 
 def judge_ranking(
     scores: Mapping[str, Sequence[float]],
-    trade_off: TradeOff = DEFAULT_TRADE_OFF,
+    trade_off: TradeOff | None = DEFAULT_TRADE_OFF,
     calibrations: Mapping[str, HeadCalibration] | None = None,
     model: ModelFacts | None = None,
 ) -> Ranking:
     """As `judge_pair`, for any number of videos.
 
     Args:
-        scores: head -> (N,); a reward and a cost must be among them.
+        scores: head -> (N,).
     """
     table = {head: tuple(map(float, values)) for head, values in scores.items()}
-    rewards, costs = table["reward"], table["cost"]
-    combined = trade_off.score(np.array(rewards), np.array(costs))
-    order: list[int] = np.argsort(-combined, kind="stable").tolist()
-    front = set(lagrangian.pareto_front(rewards, costs).tolist())
+    decided_by = name_decider(table)
+    weighing = trade_off if decided_by == "reward and cost" else None
+    rewards, costs = table.get("reward"), table.get("cost")
+    decisive = deciding_scores(table, weighing)
+    order: list[int] | None = None if decisive is None else np.argsort(-decisive, kind="stable").tolist()
+    front = None if weighing is None else set(lagrangian.pareto_front(table["reward"], table["cost"]).tolist())
+    limit = None if weighing is None else weighing.cost_limit
     return Ranking(
-        order=tuple(order),
+        order=None if order is None else tuple(order),
+        decided_by=decided_by,
         rewards=rewards,
         costs=costs,
-        lagrangian_scores=tuple(combined.tolist()),
-        lagrange_multiplier=float(trade_off.lagrange_multiplier),
-        cost_limit=float(trade_off.cost_limit),
-        multiplier_source=trade_off.source,
-        weighed=trade_off.weighed,
-        is_safe=tuple(cost <= 0.0 for cost in costs),
-        is_within_limit=tuple(cost <= trade_off.cost_limit for cost in costs),
-        is_on_pareto_front=tuple(at in front for at in range(len(costs))),
+        lagrangian_scores=None if weighing is None or decisive is None else tuple(decisive.tolist()),
+        **_fields_of(weighing),
+        is_safe=None if costs is None else tuple(cost <= 0.0 for cost in costs),
+        is_within_limit=None if limit is None or costs is None else tuple(cost <= limit for cost in costs),
+        is_on_pareto_front=None if front is None else tuple(at in front for at in range(len(table["cost"]))),
         sub_scores={head: table[head] for head in SUB_HEADS if head in table},
-        reason=_explain_first(order, table, trade_off),
+        reason=explain_first(order, table, weighing, decisive),
         percentiles=_percentiles(table, calibrations or {}),
         model=model,
     )
@@ -311,51 +362,25 @@ def _percentiles(
     return found or None
 
 
-def _explain_pair(
-    rewards: tuple[float, float],
-    costs: tuple[float, float],
-    trade_off: TradeOff,
-    preferred: lagrangian.Choice,
-    names: tuple[str, str] = ("v1", "v2"),
-) -> str:
-    multiplier, limit = trade_off.lagrange_multiplier, trade_off.cost_limit
-    return lagrangian.explain_choice(rewards, costs, multiplier, limit, preferred, names, trade_off.weighed)
+def _fields_of(trade_off: TradeOff | None) -> dict[str, Any]:
+    return dict.fromkeys(DEFAULT_TRADE_OFF.to_dict()) if trade_off is None else trade_off.to_dict()
 
 
-def _explain_first(order: Sequence[int], scores: Mapping[str, tuple[float, ...]], trade_off: TradeOff) -> str:
-    if not order:
-        return "there is no video"
-    rewards, costs = scores["reward"], scores["cost"]
-    over = sum(cost > trade_off.cost_limit for cost in costs)
-    if len(order) == 1:
-        text = "videos[0] is the only one."
-    else:
-        # The one that comes first and its runner-up, as a pair.
-        first, second = order[:2]
-        both = (rewards[first], rewards[second]), (costs[first], costs[second])
-        combined = [float(trade_off.score(rewards[at], costs[at])) for at in (first, second)]
-        names = f"videos[{first}]", f"videos[{second}]"
-        text = _explain_pair(*both, trade_off, lagrangian.choose(combined[0], combined[1]), names)
-    if over > 0 and len(order) > 2:
-        which = "all" if over == len(costs) else f"{over} of {len(costs)}"
-        text = f"{text.removesuffix('.')}; {which} are above the cost limit {trade_off.cost_limit:z.2f}."
-    return text
+def _table_of(judged: PairScore | Ranking) -> dict[str, Sequence[float]]:
+    """Head -> scores, of the heads that there are."""
+    deciding = {"reward": judged.rewards, "cost": judged.costs}
+    return {**{head: values for head, values in deciding.items() if values is not None}, **judged.sub_scores}
 
 
-def _describe_video(
-    name: str,
-    at: int,
-    rewards: Sequence[float],
-    costs: Sequence[float],
-    percentiles: Mapping[str, Sequence[float]] | None,
-) -> str:
-    notes = {"reward": "", "cost": "safe" if costs[at] <= 0 else "unsafe"}
-    for head, words in (("reward", "more helpful than"), ("cost", "more harmful than")):
-        if percentiles is not None and head in percentiles:
-            notes[head] = f"{notes[head]}, {words} {percentiles[head][at]:.0f}% of clips".removeprefix(", ")
-    reward, cost = (f" ({notes[head]})" if notes[head] else "" for head in ("reward", "cost"))
-    return f"{name}: reward {rewards[at]:.2f}{reward}, cost {costs[at]:+.2f}{cost}"
-
-
-def _trade_off_of(judged: PairScore | Ranking) -> TradeOff:
-    return TradeOff(judged.lagrange_multiplier, judged.cost_limit, judged.multiplier_source, judged.weighed)
+def _last_lines(judged: PairScore | Ranking) -> list[str]:
+    """What weighed reward and cost or which model is missing, and what scored."""
+    weighed = f"decided by {judged.decided_by}"
+    if (
+        judged.lagrange_multiplier is not None
+        and judged.cost_limit is not None
+        and judged.multiplier_source is not None
+        and judged.weighed is not None
+    ):
+        trade_off = TradeOff(judged.lagrange_multiplier, judged.cost_limit, judged.multiplier_source, judged.weighed)
+        weighed = str(trade_off)
+    return [weighed, *([] if judged.model is None else [str(judged.model)])]

@@ -124,8 +124,7 @@ class ModelScorer:
         """Raises a CheckpointError unless both a reward and a cost are loaded."""
         if missing := [head for head in ("reward", "cost") if head not in self.heads]:
             raise CheckpointError(
-                f"choosing between videos needs a reward and a cost model, the {missing[0]} is missing; "
-                "give both folders to Scorer.from_pretrained"
+                f"this needs a reward and a cost model, the {missing[0]} is missing; give the folders of both"
             )
 
     def read(self, videos: Sequence[VideoLike], fps: float | None = None) -> list[Response]:

@@ -110,7 +110,7 @@ class LagrangianReward:
             self.scorer = Scorer.from_pretrained(*folders, **{"device": own_device(), **loading})
         self._fixed = None
         if multiplier is None:
-            self._fixed = self.scorer.resolve_trade_off(lagrange_multiplier, cost_limit)
+            self._fixed = self.scorer.require_trade_off(lagrange_multiplier, cost_limit)
         else:
             self.scorer.require_both_heads()
         self.multiplier = multiplier

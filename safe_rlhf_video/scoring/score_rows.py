@@ -198,12 +198,17 @@ def _write_results(results: list[dict[str, Any]], bad: Sequence[BadRow], task: R
 
 
 def _summarise(results: Sequence[Mapping[str, Any]], num_clips: int) -> str:
-    if "order" in results[0]:
-        return f"{len(results)} lists of {num_clips} clips put in order"
-    if "preferred" in results[0]:
+    first = results[0]
+    decided = "" if first.get("decided_by") in (None, "reward and cost") else f"; decided by {first['decided_by']}"
+    if "order" in first:
+        done = "scored" if first["order"] is None else "put in order"
+        return f"{len(results)} lists of {num_clips} clips {done}{decided}"
+    if "preferred" in first:
+        if first["preferred"] is None:
+            return f"{len(results)} pairs of {num_clips} clips scored{decided}"
         counts = Counter(row["preferred"] for row in results)
         preferred = ", ".join(f"{name} {counts[name]}" for name in ("v1", "v2", "tie"))
-        return f"{len(results)} pairs of {num_clips} clips scored; preferred: {preferred}"
+        return f"{len(results)} pairs of {num_clips} clips scored; preferred: {preferred}{decided}"
     return f"{len(results)} clips scored"
 
 

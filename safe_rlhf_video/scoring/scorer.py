@@ -1,4 +1,4 @@
-"""The scorer: judges videos and texts for their prompts, and chooses among them, by a reward and a cost."""
+"""The scorer: judges videos and texts for their prompts, and chooses among them, by a reward, a cost, or both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ from safe_rlhf_video.heads import LABEL_HEADS
 from safe_rlhf_video.models.record import resolve_model_folder
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.best_of_n import BestOfN, choose_by_score, choose_within_limit
-from safe_rlhf_video.scoring.decisions import PairScore, Ranking, TradeOff, judge_pair, judge_ranking, resolve_trade_off
+from safe_rlhf_video.scoring.decisions import (
+    DecidedBy,
+    PairScore,
+    Ranking,
+    TradeOff,
+    judge_pair,
+    judge_ranking,
+    name_decider,
+    resolve_trade_off,
+)
 from safe_rlhf_video.scoring.harms import Moderation, judge_harms
 from safe_rlhf_video.scoring.model_scorer import ModelScorer
 from safe_rlhf_video.scoring.score_many import score_each_once
@@ -48,36 +57,60 @@ class Scorer(ModelScorer):
         return bool(set(LABEL_HEADS) & set(self.heads))
 
     @property
+    def decided_by(self) -> DecidedBy:
+        """What choices and orders are made by: the models that decide, and the one that is missing."""
+        return name_decider(self.heads)
+
+    @property
     def multiplier(self) -> MultiplierCalibration | None:
         """The multiplier that was calibrated with these two models; None without one."""
         return self._stored.multiplier
 
     @property
     def lagrange_multiplier(self) -> float:
-        """The default lambda: the stored one, else 1; raises as `resolve_trade_off`."""
-        return self.resolve_trade_off().lagrange_multiplier
+        """The default lambda: the stored one, else 1; raises as `require_trade_off`."""
+        return self.require_trade_off().lagrange_multiplier
 
     @property
     def cost_limit(self) -> float:
-        """The default cost limit: that of the stored multiplier, else 0; raises as `resolve_trade_off`."""
-        return self.resolve_trade_off().cost_limit
+        """The default cost limit: that of the stored multiplier, else 0; raises as `require_trade_off`."""
+        return self.require_trade_off().cost_limit
 
     def describe(self) -> dict[str, Any]:
         """Returns model, heads and defaults as plain values for JSON."""
         calibrated = {
             head: one.temperature is not None for head, one in self.calibration.heads.items() if head in self.heads
         }
-        choice = self.resolve_trade_off().to_dict() if len(self._folder_of) == 2 else {}
-        return {**asdict(self.facts), "heads": list(self.heads), "calibrated": calibrated, **choice}
+        trade_off = self.resolve_trade_off()
+        choice = {} if trade_off is None else trade_off.to_dict()
+        heads = {"heads": list(self.heads), "decided_by": self.decided_by}
+        return {**asdict(self.facts), **heads, "calibrated": calibrated, **choice}
 
-    def resolve_trade_off(self, lagrange_multiplier: float | None = None, cost_limit: float | None = None) -> TradeOff:
-        """Returns what decides, with the defaults of this model for None; a lambda that is given weighs the cost.
+    def resolve_trade_off(
+        self, lagrange_multiplier: float | None = None, cost_limit: float | None = None
+    ) -> TradeOff | None:
+        """Returns what weighs the reward against the cost; None where one of the two is missing.
+
+        Args:
+            lagrange_multiplier, cost_limit: None takes the defaults of this model; a lambda that is given weighs the
+                cost.
 
         Raises:
-            CheckpointError: a reward or a cost is missing, or the stored multiplier is needed and belongs to another
-                model.
-            ConfigError: a value is out of range.
+            CheckpointError: the stored multiplier is needed and belongs to another model.
+            ConfigError: a value is out of range, or has no effect because the reward or the cost is missing.
         """
+        if self.decided_by == "reward and cost":
+            return self.require_trade_off(lagrange_multiplier, cost_limit)
+        for name, value in (("lagrange_multiplier", lagrange_multiplier), ("cost_limit", cost_limit)):
+            if value is not None:
+                raise ConfigError(
+                    f"{name}: weighs a reward against a cost, and what decides here is {self.decided_by}; leave it "
+                    "out, or load the folders of both models"
+                )
+        return None
+
+    def require_trade_off(self, lagrange_multiplier: float | None = None, cost_limit: float | None = None) -> TradeOff:
+        """As `resolve_trade_off`; raises a CheckpointError where a reward or a cost is missing."""
         self.require_both_heads()
         return resolve_trade_off(self._stored, lagrange_multiplier, cost_limit)
 
@@ -109,6 +142,8 @@ class Scorer(ModelScorer):
     ) -> PairScore:
         """Judges two videos for one prompt; swapping them mirrors the result exactly.
 
+        Without a cost model, the reward alone decides; without a reward model, the cost. The result says so.
+
         Args:
             v1, v2: each a path, an encoded video as bytes, a `Video`, or with `fps` a uint8 array or tensor
                 (T, H, W, 3) or a list of PIL images; or a `TextResponse`.
@@ -117,8 +152,8 @@ class Scorer(ModelScorer):
             fps: frames per second of arrays and images.
 
         Raises:
-            CheckpointError: a reward or a cost is missing, a score is not finite, or the stored multiplier is needed
-                and belongs to another model.
+            CheckpointError: a score is not finite, or the stored multiplier is needed and belongs to another model.
+            ConfigError: a lambda or a limit is out of range, or is given without a reward or a cost to weigh.
         """
         trade_off = self.resolve_trade_off(lagrange_multiplier, cost_limit)
         scores = score_each_once(self, [prompt] * 2, self.read([v1, v2], fps))
@@ -156,16 +191,17 @@ class Scorer(ModelScorer):
         """Chooses one of the candidates of each of many prompts.
 
         With `cost_limit` alone, the choice with the highest mean reward of all whose mean cost is within it
-        (`lagrangian.solve_multiplier`). Else, for each prompt, the highest Lagrangian score.
+        (`lagrangian.solve_multiplier`). Else, for each prompt, the highest Lagrangian score, or of one model alone the
+        highest reward or the lowest cost.
 
         Args:
             videos: the candidates of each prompt, at least one.
             lagrange_multiplier: by default the stored one, else 1.
 
         Raises:
-            ConfigError: the numbers of prompts and lists of candidates differ, a list is empty, or both a multiplier
-                and a limit are given.
-            CheckpointError: as `score_pair`.
+            ConfigError: the numbers of prompts and lists of candidates differ, a list is empty, both a multiplier
+                and a limit are given, or one of them without a reward or a cost to weigh.
+            CheckpointError: both a reward and a cost are missing; else as `score_pair`.
         """
         prompts, candidates = list(prompts), [list(row) for row in videos]
         if len(prompts) != len(candidates) or not all(candidates) or not prompts:
@@ -175,19 +211,18 @@ class Scorer(ModelScorer):
             )
         if lagrange_multiplier is not None and cost_limit is not None:
             raise ConfigError("best_of_n: give either lagrange_multiplier or cost_limit: the limit has its own lambda")
-        self.require_both_heads()
-        if cost_limit is None:
-            trade_off = self.resolve_trade_off(lagrange_multiplier)
-        else:
+        trade_off = self.resolve_trade_off(lagrange_multiplier, cost_limit)
+        deciding = [head for head in ("reward", "cost") if head in self.heads]
+        if not deciding:
+            raise CheckpointError("a choice needs a reward or a cost model, and both are missing; give a folder of one")
+        if cost_limit is not None:
             lagrangian.check_limit(cost_limit, None)
         sources = [self.to_source(video, fps) for row in candidates for video in row]
         asked = [prompt for prompt, row in zip(prompts, candidates, strict=True) for _ in row]
         scores = self.iterate(asked, sources, batch_size)
         rows = [[next(scores) for _ in row] for row in candidates]
-        rewards, costs = ([[one[head] for one in row] for row in rows] for head in ("reward", "cost"))
-        if cost_limit is None:
-            return choose_by_score(rewards, costs, trade_off)
-        return choose_within_limit(rewards, costs, cost_limit)
+        table: dict[str, list[list[float]]] = {head: [[one[head] for one in row] for row in rows] for head in deciding}
+        return choose_by_score(table, trade_off) if cost_limit is None else choose_within_limit(table, cost_limit)
 
     def calibrate_multiplier(
         self,
@@ -240,7 +275,7 @@ def score_pair(
     """Judges two videos for one prompt with the reward and cost folders in `model`; the scorer stays loaded.
 
     Args:
-        model: one folder that holds both heads, or several.
+        model: one folder that holds both heads, or several; without a cost, the reward decides alone.
         options: as for `Scorer.score_pair`, and `device`, `backbone`, `workers`, `calibrated` as for
             `Scorer.from_pretrained`.
     """

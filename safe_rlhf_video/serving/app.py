@@ -70,9 +70,8 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
     @app.post("/score_pair", dependencies=key, responses=ERRORS, openapi_extra=clip_body(PairRequest))
     async def score_pair(request: Request) -> PairScore:
         """The choice between two clips for one prompt, and its reason."""
-        service.require_both_heads()
         async with service.receive(request, PairRequest.read) as (asked, uploads):
-            trade_off = scorer.resolve_trade_off(asked.lagrange_multiplier, asked.cost_limit)
+            trade_off = service.resolve_trade_off(asked)
             scores = await _score(asked, uploads)
             pairs = {head: (float(found[0]), float(found[1])) for head, found in scores.items()}
             return judge_pair(pairs, trade_off, scorer.calibration.heads, service.facts)
@@ -80,15 +79,14 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
     @app.post("/rank", dependencies=key, responses=ERRORS, openapi_extra=clip_body(RankRequest))
     async def rank(request: Request) -> RankAnswer:
         """Any number of clips for one prompt, best first, and where harm labels were trained, the harms of each."""
-        service.require_both_heads()
         async with service.receive(request, RankRequest.read) as (asked, uploads):
-            trade_off = scorer.resolve_trade_off(asked.lagrange_multiplier, asked.cost_limit)
+            trade_off = service.resolve_trade_off(asked)
             scores = await _score(asked, uploads)
             table = {head: found.tolist() for head, found in scores.items()}
             ranking = judge_ranking(table, trade_off, scorer.calibration.heads, service.facts)
             harms = None
             if scorer.can_moderate:
-                harms = tuple(scorer.judge_harms(_row(scores, place)) for place in range(len(ranking.order)))
+                harms = tuple(scorer.judge_harms(_row(scores, place)) for place in range(len(asked.videos)))
             return RankAnswer(**vars(ranking), harms=harms)
 
     @app.post("/moderate", dependencies=key, responses=ERRORS, openapi_extra=clip_body(ClipRequest))
@@ -101,11 +99,11 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
     @app.post("/remote_reward", dependencies=key, responses=ERRORS, openapi_extra=trainer_body())
     async def reward(request: Request) -> dict[str, Any]:
         """Rewards of many clips, each for its prompt, in the forms of OpenRLHF and align-anything."""
-        service.require_both_heads()
+        service.require_decider()
         async with service.receive(request, read_trainer_request) as (asked, uploads):
             scores = await service.score(asked.prompts, await service.clips.find(asked.clips, uploads))
-            rewards, costs = scores["reward"].tolist(), scores["cost"].tolist()
-            return remote_reward.build_answer(rewards, costs, scorer.resolve_trade_off())
+            table = {head: found.tolist() for head, found in scores.items()}
+            return remote_reward.build_answer(table, scorer.resolve_trade_off())
 
     async def _score(asked: ClipRequest | PairRequest | RankRequest, uploads: Uploads) -> dict[str, np.ndarray]:
         files = await service.clips.find(asked.clips, uploads)

@@ -69,6 +69,8 @@ async def _serve(scorer: Scorer, settings: ServerSettings, listening: socket.soc
         shown = f"[{host}]" if ":" in host else host
         key = "asks for a key" if settings.api_key else "asks for no key: only this machine reaches it"
         heads = ", ".join(scorer.heads)
+        if scorer.decided_by != "reward and cost":
+            heads += f" (choices by {scorer.decided_by})"
         # The garbage collector would walk through all that is loaded again and again, a tenth of the loop's time.
         gc.collect()
         gc.freeze()

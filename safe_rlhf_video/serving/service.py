@@ -18,10 +18,12 @@ from starlette.requests import ClientDisconnect
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.responses import content_digest
+from safe_rlhf_video.scoring.decisions import TradeOff
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.serving.model_thread import ModelThread
 from safe_rlhf_video.serving.request_body import NUM_LARGE_BODIES, read_fields
 from safe_rlhf_video.serving.request_clips import ClipReader, Uploads
+from safe_rlhf_video.serving.request_models import PairRequest, RankRequest
 from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.settings import ServerSettings
 
@@ -205,11 +207,21 @@ class Service:
         if not self.scorer.can_moderate:
             raise HTTPException(404, "no harm label was trained; start the server with a moderation folder as well")
 
-    def require_both_heads(self) -> None:
-        """Raises an HTTPException unless both a reward and a cost are loaded."""
-        for head in ("reward", "cost"):
-            if head not in self.scorer.heads:
-                raise HTTPException(404, f"choosing needs a {head} model; start the server with its folder as well")
+    def require_decider(self) -> None:
+        """Raises an HTTPException unless a reward or a cost is loaded."""
+        if not {"reward", "cost"} & set(self.scorer.heads):
+            raise HTTPException(404, "this needs a reward or a cost model; start the server with its folder as well")
+
+    def resolve_trade_off(self, asked: PairRequest | RankRequest) -> TradeOff | None:
+        """Returns what weighs the reward against the cost, as `Scorer.resolve_trade_off`.
+
+        Raises:
+            HTTPException: a value has no effect, because the reward or the cost is missing.
+        """
+        try:
+            return self.scorer.resolve_trade_off(asked.lagrange_multiplier, asked.cost_limit)
+        except ConfigError as error:
+            raise HTTPException(400, str(error)) from error
 
 
 def _shutting_down() -> HTTPException:

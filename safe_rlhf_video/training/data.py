@@ -11,7 +11,7 @@ import numpy as np
 
 from safe_rlhf_video.data.preferences import PromptGroup, build_groups, leave_out, split_by_prompt, split_pairs
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.heads import GRADED_HEADS, HEADS, LABEL_HEADS
+from safe_rlhf_video.heads import DIMENSION_OF_HEAD, GRADED_HEADS, HEADS, LABEL_HEADS
 from safe_rlhf_video.kinds.targets import (
     columns_of_texts,
     columns_of_videos,
@@ -98,7 +98,7 @@ def _keep_useful(
         head, dimension = lacking
         raise SampleError(
             f"{corpus.name}: none of its {len(corpus.pairs)} comparisons has a {dimension} label, so there is nothing "
-            f"to train a {head} model on"
+            f"to train the head {head} on; {_offer_heads(groups, lessons)}"
         )
     lessons.check_classes(useful, corpus.name)
     notes = []
@@ -109,6 +109,13 @@ def _keep_useful(
     if dropped := of_kept_prompts - sum(len(group.videos) for group in useful):
         notes.append(f"{dropped} videos are in no labelled comparison and are not used")
     return useful, notes
+
+
+def _offer_heads(groups: Sequence[PromptGroup], lessons: Lessons) -> str:
+    """Says which heads could be trained in the place of those that have no label."""
+    labelled = [head for head, dimension in DIMENSION_OF_HEAD.items() if any(g.num_labels(dimension) for g in groups)]
+    heads = [*labelled, *lessons.labels]
+    return f"it has labels for heads: [{', '.join(heads)}]" if heads else "give other data"
 
 
 def _keep_readable(

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.heads import HEAD_GROUPS, LABEL_HEADS
+from safe_rlhf_video.heads import HEAD_GROUPS, HEADS
 from safe_rlhf_video.models.backbones import check_sampling, load_reader
 from safe_rlhf_video.models.record import TrainingFacts
 from safe_rlhf_video.training import engine as engines
@@ -21,6 +21,8 @@ from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
 from safe_rlhf_video.training.distributed import Ranks
 from safe_rlhf_video.training.sizes import Sizes, measure_data
+
+_SCRIPT_OF_KIND = {"preference": "reward", "cost": "cost", "label": "moderation", "ordinal": "moderation"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def plan_run(config: TrainConfig, head: str) -> Run:
     """Reads the data of a run and checks its configuration; loads no weights and starts no process group.
 
     Args:
-        head: what the script trains: "reward", "cost" or "moderation".
+        head: what the script is named for: "reward", "cost" or "moderation".
 
     Raises:
         ConfigError, SampleError, VideoDecodeError: with one line that says what to do.
@@ -104,16 +106,22 @@ def plan_run(config: TrainConfig, head: str) -> Run:
 def choose_heads(config: TrainConfig, head: str) -> tuple[str, ...]:
     """The heads that a configuration names, groups written out; the script's own where it names none.
 
+    Each head has one script: a cost scripts/train_cost.py, a reward or a sub-dimension scripts/train_reward.py, a label
+    scripts/train_moderation.py. A script trains all heads that are named, if one of them is of its kind.
+
     Raises:
-        ConfigError: it leaves out the head that the script trains.
+        ConfigError: none of them is; the message names a script that trains them.
     """
     asked = tuple(config.heads or (head,))
-    if not set(asked) & set((*HEAD_GROUPS, *LABEL_HEADS) if head == "moderation" else (head,)):
-        other = next((name for name in ("reward", "cost") if name in asked), "moderation")
+    heads = tuple(dict.fromkeys(name for one in asked for name in HEAD_GROUPS.get(one, (one,))))
+    scripts = [_SCRIPT_OF_KIND[HEADS[name].kind] for name in heads]
+    if head not in scripts:
+        what = {"reward": "a reward or a sub-dimension", "cost": "a cost", "moderation": "harm labels"}[head]
         raise ConfigError(
-            f"heads: {', '.join(asked)} leaves out the {head} that this script trains; use scripts/train_{other}.py"
+            f"heads: {', '.join(asked)}: this script trains {what}, alone or with others; use scripts/train_"
+            f"{scripts[0]}.py for these"
         )
-    return tuple(dict.fromkeys(name for one in asked for name in HEAD_GROUPS.get(one, (one,))))
+    return heads
 
 
 def count_steps(config: TrainConfig, num_groups: int) -> int:

@@ -129,6 +129,23 @@ export function explainChoice(winner, loser, lambda, limit, weighed = "cost") {
   return `${reason}.`;
 }
 
+/** The same where there is a reward alone, or a cost alone: {name, score} of the first and the second. */
+export function explainChoiceByOne(head, winner, loser) {
+  const isReward = head === "reward";
+  const decimals = isReward ? countDecimals(winner.score, loser.score) : countDecimals(winner.score, loser.score, 0);
+  const text = ({ score }) => (isReward ? roundsTo(score, decimals) : signed(score, decimals));
+  const [better, missing] = isReward ? ["more helpful", "cost"] : ["safer", "reward"];
+  let reason = `${winner.name} is preferred: it is ${better} (${head} ${text(winner)} against ${text(loser)})`;
+  if (winner.score === loser.score) {
+    reason = `neither is preferred: both have ${head} ${text(winner)}`;
+  } else if (Math.abs(winner.score - loser.score) <= TIE_TOLERANCE) {
+    const [first, second] = winner.score > loser.score ? [winner, loser] : [loser, winner];
+    reason = `neither is preferred: ${first.name} has ${head} ${text(first)}, ${second.name} has ${head} `
+      + `${text(second)}, equal within the tolerance`;
+  }
+  return `${reason}; no ${missing} model says which is ${isReward ? "safer" : "more helpful"}.`;
+}
+
 // --- the lambda slider: 0, then 0.01 to 100 on a logarithmic scale ---------------------------------------------------
 
 const LAST_PLACE = 401;
@@ -155,6 +172,7 @@ const state = {
   defaults: { lambda: 1, limit: 0 },
   limits: {},
   weighed: "cost",
+  deciding: ["reward", "cost"],  // of these two, what the server has
   lambda: 1,
   limit: 0,
   scoredPrompt: null,
@@ -257,9 +275,9 @@ function fillCard(clip) {
       list.append(make("dd", { class: "wide" }, `${how} than ${percentiles[head].toFixed(0)}% of the reference clips`));
     }
   };
-  say("reward", "Reward", roundsTo(reward, 2));
-  say("cost", "Cost", signed(cost, 2));
-  list.append(make("dt", {}, "Score"), make("dd", { "data-head": "score" }));
+  if (reward !== null) say("reward", "Reward", roundsTo(reward, 2));
+  if (cost !== null) say("cost", "Cost", signed(cost, 2));
+  if (reward !== null && cost !== null) list.append(make("dt", {}, "Score"), make("dd", { "data-head": "score" }));
   for (const [head, value] of Object.entries(subScores)) {
     const fill = make("span");
     fill.dataset.sub = head;
@@ -297,10 +315,15 @@ function render() {
   const ranked = scored();
   find("empty").hidden = clips.length > 0;
   find("side-by-side").hidden = !clips.length;
-  for (const id of ["choice", "settings", "figures"]) find(id).hidden = !ranked.length;
+  find("choice").hidden = !ranked.length;
+  for (const id of ["settings", "figures"]) find(id).hidden = !ranked.length || state.deciding.length < 2;
   find("score").textContent = clips.length > 1 ? `Score ${clips.length} clips` : "Score the clips";
   renderPlay();
-  if (ranked.length) renderDecision(ranked);
+  if (ranked.length) {
+    if (state.deciding.length === 2) renderDecision(ranked);
+    else renderWithout(ranked);
+    renderStale();
+  }
   for (const clip of clips) if (clip.scores === null) renderTags(clip, []);
 }
 
@@ -317,6 +340,39 @@ function renderDecision(clips) {
   renderCards(decision);
   renderTable(decision);
   renderPlot(decision);
+}
+
+/** Without a cost the reward orders the clips, without a reward the cost; with neither there are only scores. */
+function renderWithout(clips) {
+  const [head] = state.deciding;
+  const points = clips.map((clip) => ({ name: clip.name, score: head ? clip.scores[head] : 0 }));
+  const better = points.map(({ score }) => (head === "cost" ? -score : score));
+  const order = points.map((_, at) => at).sort((a, b) => better[b] - better[a] || a - b);
+  const [first, second] = order;
+  const tied = order.filter((at) => better[first] - better[at] <= TIE_TOLERANCE);
+  const isTie = tied.length > 1;
+  setText("best", "");
+  find("choice").className = !head || isTie ? "" : own(clips[first]);
+  if (!head) {
+    setText("chosen", "No order");
+    setText("reason", "Neither a reward nor a cost model says which is better; the scores are those of other heads.");
+  } else if (clips.length < 2) {
+    setText("chosen", `${points[first].name} is the only scored clip`);
+    setText("reason", "An order needs two: add another clip and score them.");
+  } else {
+    setText("chosen", isTie ? `Tie: ${listed(tied.map((at) => points[at].name))} have equal scores`
+      : `${points[first].name} is chosen by ${head} alone`);
+    const reason = explainChoiceByOne(head, points[first], points[second]);
+    setText("reason", reason[0].toUpperCase() + reason.slice(1));
+    setText("best", `By ${head}: ${order.map((at) => points[at].name).join(", ")}.`);
+  }
+  fillBars(clips);
+  clips.forEach((clip, at) => {
+    const isFirst = Boolean(head) && clips.length > 1 && tied.includes(at);
+    clip.card.classList.toggle("is-chosen", isFirst);
+    clip.card.classList.remove("is-over");
+    renderTags(clip, isFirst ? [["won", isTie ? "tie" : "chosen"]] : []);
+  });
 }
 
 /** Text is set only where it differs, so that a live region speaks when the choice flips and not at every step. */
@@ -363,6 +419,9 @@ function renderChoice({ clips, points, order, tied, choices }) {
     }
   }
   setText("best", text);
+}
+
+function renderStale() {
   const isStale = find("prompt").value.trim() !== state.scoredPrompt;
   find("stale").hidden = !isStale;
   setText("stale", isStale
@@ -427,12 +486,7 @@ function setNumber(id, value) {
 
 function renderCards({ clips, points, scores, tied, front }) {
   const { limit } = state;
-  const spans = {};
-  for (const { scores: { subScores } } of clips) {
-    for (const [head, value] of Object.entries(subScores)) {
-      spans[head] = Math.max(spans[head] ?? 0, Math.abs(value));
-    }
-  }
+  fillBars(clips);
   clips.forEach((clip, at) => {
     const isOver = points[at].cost > limit;
     const isFirst = tied.includes(at);
@@ -444,12 +498,24 @@ function renderCards({ clips, points, scores, tied, front }) {
     if (!front.includes(at)) tags.push(["", "beaten"]);
     renderTags(clip, tags);
     clip.card.querySelector("[data-head=score]").textContent = roundsTo(scores[at], 2);
+  });
+}
+
+/** The bars of the sub-dimensions, each on the scale of its largest score. */
+function fillBars(clips) {
+  const spans = {};
+  for (const { scores: { subScores } } of clips) {
+    for (const [head, value] of Object.entries(subScores)) {
+      spans[head] = Math.max(spans[head] ?? 0, Math.abs(value));
+    }
+  }
+  for (const clip of clips) {
     for (const fill of clip.card.querySelectorAll("[data-sub]")) {
       const share = (50 * clip.scores.subScores[fill.dataset.sub]) / (spans[fill.dataset.sub] || 1);
       fill.style.left = `${50 + Math.min(0, share)}%`;
       fill.style.width = `${Math.abs(share)}%`;
     }
-  });
+  }
 }
 
 function renderTags(clip, tags) {
@@ -625,9 +691,11 @@ async function loadModel() {
   const heads = model.heads.filter((head) => !harms.includes(head)).map(words);
   if (harms.length) heads.push(`${harms.length} harm ${harms.length === 1 ? "label" : "labels"}`);
   const name = `Model ${model.fingerprint.slice(0, 12)} on ${backbone}, with heads for ${listed(heads)}.`;
-  line.className = missing.length ? "problem" : "dim";
+  line.className = "dim";
+  state.deciding = ["reward", "cost"].filter((head) => !missing.includes(head));
   if (missing.length) {
-    line.textContent = `${name} A choice needs a ${missing[0]} model as well; start the server with its folder.`;
+    line.textContent = `${name} ${state.deciding.length ? `There is no ${missing[0]} model: clips are put in order by `
+      + `${state.deciding[0]} alone.` : "There is neither a reward nor a cost model: clips get scores and no order."}`;
     return true;
   }
   line.textContent = `${name} Lambda begins at ${short(model.lagrange_multiplier)} (${model.multiplier_source}), `
@@ -702,7 +770,8 @@ function receive(request, prompt, clips) {
   }
   let answer = null;
   try { answer = JSON.parse(request.responseText); } catch { /* told below */ }
-  if (request.status !== 200 || !Array.isArray(answer?.rewards) || answer.rewards.length !== clips.length) {
+  const isWhole = state.deciding.every((head) => answer?.[`${head}s`]?.length === clips.length);
+  if (request.status !== 200 || answer?.reason === undefined || !isWhole) {
     // The server counts the clips; here they have letters.
     const name = (text, at) => (clips[at] ? `clip ${clips[at].name} (${clips[at].file.name})` : text);
     fail(answer?.error?.replace(/videos\[(\d+)\]/g, name)
@@ -713,7 +782,7 @@ function receive(request, prompt, clips) {
   const pick = (table, at) => Object.fromEntries(
     Object.entries(table ?? {}).map(([head, values]) => [head, values[at]]));
   clips.forEach((clip, at) => {
-    clip.scores = { reward: answer.rewards[at], cost: answer.costs[at], subScores: pick(answer.sub_scores, at),
+    clip.scores = { reward: answer.rewards?.[at] ?? null, cost: answer.costs?.[at] ?? null, subScores: pick(answer.sub_scores, at),
       percentiles: pick(answer.percentiles, at), harms: answer.harms?.[at] ?? null };
     fillCard(clip);
   });
