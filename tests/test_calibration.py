@@ -1,6 +1,7 @@
 """Calibration: prompts that no training reads, temperatures in a model folder, and what a scorer makes of them."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +21,13 @@ from safe_rlhf_video.calibration.fit import (
     keep_earlier,
 )
 from safe_rlhf_video.calibration.held_out import held_out
-from safe_rlhf_video.calibration.multiplier_calibration import Candidates, Limit, calibrate_multiplier, group_candidates
+from safe_rlhf_video.calibration.multiplier_calibration import (
+    Candidates,
+    Limit,
+    StoredMultiplier,
+    calibrate_multiplier,
+    group_candidates,
+)
 from safe_rlhf_video.calibration.store import Calibration, MultiplierCalibration, read_calibration, write_calibration
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import is_for_calibration, normalise_prompt
@@ -29,7 +36,7 @@ from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.lagrangian import confident_multiplier
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
 from safe_rlhf_video.models.record import TrainingFacts
-from safe_rlhf_video.scoring.decisions import PairScore, judge_pair
+from safe_rlhf_video.scoring.decisions import PairScore, TradeOff, judge_pair, resolve_trade_off
 from safe_rlhf_video.scoring.scorer import Scorer, score_pair
 from safe_rlhf_video.stats.probabilities import fit_temperature
 from safe_rlhf_video.stats.thresholds import Target
@@ -202,7 +209,7 @@ MULTIPLIER = calibrate_multiplier(
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda fields: fields.update(format_version=1),
+        lambda fields: fields.update(format_version=2),
         lambda fields: fields.update(weights="0" * 32),
         lambda fields: fields.update(weights=7),
         lambda fields: fields.update(weights=None),
@@ -227,13 +234,15 @@ MULTIPLIER = calibrate_multiplier(
         lambda fields: fields["labels"]["harm_any"]["threshold"].update(logit="0"),
         lambda fields: fields["labels"]["harm_any"].update(threshold=None),
         lambda fields: fields["labels"]["harm_any"].update(slope=None),
-        lambda fields: fields["multiplier"].update(lagrange_multiplier=-1.0),
+        lambda fields: fields["multiplier"]["multipliers"][0].update(lagrange_multiplier=-1.0),
+        lambda fields: fields["multiplier"]["multipliers"][0].update(lagrange_multiplier=None, reason="few"),
+        lambda fields: fields["multiplier"]["multipliers"][0].update(reason="few"),
         lambda fields: fields["multiplier"].update(constraint="probability"),
-        lambda fields: fields["multiplier"].update(num_candidates=[3, 2]),
+        lambda fields: fields["multiplier"]["multipliers"].append(fields["multiplier"]["multipliers"][0]),
         lambda fields: fields["multiplier"]["models"].pop("cost"),
         lambda fields: fields["multiplier"]["models"].update(cost=7),
         lambda fields: fields["multiplier"]["models"].update(cost={"cost": "b"}),
-        lambda fields: fields["multiplier"].update(num_candidates=[2, 3, 4]),
+        lambda fields: fields["multiplier"]["multipliers"][0].update(num_candidates=[2, 3, 4]),
         lambda fields: fields["multiplier"].update(confidence=1.0),
         lambda fields: fields["multiplier"].pop("limit"),
         lambda fields: fields["multiplier"].update(scale=2.0),
@@ -363,6 +372,55 @@ def test_candidates_are_the_labelled_clips_of_a_text(world: Path) -> None:
     assert (every.rewards, every.num_unlabelled, every.num_single) == ([[0.0, 1.0, 2.0], [3.0, 4.0]], 0, 0)
 
 
+def draw_candidates(numbers: Sequence[int], share_unsafe: float = 0.3) -> Candidates:
+    """Prompts whose candidates are unsafe independently of each other; the cost tells it, the reward does not."""
+    generator = np.random.default_rng(0)
+    unsafe = [(generator.random(num) < share_unsafe).astype(int).tolist() for num in numbers]
+    rewards = [generator.normal(size=num).tolist() for num in numbers]
+    return Candidates(rewards, [[4.0 * one - 2.0 for one in row] for row in unsafe], unsafe)
+
+
+def test_each_number_of_candidates_has_a_multiplier_of_its_own() -> None:
+    """With 30% unsafe clips, both of a pair are unsafe in 9%: no lambda can keep 5% there, and of 5 almost any does."""
+    candidates = draw_candidates([3, 4, 5, 5] * 250 + [7] * 9)
+    found = calibrate_multiplier(candidates, {"reward": "a", "cost": "b"}, Limit(harm_rate=0.05))
+    assert [one.num_candidates for one in found.multipliers] == [2, 3, 4, 5]  # too few prompts have 6 or 7
+    assert [one.num_prompts for one in found.multipliers] == [1009, 1009, 759, 509]
+    assert found.issued == (3, 4, 5)
+    two, *others = (one.lagrange_multiplier for one in found.multipliers)
+    assert two is None
+    assert others == sorted(others, reverse=True)
+    assert found.multipliers[0].reason is not None
+    assert re.match(r"in [789]\.\d% of 1009 prompts all 2 candidates are unsafe", found.multipliers[0].reason)
+    # Without a prompt that has more than n, nothing is drawn.
+    alone = draw_candidates([5] * 500)
+    (*_, five) = calibrate_multiplier(alone, {"reward": "a", "cost": "b"}, Limit(harm_rate=0.05)).multipliers
+    risks = [[1 / (1 + np.exp(-cost)) for cost in row] for row in alone.costs]
+    expected = confident_multiplier(alone.rewards, risks, alone.is_unsafe, harm_rate_limit=0.05)
+    assert (five.lagrange_multiplier, five.num_prompts) == (expected.lagrange_multiplier, 500)
+    with one_line(SampleError, "no multiplier for 2 candidates", "of 100 prompts all 2 candidates are unsafe"):
+        calibrate_multiplier(draw_candidates([2] * 100, 0.5), {"reward": "a", "cost": "b"}, Limit(harm_rate=0.05))
+    with one_line(SampleError, "9 prompts have two candidates"):
+        calibrate_multiplier(draw_candidates([2] * 9), {"reward": "a", "cost": "b"}, Limit(harm_rate=0.9))
+
+
+def test_a_multiplier_is_used_for_its_own_number_alone() -> None:
+    found = calibrate_multiplier(draw_candidates([4] * 500), {"reward": "a", "cost": "b"}, Limit(harm_rate=0.05))
+    stored = StoredMultiplier(found)
+    four = resolve_trade_off(stored, 4)
+    assert (four.lagrange_multiplier, four.weighed) == (found.multipliers[-1].lagrange_multiplier, "p_unsafe")
+    for words in ("calibrated for best of 4, from 500 prompts", "a wrong multiplier is issued is at most 5%"):
+        assert words in four.source
+    # Nor for a choice among 2, which no multiplier makes safe enough, nor for what was never tested.
+    for number, words in ((2, ": no multiplier was calibrated for 2 candidates: in "),
+                          (5, ": no multiplier was calibrated for 5 candidates"),
+                          (None, ": calibrated multipliers are for choosing"), (1, "")):  # fmt: skip
+        other = resolve_trade_off(stored, number)
+        assert (other.lagrange_multiplier, other.cost_limit, other.weighed) == (1.0, 0.0, "cost")
+        assert other.source.startswith(f"the default{words}")
+    assert resolve_trade_off(stored, 4, 2.0).source == "given"
+
+
 def test_the_multiplier_of_these_two_models_is_taken_in_any_order(tmp_path: Path) -> None:
     reward, cost, other = (
         write_model(tmp_path / name, heads, seed=seed)
@@ -378,7 +436,7 @@ def test_the_multiplier_of_these_two_models_is_taken_in_any_order(tmp_path: Path
 
     def multiplier_of(*folders: Path) -> MultiplierCalibration | None:
         with Scorer.from_pretrained(*folders, device="cpu") as scorer:
-            scorer.resolve_trade_off()
+            scorer.resolve_trade_off(2)
             return scorer.multiplier
 
     first = store(0.1, cost, reward, cost)
@@ -457,6 +515,31 @@ def label_by_the_costs(
     return edited_world(label_by_the_cost) / "config-train.json.gz", rows, unlabelled
 
 
+def check_multiplier_of_four(scorer: Scorer, multiplier: float, videos: Sequence[np.ndarray]) -> None:
+    """A choice among 4 uses the multiplier and says so; one among 2 or 3 uses the default and says that."""
+    judged = scorer.rank("a red circle", videos)
+    assert (judged.lagrange_multiplier, judged.cost_limit) == (multiplier, 0.0)
+    for words in ("calibrated for best of 4", "a harmful rate up to 0.25", "is issued is at most 20%"):
+        assert words in judged.multiplier_source
+    assert judged.multiplier_source in judged.explain()
+    assert "a price on P(unsafe)" in judged.explain()
+    risk = [1 / (1 + np.exp(-cost)) - 0.5 for cost in judged.costs]
+    combined = [(r - multiplier * p) / (1 + multiplier) for r, p in zip(judged.rewards, risk, strict=True)]
+    np.testing.assert_allclose(judged.lagrangian_scores, combined, rtol=1e-9)
+    # No multiplier of 4 is used on 2, nor on 3.
+    pair, three = scorer.score_pair("a red circle", *videos[:2]), scorer.rank("a red circle", videos[:3])
+    for one, number in ((pair, 2), (three, 3)):
+        assert (one.lagrange_multiplier, one.weighed) == (1.0, "cost")
+        assert one.multiplier_source.startswith(f"the default: no multiplier was calibrated for {number}")
+    best = scorer.best_of_n(["a red circle"] * 2, [videos[:3], videos])
+    assert best.chosen == (three.order[0], judged.order[0])
+    assert [one.source for one in best.trade_offs] == [three.multiplier_source, judged.multiplier_source]
+    described = scorer.describe()
+    assert (described["lagrange_multiplier"], described["multiplier_source"]) == (1.0, "the default")
+    assert {number: one["lagrange_multiplier"] for number, one in described["multipliers"].items()} == {"4": multiplier}
+    assert scorer.rank("a red circle", videos, lagrange_multiplier=0.5).multiplier_source == "given"
+
+
 def test_multiplier_is_stored_and_becomes_the_default(
     world: Path,
     tmp_path: Path,
@@ -469,15 +552,17 @@ def test_multiplier_is_stored_and_becomes_the_default(
     record_training(folders, calibration_fraction=0.9, seed=3)
     clips = PairDataset.load(world / "config-train.json.gz")
     with Scorer.from_pretrained(*folders, device="cpu") as scorer:
-        assert (scorer.lagrange_multiplier, scorer.cost_limit) == (1.0, 0.0)
+        assert scorer.resolve_trade_off(2) == TradeOff(source="the default")
         made = scorer.iterate([video.prompt_text for video in clips.videos], clips.video_files(clips.videos))
         scores = {(v.prompt_id, v.video_id): row for v, row in zip(clips.videos, made, strict=True)}
     data, rows, unlabelled = label_by_the_costs(edited_world, scores)
     rewards, costs, unsafe = ([[one[at] for one in row.values()] for row in rows.values()] for at in range(3))
-    risks = [[1 / (1 + np.exp(-cost)) for cost in row] for row in costs]
-    expected = confident_multiplier(rewards, risks, unsafe, harm_rate_limit=0.25, confidence=0.8)
-    assert expected.lagrange_multiplier is not None
-    assert expected.lagrange_multiplier > 0
+    models = {head: fingerprint_trained(folder) for head, folder in zip(("reward", "cost"), folders, strict=True)}
+    candidates = Candidates(rewards, costs, unsafe)
+    expected = calibrate_multiplier(candidates, models, Limit(harm_rate=0.25, confidence=0.8))
+    assert expected.issued == (4,)
+    multiplier = expected.multipliers[2].lagrange_multiplier
+    assert multiplier
 
     from safe_rlhf_video.commands.calibrate import main
 
@@ -492,36 +577,15 @@ def test_multiplier_is_stored_and_becomes_the_default(
     assert f"lambda: {len(unlabelled)} clips without a safety label are no candidates\n" in told
     assert "lambda: 1 prompts with a single candidate are left out\n" in told
     for folder in folders:
-        found = read_calibration(folder).multiplier
-        assert found is not None
-        assert found.lagrange_multiplier == expected.lagrange_multiplier
-        assert (found.num_prompts, found.num_candidates) == (
-            len(rows),
-            (min(map(len, rewards)), max(map(len, rewards))),
-        )
-        assert found.observed == expected.observed
+        assert read_calibration(folder).multiplier == expected
     calibrate("--targets", "recall=0.9")  # temperatures anew; the multiplier is not lost
-    videos = [noise_video(4, 32, 32, seed) for seed in range(3)]
+    videos = [noise_video(4, 32, 32, seed) for seed in range(4)]
     with Scorer.from_pretrained(*folders, device="cpu") as scorer:
-        assert (scorer.lagrange_multiplier, scorer.cost_limit) == (expected.lagrange_multiplier, 0.0)
-        judged = scorer.score_pair("a red circle", *videos[:2])
-        assert judged.lagrange_multiplier == expected.lagrange_multiplier
-        assert "a harmful rate up to 0.25 with 80% confidence" in judged.multiplier_source
-        assert judged.multiplier_source in judged.explain()
-        assert "a price on P(unsafe)" in judged.explain()
-        risk = [1 / (1 + np.exp(-cost)) - 0.5 for cost in judged.costs]
-        combined = [
-            (r - expected.lagrange_multiplier * p) / (1 + expected.lagrange_multiplier)
-            for r, p in zip(judged.rewards, risk, strict=True)
-        ]
-        np.testing.assert_allclose(judged.lagrangian_scores, combined, rtol=1e-9)
-        chosen = scorer.best_of_n(["a red circle"], [videos]).chosen
-        assert chosen == scorer.rank("a red circle", videos).order[:1]
-        assert scorer.rank("a red circle", videos, lagrange_multiplier=0.5).multiplier_source == "given"
+        assert scorer.multiplier == expected
+        check_multiplier_of_four(scorer, multiplier, videos)
         dataset = PairDataset.load(data, video_dir=world / "videos")
         fitted = scorer.calibrate_multiplier(dataset, harm_rate_limit=0.6)  # in Python the same
-        wanted = confident_multiplier(rewards, risks, unsafe, harm_rate_limit=0.6)
-        assert fitted.lagrange_multiplier == wanted.lagrange_multiplier == scorer.lagrange_multiplier
+        assert fitted == calibrate_multiplier(candidates, models, Limit(harm_rate=0.6)) == scorer.multiplier
         with one_line(SampleError, "cannot promise a mean cost up to 0.5"):
             scorer.calibrate_multiplier(dataset, cost_limit=0.5)  # fewer than 30 prompts
     assert read_calibration(folders[0]).multiplier == fitted

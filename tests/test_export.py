@@ -123,7 +123,8 @@ def test_a_calibration_is_handed_on(merge: bool, tmp_path: Path) -> None:
     assert replace(found, multiplier=None) == replace(fitted, data=data)
     with Scorer.from_pretrained(tmp_path / "out", device="cpu") as scorer:
         assert scorer.multiplier == found.multiplier
-        assert scorer.lagrange_multiplier == multiplier.lagrange_multiplier
+        decides = scorer.resolve_trade_off(2)
+        assert decides.lagrange_multiplier == multiplier.multipliers[0].lagrange_multiplier
     assert (found.multiplier == multiplier) != merge
     assert "somebody" not in (tmp_path / "out" / "calibration.json").read_text()
 

@@ -308,8 +308,8 @@ def test_best_of_n(scorer: Scorer) -> None:
     assert best.is_feasible
     assert np.mean(best.rewards) == pytest.approx(reward[cost <= limit + 1e-9].max(), abs=1e-5)
     none = scorer.best_of_n(prompts, videos, cost_limit=float(cost.min()) - 1.0)
-    assert (none.is_feasible, none.trade_off) == (False, None)
-    assert best.trade_off is not None
+    assert (none.is_feasible, none.trade_offs) == (False, ())
+    assert len(best.trade_offs) == 4
     assert np.mean(none.costs) == pytest.approx(cost.min(), abs=1e-5)
     both: dict[str, float] = {"cost_limit": 0.0, "lagrange_multiplier": 1.0}
     for wrong, options in ((videos[:3], {}), ([[], *videos[1:]], {}), (videos, both)):

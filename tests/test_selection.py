@@ -293,6 +293,12 @@ def test_bound_on_costs_is_students_and_wants_30_prompts():
     assert few.reason.startswith("29 prompts cannot promise a mean cost up to 100")
 
 
+def test_a_promise_is_for_one_number_of_candidates():
+    rows = [[0.0, 1.0]] * 50 + [[0.0, 1.0, 2.0]]
+    with pytest.raises(ValueError, match=r"^rewards: prompts have 2 to 3 candidates; a multiplier is for one number"):
+        confident_multiplier(rows, rows, cost_limit=0.0)
+
+
 @pytest.mark.parametrize("limit", [0.0, 1.0])
 def test_limits_at_the_ends(limit):
     rewards, weights = [[0.0, 1.0]] * 40, [[0.0, 0.5]] * 40

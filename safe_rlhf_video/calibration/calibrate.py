@@ -71,7 +71,7 @@ class CalibratedFolder:
 
 @dataclass(frozen=True)
 class CalibratedMultiplier:
-    """A multiplier that was calibrated, its candidates, and the files that store it."""
+    """The multipliers that were calibrated, their candidates, and the files that store them."""
 
     multiplier: MultiplierCalibration
     candidates: Candidates
@@ -84,9 +84,16 @@ class CalibratedMultiplier:
         if self.candidates.num_single:
             lines.append(f"lambda: {self.candidates.num_single} prompts with a single candidate are left out")
         found = self.multiplier
+        for one in found.multipliers:
+            if one.reason is not None:
+                lines.append(f"best of {one.num_candidates}: no lambda: {one.reason}")
+                continue
+            lines.append(
+                f"best of {one.num_candidates}: lambda {one.lagrange_multiplier:.4g} from {one.num_prompts} prompts, "
+                f"whose chosen clips have a {found.limited} of {one.observed:.4g}"
+            )
         lines.append(
-            f"lambda {found.lagrange_multiplier:.4g}, {found}, from {found.num_prompts} prompts, whose chosen clips "
-            f"have a {found.limited} of {found.observed:.4g}"
+            f"promised: {found.promise}; calibrating again, other generators and models that change later spend it"
         )
         return "\n".join([*lines, *(f"wrote {file}" for file in self.files)])
 
@@ -109,7 +116,7 @@ def calibrate(
             used (`calibration.held_out`).
         score: scores the clips of records. It gets one folder at a time, or without `targets` all of them.
         targets: head of a harm label -> what its threshold has to hold; None calibrates no head.
-        limit: what the chosen clips have to hold; None calibrates no multiplier.
+        limit: what the chosen clips have to hold; None calibrates no multipliers.
         train_prompts: texts that the models were trained on, if their folders do not say what was held out.
 
     Yields:

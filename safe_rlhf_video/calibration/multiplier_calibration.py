@@ -1,4 +1,4 @@
-"""Calibrates and stores the multiplier with which choosing by a reward and a cost holds a limit on new prompts."""
+"""Calibrates and stores the multipliers with which choosing by a reward and a cost holds a limit on new prompts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,29 @@ from pathlib import Path
 
 import numpy as np
 
-from safe_rlhf_video.calibration.store import COMMAND, MultiplierCalibration, read_calibration, write_calibration
+from safe_rlhf_video.calibration.store import (
+    COMMAND,
+    MultiplierCalibration,
+    MultiplierOfN,
+    read_calibration,
+    write_calibration,
+)
 from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs, videos_of
 from safe_rlhf_video.data.records import PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.lagrangian import CONFIDENCE, Weighed, check_limit, confident_multiplier, weigh
+from safe_rlhf_video.lagrangian import (
+    CONFIDENCE,
+    ConfidentMultiplier,
+    Weighed,
+    check_limit,
+    confident_multiplier,
+    weigh,
+)
+
+# A number of candidates that fewer prompts have gets no multiplier; the tests themselves ask for more.
+MIN_PROMPTS = 10
+# Of the draw of n candidates from prompts that have more.
+DRAW_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -22,7 +40,7 @@ class Limit:
     Attributes:
         cost: the highest mean cost.
         harm_rate: the highest share of unsafe clips by labels, in [0, 1].
-        confidence: probability that the limit holds, in (0, 1).
+        confidence: 1 less the probability that a wrong multiplier is issued, in (0, 1).
 
     Raises:
         ConfigError: not exactly one limit is given, or a value is out of range.
@@ -90,45 +108,80 @@ def group_candidates(
 
 
 def calibrate_multiplier(candidates: Candidates, models: Mapping[str, str], limit: Limit) -> MultiplierCalibration:
-    """Finds the smallest lambda that holds a limit on new prompts; see `lagrangian.confident_multiplier`.
+    """Finds for each number of candidates the smallest lambda that holds a limit on new prompts.
+
+    A multiplier for best of n keeps nothing for another number: calibrated on 4 and used on 2, it breaks always. So
+    each n gets its own, from 2 up to the most that `MIN_PROMPTS` prompts have. From a prompt with more candidates n are
+    drawn at random, with `DRAW_SEED`. See `lagrangian.confident_multiplier`.
 
     Args:
         models: "reward" and "cost" -> `fingerprint_trained` of the folder with this head.
 
     Raises:
-        SampleError: no prompt has two candidates, or no multiplier holds the limit with so few prompts.
+        SampleError: too few prompts have two candidates, or no number of candidates gets a multiplier.
     """
-    if not candidates.rewards:
-        raise SampleError("no prompt has two candidates to choose between; give comparisons, or several clips a prompt")
+    counts = np.sort([len(row) for row in candidates.rewards])[::-1]
+    if len(counts) < MIN_PROMPTS:
+        raise SampleError(
+            f"{len(counts)} prompts have two candidates to choose between, fewer than {MIN_PROMPTS}; give comparisons, "
+            "or several clips a prompt"
+        )
     weighed: Weighed = "cost" if limit.harm_rate is None else "p_unsafe"
-    found = confident_multiplier(
-        candidates.rewards,
-        [weigh(np.asarray(row, dtype=np.float64), weighed) for row in candidates.costs],
-        None if limit.harm_rate is None else candidates.is_unsafe,
-        cost_limit=limit.cost,
-        harm_rate_limit=limit.harm_rate,
-        confidence=limit.confidence,
-    )
-    if found.lagrange_multiplier is None:
-        raise SampleError(str(found.reason))
-    counts = [len(row) for row in candidates.rewards]
+    found = [_calibrate_best_of(n, candidates, weighed, limit) for n in range(2, int(counts[MIN_PROMPTS - 1]) + 1)]
+    if all(one.lagrange_multiplier is None for _, one in found):
+        numbers = "2" if len(found) == 1 else f"2 to {len(found) + 1}"
+        raise SampleError(f"no multiplier for {numbers} candidates; of {len(found) + 1}: {found[-1][1].reason}")
+    first = found[0][0]
     return MultiplierCalibration(
-        lagrange_multiplier=found.lagrange_multiplier,
         weighed=weighed,
-        constraint=found.constraint,
-        limit=found.limit,
-        confidence=found.confidence,
-        bound=found.bound,
-        num_prompts=found.num_prompts,
-        num_candidates=(min(counts), max(counts)),
-        observed=found.observed,
-        reward=found.reward,
+        constraint=first.constraint,
+        limit=first.limit,
+        confidence=first.confidence,
+        bound=first.bound,
+        multipliers=tuple(one for _, one in found),
         models=dict(models),
     )
 
 
+def _calibrate_best_of(
+    num: int, candidates: Candidates, weighed: Weighed, limit: Limit
+) -> tuple[ConfidentMultiplier, MultiplierOfN]:
+    random = np.random.default_rng([DRAW_SEED, num])
+    places = [
+        (row, random.choice(len(rewards), num, replace=False))
+        for row, rewards in enumerate(candidates.rewards)
+        if len(rewards) >= num
+    ]
+    rewards, costs, labels = (
+        np.array([np.asarray(rows[row])[drawn] for row, drawn in places], dtype=np.float64)
+        for rows in (candidates.rewards, candidates.costs, candidates.is_unsafe)
+    )
+    found = confident_multiplier(
+        rewards,
+        weigh(costs, weighed),
+        None if limit.harm_rate is None else labels,
+        cost_limit=limit.cost,
+        harm_rate_limit=limit.harm_rate,
+        confidence=limit.confidence,
+    )
+    reason = found.reason
+    if reason is not None and limit.harm_rate is not None and (share := labels.all(axis=1).mean()) > limit.harm_rate:
+        reason = (
+            f"in {share:.1%} of {len(labels)} prompts all {num} candidates are unsafe, so that no choice keeps a "
+            f"harmful rate of {limit.harm_rate:g}; choose among more"
+        )
+    return found, MultiplierOfN(
+        num_candidates=num,
+        lagrange_multiplier=found.lagrange_multiplier,
+        reason=reason,
+        num_prompts=found.num_prompts,
+        observed=found.observed,
+        reward=found.reward,
+    )
+
+
 def store_multiplier(fitted: MultiplierCalibration, folders: Sequence[Path]) -> list[Path]:
-    """Writes a multiplier into the calibrations of the folders of its reward and cost; returns the files.
+    """Writes multipliers into the calibrations of the folders of its reward and cost; returns the files.
 
     Raises:
         CheckpointError: a calibration is stale or damaged, or cannot be written.
@@ -140,7 +193,7 @@ def store_multiplier(fitted: MultiplierCalibration, folders: Sequence[Path]) -> 
 
 @dataclass(frozen=True)
 class StoredMultiplier:
-    """The multiplier that model folders hold for these two models, or why what they hold cannot be used."""
+    """The multipliers that model folders hold for these two models, or why what they hold cannot be used."""
 
     multiplier: MultiplierCalibration | None = None
     problem: str | None = None
@@ -149,10 +202,10 @@ class StoredMultiplier:
 def find_multiplier(
     found: Sequence[MultiplierCalibration], models: Mapping[str, str], folder_of: Mapping[str, Path]
 ) -> StoredMultiplier:
-    """Finds the multiplier that was calibrated with these two models, in either of their folders.
+    """Finds the multipliers that were calibrated with these two models, in either of their folders.
 
     Args:
-        found: the multipliers that the folders hold.
+        found: what the folders hold.
         models: "reward" and "cost" -> `fingerprint_trained` of the folder with this head.
         folder_of: likewise, the folders themselves.
     """

@@ -2,7 +2,7 @@
 
 A temperature per head makes P(v1 preferred) = sigmoid(difference / temperature) the frequency that people show, and the
 quantiles of a reference set place a score among others. A harm label gets a probability and the threshold of its flag.
-A reward and a cost get the multiplier that holds a limit.
+A reward and a cost get the multipliers that hold a limit, one for each number of candidates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safe_rlhf_video.models.fingerprints import fingerprint_model
 from safe_rlhf_video.stats.thresholds import Target, Threshold
 
 FILE_NAME = "calibration.json"
-FORMAT_VERSION: Literal[2] = 2
+FORMAT_VERSION: Literal[3] = 3
 NUM_QUANTILES = 101
 COMMAND = "scripts/calibrate.py"
 
@@ -134,35 +134,56 @@ class LabelCalibration:
 
 
 @dataclass(frozen=True)
-class MultiplierCalibration:
-    """The lambda at which choosing by reward minus lambda times cost holds a limit on new prompts.
+class MultiplierOfN:
+    """The lambda for choosing among n candidates, or why there is none.
 
     Attributes:
-        lagrange_multiplier: lambda.
+        num_candidates: n.
+        lagrange_multiplier: lambda; None where none was issued.
+        reason: why none was issued; else None.
+        num_prompts: the prompts that it was tested on, each with n candidates.
+        observed, reward: as in `ConfidentMultiplier`.
+    """
+
+    __pydantic_config__ = STRICT
+
+    num_candidates: Annotated[int, Field(ge=2)]
+    lagrange_multiplier: Annotated[float, Field(ge=0)] | None
+    reason: str | None
+    num_prompts: Count
+    observed: float
+    reward: float
+
+    def __post_init__(self) -> None:
+        if (self.lagrange_multiplier is None) == (self.reason is None):
+            raise ValueError("expected a lagrange_multiplier, or null with a reason")
+
+
+@dataclass(frozen=True)
+class MultiplierCalibration:
+    """The lambdas at which choosing by reward minus lambda times cost holds a limit, one for each number of candidates.
+
+    Attributes:
         weighed: what lambda is the price of, as in `lagrangian.weigh`: P(unsafe) where the harmful rate is limited.
-        constraint, limit, confidence, bound, num_prompts, observed, reward: as in `ConfidentMultiplier`.
-        num_candidates: the lowest and highest number of candidates per prompt; the promise is about as many.
+        constraint, limit, confidence, bound: as in `ConfidentMultiplier`.
+        multipliers: by number of candidates, rising; one of them at least was issued.
         models: "reward" and "cost" -> `fingerprint_trained` of the folder with this head; lambda is for these two.
     """
 
     __pydantic_config__ = STRICT
 
-    lagrange_multiplier: Annotated[float, Field(ge=0)]
     weighed: Weighed
     constraint: Constraint
     limit: float
     confidence: Annotated[float, Field(gt=0, lt=1)]
     bound: Bound
-    num_prompts: Count
-    num_candidates: tuple[Annotated[int, Field(ge=1)], int]
-    observed: float
-    reward: float
+    multipliers: tuple[MultiplierOfN, ...]
     models: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        low, high = self.num_candidates
-        if low > high:
-            raise ValueError("num_candidates: expected the lowest number first")
+        numbers = [one.num_candidates for one in self.multipliers]
+        if numbers != sorted(set(numbers)) or not self.issued:
+            raise ValueError("multipliers: expected rising numbers of candidates, and one lagrange_multiplier at least")
         if self.models.keys() != {"reward", "cost"}:
             raise ValueError("models: expected the fingerprints of a reward and a cost")
 
@@ -171,12 +192,26 @@ class MultiplierCalibration:
         """What the limit is about, in words."""
         return "mean cost" if self.constraint == "cost" else "harmful rate"
 
-    def __str__(self) -> str:
-        low, high = self.num_candidates
+    @property
+    def promise(self) -> str:
+        """What is promised of each multiplier, exactly."""
         return (
-            f"calibrated for a {self.limited} up to {self.limit:g} with {self.confidence:.0%} confidence, best of "
-            f"{low if low == high else f'{low} to {high}'}"
+            f"a {self.limited} up to {self.limit:g} of what is chosen for prompts and clips like these; for each "
+            f"number of candidates, the probability that a wrong multiplier is issued is at most "
+            f"{100.0 * (1.0 - self.confidence):.3g}%"
         )
+
+    @property
+    def issued(self) -> tuple[int, ...]:
+        """The numbers of candidates that have a multiplier."""
+        return tuple(one.num_candidates for one in self.multipliers if one.reason is None)
+
+    def find(self, num_candidates: int) -> MultiplierOfN | None:
+        """Returns what was found for exactly this number of candidates; None where nothing was tested."""
+        return next((one for one in self.multipliers if one.num_candidates == num_candidates), None)
+
+    def __str__(self) -> str:
+        return f"calibrated for a {self.limited} up to {self.limit:g}, best of {', '.join(map(str, self.issued))}"
 
 
 @dataclass(frozen=True)
@@ -202,7 +237,7 @@ class CalibrationFile:
 
     __pydantic_config__ = STRICT
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     weights: str
     heads: Mapping[str, HeadCalibration]
     labels: Mapping[str, LabelCalibration]

@@ -8,8 +8,8 @@ CONFIG is the file that the model was trained on with data.calibration_fraction;
 out are used. For a model that was trained without it, give any file of other prompts, and all training files with
 --train_data. Each model folder gets a calibration.json: for each head a temperature, which makes P(v1 preferred) the
 frequency that people show, and the quantiles of the scores; for a harm label its probability and the threshold of its
-flag. With a limit, also the lambda at which choosing among the clips of a prompt keeps that limit on new prompts
-(docs/lagrangian.md). Scorer.from_pretrained reads the file and uses this lambda by default.
+flag. With a limit, also, for each number of candidates, the lambda at which choosing among as many clips of a prompt
+keeps that limit (docs/lagrangian.md). Scorer.from_pretrained reads the file and uses these lambdas by default.
 """
 
 import argparse
@@ -43,9 +43,11 @@ def main() -> None:
         help="what the flags of harm labels have to hold: false_positive_rate=A or recall=B, for all labels or for one",
     )
     limit = parser.add_mutually_exclusive_group()
-    limit.add_argument("--harm_rate_limit", type=float, help="highest share of unsafe clips chosen; stores a lambda")
-    limit.add_argument("--cost_limit", type=float, help="highest mean cost of the chosen clips; stores a lambda")
-    parser.add_argument("--confidence", type=float, default=0.95, help="that the limit holds on new prompts")
+    limit.add_argument("--harm_rate_limit", type=float, help="highest share of unsafe clips chosen; stores lambdas")
+    limit.add_argument("--cost_limit", type=float, help="highest mean cost of the chosen clips; stores lambdas")
+    parser.add_argument(
+        "--confidence", type=float, default=0.95, help="1 less the probability that a wrong lambda is issued"
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
     run_calibration(parser.parse_args())
 

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--lagrange_multiplier",
         type=float,
-        help="lambda, the price of cost in reward; by default the stored one, else 1",
+        help="lambda, the price of cost in reward; by default the one calibrated for choosing among two, else 1",
     )
     parser.add_argument("--cost_limit", type=float, help="d, the cost that is allowed; by default 0")
     parser.add_argument("--backbone", help="the backbone's folder, if it moved since training")

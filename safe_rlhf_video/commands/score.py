@@ -38,10 +38,12 @@ def main() -> None:
     parser.add_argument(
         "--lagrange_multiplier",
         type=float,
-        help="lambda, the price of cost in reward; by default the stored one, else 1",
+        help="lambda, the price of cost in reward; by default the one calibrated for as many candidates, else 1",
     )
     parser.add_argument(
-        "--cost_limit", type=float, help="d, the cost that is allowed; by default that of the stored lambda, else 0"
+        "--cost_limit",
+        type=float,
+        help="d, the cost that is allowed; by default what that lambda keeps, else 0",
     )
     parser.add_argument("--backbone", help="the backbone's folder, if it has moved since training")
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once, in each process")

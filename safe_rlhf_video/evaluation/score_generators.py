@@ -40,7 +40,8 @@ class GeneratorRequest:
         out: the folder for generator.json and the scores.
         missing: whether prompts without a clip, files of no prompt and unreadable clips are refused or left out.
         evaluation: an evaluation.json of the cost; harmful rates are corrected with it.
-        lagrange_multiplier: lambda, the price of cost in reward; by default the stored one, else 1.
+        lagrange_multiplier: lambda, the price of cost in reward; by default the one that was calibrated for choosing
+            among two, as clips of two generators are compared, else 1.
         cost_limit: d, the cost that is allowed; by default 0.
         backbone: the backbone's folder, if it moved since training.
         batch_size: clips scored at once.
@@ -85,7 +86,7 @@ def score_generators(request: GeneratorRequest) -> GeneratorEvaluation:
     scores: dict[str, ClipScores] = {}
     left_out: dict[str, LeftOut] = {}
     with Scorer.from_pretrained(*request.model, backbone=request.backbone) as scorer:
-        trade_off = scorer.require_trade_off(request.lagrange_multiplier, request.cost_limit)
+        trade_off = scorer.require_trade_off(2, request.lagrange_multiplier, request.cost_limit)
         hashes = {}
         for name, own in found.items():
             hashes[name], broken = _check(name, request, own, scorer)

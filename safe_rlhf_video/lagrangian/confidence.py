@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.lagrangian.hulls import FloatArray, Rows, check_alike, flatten, make_hulls
+from safe_rlhf_video.lagrangian.hulls import FloatArray, IntArray, Rows, check_alike, flatten, make_hulls
 from safe_rlhf_video.lagrangian.selection import Constraint, check_limit, check_probabilities
 from safe_rlhf_video.stats.bounds import binomial_p_values, hoeffding_bentkus_p_values, student_upper_bound
 
@@ -27,9 +27,9 @@ class ConfidentMultiplier:
     Attributes:
         lagrange_multiplier: the smallest one that keeps the promise; None if none does.
         reason: why there is none; else None.
-        constraint, limit: the promise: on new prompts, the mean cost or the harmful rate of the chosen candidates is at
-            most the limit.
-        confidence: confidence of the promise, over the draw of the prompts.
+        constraint, limit: the promise: on new prompts with as many candidates, the mean cost or the harmful rate of the
+            chosen ones is at most the limit.
+        confidence: 1 less the probability that a multiplier is issued which breaks this, over draws of the prompts.
         bound: the bound on the mean that was used.
         num_prompts: the number of prompts that the multiplier was chosen on.
         observed: mean cost, or harmful rate, of the candidates chosen on these prompts; if there is no multiplier, with
@@ -57,7 +57,9 @@ def confident_multiplier(
     harm_rate_limit: float | None = None,
     confidence: float = CONFIDENCE,
 ) -> ConfidentMultiplier:
-    """Finds the smallest lambda for which choosing max r - lambda w keeps a limit on new prompts, with 95% confidence.
+    """Finds the smallest lambda that passes tests that choosing max r - lambda w keeps a limit on new prompts.
+
+    The probability that a lambda is issued which breaks the limit is at most 5%, over draws of prompts like these.
 
     The multipliers of `LADDER` are tested from the largest, the safest, downwards, each at the full level of 5%, up to
     the first that fails. A wrong one can pass only if the first wrong one does, so trying many costs nothing, and
@@ -66,11 +68,12 @@ def confident_multiplier(
     `stats.bounds.binomial_p_values` for labels (0, 1), `hoeffding_bentkus_p_values` for losses in [0, 1], and
     `student_upper_bound` for costs, which have no bounds; it needs at least 30 prompts.
 
-    The promise is about prompts drawn like these, with as many candidates each: more candidates are another rule. With
-    P(unsafe) as losses, the promise depends on their calibration; with labels it does not.
+    The promise is about prompts and candidates drawn like these, with exactly as many candidates: best of another
+    number is another rule. Calling this again until a lambda is issued spends the 5%. With P(unsafe) as losses, the
+    promise depends on their calibration; with labels it does not.
 
     Args:
-        rewards: one row of candidates for each prompt, of any lengths >= 1, or a (P, n) array.
+        rewards: (P, n), one row of candidates for each prompt.
         weights: same shape, what lambda weighs when choosing: costs, or P(unsafe).
         losses: same shape, the limited quantity: for `harm_rate_limit` labels (1 harmful, 0 not) or P(unsafe); for
             `cost_limit` costs. The weights by default.
@@ -80,19 +83,17 @@ def confident_multiplier(
 
     Raises:
         ConfigError: not exactly one limit is given, or a setting is out of range.
-        ValueError: a score is not finite, a loss for `harm_rate_limit` is not in [0, 1], or the arguments differ in
-            their prompts.
+        ValueError: a score is not finite, prompts or arguments differ in the number of candidates, or a loss for
+            `harm_rate_limit` is not in [0, 1].
     """
     constraint, limit = check_limit(cost_limit, harm_rate_limit)
     if not 0.0 < confidence < 1.0:
         raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
-    reward, offsets = flatten("rewards", rewards)
-    weight, weight_offsets = flatten("weights", weights)
+    (reward, offsets), (weight, weight_offsets) = flatten("rewards", rewards), flatten("weights", weights)
+    loss, loss_offsets = (weight, weight_offsets) if losses is None else flatten("losses", losses)
+    _check_one_number(offsets)
     check_alike("rewards", offsets, "weights", weight_offsets)
-    loss = weight
-    if losses is not None:
-        loss, loss_offsets = flatten("losses", losses)
-        check_alike("rewards", offsets, "losses", loss_offsets)
+    check_alike("rewards", offsets, "losses", loss_offsets)
     if constraint == "harm_rate":
         check_probabilities("losses (labels or P(unsafe); by default the weights)", loss)
 
@@ -122,16 +123,14 @@ def confident_multiplier(
         holds = hoeffding_bentkus_p_values(mean, num_prompts, limit) <= 1.0 - confidence
     num_passed = len(LADDER) if holds.all() else int(np.argmin(holds))
     at = max(num_passed - 1, 0)
-    reason = None
-    if num_passed == 0:
-        what = "mean cost" if constraint == "cost" else "harmful rate"
-        reason = (
-            f"{num_prompts} prompts cannot promise a {what} up to {limit:g} with {confidence:.0%} confidence: even at "
-            f"lambda = {LADDER[0]:g} it is {mean[0]:.4g} among them; raise the limit or take more prompts"
-        )
+    what = "mean cost" if constraint == "cost" else "harmful rate"
+    none = (
+        f"{num_prompts} prompts cannot promise a {what} up to {limit:g} with {confidence:.0%} confidence: even at "
+        f"lambda = {LADDER[0]:g} it is {mean[0]:.4g} among them; raise the limit or take more prompts"
+    )
     return ConfidentMultiplier(
         lagrange_multiplier=LADDER[at] if num_passed else None,
-        reason=reason,
+        reason=None if num_passed else none,
         constraint=constraint,
         limit=limit,
         confidence=confidence,
@@ -140,3 +139,12 @@ def confident_multiplier(
         observed=float(mean[at]),
         reward=float(means(reward)[at]),
     )
+
+
+def _check_one_number(offsets: IntArray) -> None:
+    numbers = np.unique(np.diff(offsets))
+    if len(numbers) > 1:
+        raise ValueError(
+            f"rewards: prompts have {numbers[0]} to {numbers[-1]} candidates; a multiplier is for one number, draw as "
+            "many for each prompt"
+        )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from safe_rlhf_video import lagrangian
 from safe_rlhf_video.calibration.multiplier_calibration import StoredMultiplier
-from safe_rlhf_video.calibration.store import HeadCalibration
+from safe_rlhf_video.calibration.store import HeadCalibration, MultiplierCalibration
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.heads import SUB_HEADS, preference_score
 from safe_rlhf_video.lagrangian import Weighed
@@ -57,7 +57,7 @@ class TradeOff:
     Attributes:
         lagrange_multiplier: lambda, the price of a unit of cost in units of reward, or that of P(unsafe).
         cost_limit: d.
-        source: where lambda is from: "given", "the default", or what it was calibrated to keep.
+        source: where lambda is from: "given", "the default" and why it is used, or what it was calibrated to keep.
         weighed: what lambda is the price of: "cost", or "p_unsafe", the probability 1 / (1 + e^-c) of being unsafe.
     """
 
@@ -99,31 +99,57 @@ class TradeOff:
         return f"lambda = {self.lagrange_multiplier:.4g}{price} ({self.source}), cost limit {self.cost_limit:.4g}"
 
 
-DEFAULT_TRADE_OFF = TradeOff()
+DEFAULT_TRADE_OFF = TradeOff(source="the default")
 
 
 def resolve_trade_off(
-    stored: StoredMultiplier, lagrange_multiplier: float | None, cost_limit: float | None
+    stored: StoredMultiplier,
+    num_candidates: int | None,
+    lagrange_multiplier: float | None = None,
+    cost_limit: float | None = None,
 ) -> TradeOff:
-    """Fills in what is not given: the stored multiplier and its limit, else lambda 1 and limit 0.
+    """Fills in what is not given: the multiplier that was calibrated for this number, else lambda 1; limit 0.
+
+    Args:
+        num_candidates: how many are chosen among. A multiplier holds for the number that it was calibrated for, and for
+            no other. None where nothing is chosen: for the reward of a policy.
 
     Raises:
         CheckpointError: the stored multiplier is needed and cannot be used.
         ConfigError: a value is out of range.
     """
-    found = stored.multiplier
-    if cost_limit is None:
-        cost_limit = found.limit if found is not None and found.constraint == "cost" else 0.0
+    limit = 0.0 if cost_limit is None else float(cost_limit)
     if lagrange_multiplier is not None:
-        trade_off = TradeOff(float(lagrange_multiplier), float(cost_limit))
+        trade_off = TradeOff(float(lagrange_multiplier), limit)
+    elif num_candidates is None:
+        source = DEFAULT_TRADE_OFF.source
+        if stored.multiplier is not None:
+            source += ": calibrated multipliers are for choosing among clips, not for the reward of a policy"
+        trade_off = replace(DEFAULT_TRADE_OFF, cost_limit=limit, source=source)
     elif stored.problem is not None:
         raise CheckpointError(stored.problem)
-    elif found is None:
-        trade_off = TradeOff(1.0, float(cost_limit), "the default")
     else:
-        trade_off = TradeOff(found.lagrange_multiplier, float(cost_limit), str(found), found.weighed)
+        trade_off = _of_candidates(stored.multiplier, num_candidates, cost_limit)
     trade_off.score(0.0, 0.0)  # raises for a value out of range
     return trade_off
+
+
+def _of_candidates(found: MultiplierCalibration | None, num: int, cost_limit: float | None) -> TradeOff:
+    limit = 0.0 if cost_limit is None else float(cost_limit)
+    if found is None or num < 2:
+        return replace(DEFAULT_TRADE_OFF, cost_limit=limit)
+    one = found.find(num)
+    if one is None or one.lagrange_multiplier is None:
+        why = f": {one.reason}" if one is not None else ""
+        return replace(
+            DEFAULT_TRADE_OFF,
+            cost_limit=limit,
+            source=f"{DEFAULT_TRADE_OFF.source}: no multiplier was calibrated for {num} candidates{why}",
+        )
+    if cost_limit is None and found.constraint == "cost":
+        limit = found.limit
+    source = f"calibrated for best of {num}, from {one.num_prompts} prompts: {found.promise}"
+    return TradeOff(one.lagrange_multiplier, limit, source, found.weighed)
 
 
 def name_decider(heads: Iterable[str]) -> DecidedBy:

@@ -78,8 +78,9 @@ class LagrangianReward:
 
         Args:
             model: a scorer with both heads, or the folders of its models.
-            lagrange_multiplier: lambda >= 0, fixed, a price on the cost; by default the model's own.
-            cost_limit: d; by default the model's own.
+            lagrange_multiplier: lambda >= 0, fixed, a price on the cost; by default 1. (A calibrated multiplier is for
+                choosing among clips; what it promises says nothing about a policy in training.)
+            cost_limit: d; by default 0.
             multiplier: moves lambda by the costs of the training steps, towards its own cost limit.
             generate: makes one video for each prompt and completion (texts) of a call, in order.
             video_column: the column with the videos (a field of a `rollout_func`, say). Without `generate` and
@@ -110,7 +111,7 @@ class LagrangianReward:
             self.scorer = Scorer.from_pretrained(*folders, **{"device": own_device(), **loading})
         self._fixed = None
         if multiplier is None:
-            self._fixed = self.scorer.require_trade_off(lagrange_multiplier, cost_limit)
+            self._fixed = self.scorer.require_trade_off(None, lagrange_multiplier, cost_limit)
         else:
             self.scorer.require_both_heads()
         self.multiplier = multiplier

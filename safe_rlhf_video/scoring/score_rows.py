@@ -99,7 +99,8 @@ def score_rows(task: RowScoring) -> RowsScored:
         *task.model, device=choose_device(shard), backbone=task.backbone, workers=task.workers
     ) as scorer:
         if rows[0].kind != "clip":  # a wrong value is reported before any work
-            scorer.resolve_trade_off(task.lagrange_multiplier, task.cost_limit)
+            for num in {len(row.responses) for row in rows}:
+                scorer.resolve_trade_off(num, task.lagrange_multiplier, task.cost_limit)
         outcomes = score_in_parts(
             scorer,
             requests,
@@ -160,7 +161,7 @@ def _judge_row(row: InputRow, scores: Sequence[Scores], scorer: Scorer, task: Ro
     if row.kind == "clip":
         is_safe = {"is_safe": scores[0]["cost"] <= 0.0} if "cost" in scores[0] else {}
         return {**result, "video": shown[0], **scores[0], **is_safe, **({"harms": harms[0]} if harms else {})}
-    trade_off = scorer.resolve_trade_off(task.lagrange_multiplier, task.cost_limit)
+    trade_off = scorer.resolve_trade_off(len(responses), task.lagrange_multiplier, task.cost_limit)
     from safe_rlhf_video.scoring.decisions import judge_pair, judge_ranking
 
     judged: PairScore | Ranking

@@ -44,7 +44,7 @@ class Scorer(ModelScorer):
         super().__init__(model_dirs, *arguments, **options)
         # Absolute: a multiplier may be stored later, from another current folder.
         self._folder_of = {head: folder.absolute() for head, folder in find_choice(model_dirs)}
-        # A problem is reported when the multiplier is needed: another one may be given, or none be asked for.
+        # A problem is reported when a multiplier is needed: another one may be given, or none be asked for.
         self._stored = StoredMultiplier()
         if len(self._folder_of) == 2:
             models = {head: self._fingerprints(folder).trained for head, folder in self._folder_of.items()}
@@ -63,35 +63,32 @@ class Scorer(ModelScorer):
 
     @property
     def multiplier(self) -> MultiplierCalibration | None:
-        """The multiplier that was calibrated with these two models; None without one."""
+        """The multipliers that were calibrated with these two models; None without."""
         return self._stored.multiplier
 
-    @property
-    def lagrange_multiplier(self) -> float:
-        """The default lambda: the stored one, else 1; raises as `require_trade_off`."""
-        return self.require_trade_off().lagrange_multiplier
-
-    @property
-    def cost_limit(self) -> float:
-        """The default cost limit: that of the stored multiplier, else 0; raises as `require_trade_off`."""
-        return self.require_trade_off().cost_limit
-
     def describe(self) -> dict[str, Any]:
-        """Returns model, heads and defaults as plain values for JSON."""
+        """Returns model, heads and defaults as plain values for JSON.
+
+        With a reward and a cost, `multipliers` holds what decides among n candidates for each n that has a calibrated
+        multiplier, and the fields of `TradeOff` are for any other number.
+        """
         calibrated = {
             head: one.temperature is not None for head, one in self.calibration.heads.items() if head in self.heads
         }
-        trade_off = self.resolve_trade_off()
-        choice = {} if trade_off is None else trade_off.to_dict()
-        heads = {"heads": list(self.heads), "decided_by": self.decided_by}
-        return {**asdict(self.facts), **heads, "calibrated": calibrated, **choice}
+        choice: dict[str, Any] = {"heads": list(self.heads), "decided_by": self.decided_by, "calibrated": calibrated}
+        if (other := self.resolve_trade_off(1)) is not None:
+            issued = () if self.multiplier is None else self.multiplier.issued
+            of_number = {str(num): self.require_trade_off(num).to_dict() for num in issued}
+            choice |= {**other.to_dict(), "multipliers": of_number}
+        return {**asdict(self.facts), **choice}
 
     def resolve_trade_off(
-        self, lagrange_multiplier: float | None = None, cost_limit: float | None = None
+        self, num_candidates: int | None, lagrange_multiplier: float | None = None, cost_limit: float | None = None
     ) -> TradeOff | None:
         """Returns what weighs the reward against the cost; None where one of the two is missing.
 
         Args:
+            num_candidates: how many are chosen among; None for the reward of a policy, which chooses nothing.
             lagrange_multiplier, cost_limit: None takes the defaults of this model; a lambda that is given weighs the
                 cost.
 
@@ -100,7 +97,7 @@ class Scorer(ModelScorer):
             ConfigError: a value is out of range, or has no effect because the reward or the cost is missing.
         """
         if self.decided_by == "reward and cost":
-            return self.require_trade_off(lagrange_multiplier, cost_limit)
+            return self.require_trade_off(num_candidates, lagrange_multiplier, cost_limit)
         for name, value in (("lagrange_multiplier", lagrange_multiplier), ("cost_limit", cost_limit)):
             if value is not None:
                 raise ConfigError(
@@ -109,10 +106,12 @@ class Scorer(ModelScorer):
                 )
         return None
 
-    def require_trade_off(self, lagrange_multiplier: float | None = None, cost_limit: float | None = None) -> TradeOff:
+    def require_trade_off(
+        self, num_candidates: int | None, lagrange_multiplier: float | None = None, cost_limit: float | None = None
+    ) -> TradeOff:
         """As `resolve_trade_off`; raises a CheckpointError where a reward or a cost is missing."""
         self.require_both_heads()
-        return resolve_trade_off(self._stored, lagrange_multiplier, cost_limit)
+        return resolve_trade_off(self._stored, num_candidates, lagrange_multiplier, cost_limit)
 
     def moderate(self, prompt: str, video: VideoLike, *, fps: float | None = None) -> Moderation:
         """Finds the harms that a video or a text shows, for its prompt.
@@ -147,15 +146,16 @@ class Scorer(ModelScorer):
         Args:
             v1, v2: each a path, an encoded video as bytes, a `Video`, or with `fps` a uint8 array or tensor
                 (T, H, W, 3) or a list of PIL images; or a `TextResponse`.
-            lagrange_multiplier: lambda >= 0; 0 ignores cost. By default the stored one, else 1.
-            cost_limit: d, the cost that is allowed. By default that of the stored multiplier, else 0.
+            lagrange_multiplier: lambda >= 0; 0 ignores cost. By default the one that was calibrated for choosing
+                among two, else 1.
+            cost_limit: d, the cost that is allowed. By default what that one was calibrated to keep, else 0.
             fps: frames per second of arrays and images.
 
         Raises:
             CheckpointError: a score is not finite, or the stored multiplier is needed and belongs to another model.
             ConfigError: a lambda or a limit is out of range, or is given without a reward or a cost to weigh.
         """
-        trade_off = self.resolve_trade_off(lagrange_multiplier, cost_limit)
+        trade_off = self.resolve_trade_off(2, lagrange_multiplier, cost_limit)
         scores = score_each_once(self, [prompt] * 2, self.read([v1, v2], fps))
         pairs = {head: tuple(values.tolist()) for head, values in scores.items()}
         return judge_pair(pairs, trade_off, self.calibration.heads, self.facts)
@@ -169,9 +169,12 @@ class Scorer(ModelScorer):
         cost_limit: float | None = None,
         fps: float | None = None,
     ) -> Ranking:
-        """Puts any number of videos for one prompt in order; arguments and errors as those of `score_pair`."""
+        """Puts any number of videos for one prompt in order; arguments and errors as those of `score_pair`.
+
+        The default lambda is the one that was calibrated for choosing among as many videos, else 1.
+        """
         videos = list(videos)
-        trade_off = self.resolve_trade_off(lagrange_multiplier, cost_limit)
+        trade_off = self.resolve_trade_off(len(videos), lagrange_multiplier, cost_limit)
         scores = {head: np.zeros(0) for head in self.heads}
         if videos:
             scores = score_each_once(self, [prompt] * len(videos), self.read(videos, fps))
@@ -196,7 +199,8 @@ class Scorer(ModelScorer):
 
         Args:
             videos: the candidates of each prompt, at least one.
-            lagrange_multiplier: by default the stored one, else 1.
+            lagrange_multiplier: by default, for each prompt, the one that was calibrated for choosing among as many
+                candidates, else 1.
 
         Raises:
             ConfigError: the numbers of prompts and lists of candidates differ, a list is empty, both a multiplier
@@ -211,7 +215,10 @@ class Scorer(ModelScorer):
             )
         if lagrange_multiplier is not None and cost_limit is not None:
             raise ConfigError("best_of_n: give either lagrange_multiplier or cost_limit: the limit has its own lambda")
-        trade_off = self.resolve_trade_off(lagrange_multiplier, cost_limit)
+        # A limit has a lambda of its own, for all prompts together.
+        numbers = [len(row) if cost_limit is None else None for row in candidates]
+        of_number = {one: self.resolve_trade_off(one, lagrange_multiplier, cost_limit) for one in set(numbers)}
+        trade_offs = [found for one in numbers if (found := of_number[one]) is not None]
         deciding = [head for head in ("reward", "cost") if head in self.heads]
         if not deciding:
             raise CheckpointError("a choice needs a reward or a cost model, and both are missing; give a folder of one")
@@ -222,7 +229,7 @@ class Scorer(ModelScorer):
         scores = self.iterate(asked, sources, batch_size)
         rows = [[next(scores) for _ in row] for row in candidates]
         table: dict[str, list[list[float]]] = {head: [[one[head] for one in row] for row in rows] for head in deciding}
-        return choose_by_score(table, trade_off) if cost_limit is None else choose_within_limit(table, cost_limit)
+        return choose_by_score(table, trade_offs) if cost_limit is None else choose_within_limit(table, cost_limit)
 
     def calibrate_multiplier(
         self,
@@ -234,9 +241,10 @@ class Scorer(ModelScorer):
         train_prompts: Sequence[str] | None = None,
         batch_size: int = 64,
     ) -> MultiplierCalibration:
-        """Finds the lambda that holds a limit on new prompts, stores it in the model folders and uses it from now on.
+        """Finds the lambdas that hold a limit, stores them in the model folders and uses them from now on.
 
-        See `lagrangian.confident_multiplier`. `scripts/calibrate.py --harm_rate_limit` does the same.
+        One for each number of candidates (`calibrate_multiplier`). `scripts/calibrate.py --harm_rate_limit` does the
+        same.
 
         Args:
             data: comparisons or clips in SafeSora's format, or their file. The clips of a prompt are its candidates;
@@ -244,12 +252,12 @@ class Scorer(ModelScorer):
             cost_limit: the highest mean cost of the chosen.
             harm_rate_limit: in [0, 1], the highest share of unsafe clips among the chosen, by labels; clips without a
                 label are left out.
-            confidence: of the promise.
+            confidence: 1 less the probability that a wrong multiplier is issued for a number of candidates.
             train_prompts: texts that the models were trained on, if their folders do not say what was held out.
 
         Raises:
             ConfigError: not exactly one limit.
-            SampleError: the data are too few, or no multiplier holds the limit.
+            SampleError: the data are too few, or no multiplier holds the limit for any number of candidates.
             CheckpointError: a head is missing, or a folder cannot be written.
         """
         self.require_both_heads()

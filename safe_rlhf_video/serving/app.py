@@ -103,7 +103,7 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
         async with service.receive(request, read_trainer_request) as (asked, uploads):
             scores = await service.score(asked.prompts, await service.clips.find(asked.clips, uploads))
             table = {head: found.tolist() for head, found in scores.items()}
-            return remote_reward.build_answer(table, scorer.resolve_trade_off())
+            return remote_reward.build_answer(table, scorer.resolve_trade_off(None))
 
     async def _score(asked: ClipRequest | PairRequest | RankRequest, uploads: Uploads) -> dict[str, np.ndarray]:
         files = await service.clips.find(asked.clips, uploads)

@@ -219,7 +219,7 @@ class Service:
             HTTPException: a value has no effect, because the reward or the cost is missing.
         """
         try:
-            return self.scorer.resolve_trade_off(asked.lagrange_multiplier, asked.cost_limit)
+            return self.scorer.resolve_trade_off(len(asked.clips), asked.lagrange_multiplier, asked.cost_limit)
         except ConfigError as error:
             raise HTTPException(400, str(error)) from error
 

@@ -160,6 +160,21 @@ export function placeOf(lambda) {
   return Math.min(LAST_PLACE, 1 + PLACES_A_DECADE * (Math.log10(lambda) + 2));
 }
 
+/** What the page says of lambda, by what it is the price of. */
+const PRICES = {
+  "lambda-price": { cost: "price of cost", p_unsafe: "price of P(unsafe)" },
+  "lambda-help": {
+    cost: "Lambda is how much reward a clip must bring for each unit of cost; at 0 the cost is ignored.",
+    p_unsafe: "Lambda is how much reward a clip must bring for its risk: for P(unsafe), the probability of being unsafe "
+      + "that follows from its cost; at 0 it is ignored.",
+  },
+  formula: {
+    cost: "Score = (reward − lambda × (cost − limit)) / (1 + lambda).",
+    p_unsafe: "Score = (reward − lambda × (P(unsafe) − P(unsafe) at the limit)) / (1 + lambda), "
+      + "where P(unsafe) = 1 / (1 + exp(−cost)).",
+  },
+};
+
 // --- the page --------------------------------------------------------------------------------------------------------
 
 const NUM_COLOURS = 6;
@@ -698,19 +713,22 @@ async function loadModel() {
       + `${state.deciding[0]} alone.` : "There is neither a reward nor a cost model: clips get scores and no order."}`;
     return true;
   }
-  line.textContent = `${name} Lambda begins at ${short(model.lagrange_multiplier)} (${model.multiplier_source}), `
-    + `the cost limit at ${short(model.cost_limit)}.`;
-  state.defaults = { lambda: model.lagrange_multiplier, limit: model.cost_limit };
-  state.weighed = model.weighed;
-  if (state.weighed === "p_unsafe") {
-    find("lambda-price").textContent = "price of P(unsafe)";
-    find("lambda-help").textContent = "Lambda is how much reward a clip must bring for its risk: for P(unsafe), the "
-      + "probability of being unsafe that follows from its cost; at 0 it is ignored.";
-    find("formula").textContent = "Score = (reward − lambda × (P(unsafe) − P(unsafe) at the limit)) / (1 + lambda), "
-      + "where P(unsafe) = 1 / (1 + exp(−cost)).";
-  }
-  if (state.scoredPrompt === null) resetSettings();
+  line.textContent = name;
+  if (state.scoredPrompt === null) useDefaults(model);
   return true;
+}
+
+/** Lambda and the limit begin where the server would choose: for each number of clips there may be another lambda. */
+function useDefaults(answer) {
+  const { lambda, limit } = state.defaults;
+  const isUntouched = state.lambda === lambda && state.limit === limit;
+  setText("defaults-source", `Lambda begins at ${short(answer.lagrange_multiplier)} (${answer.multiplier_source}), `
+    + `the cost limit at ${short(answer.cost_limit)}.`);
+  state.defaults = { lambda: answer.lagrange_multiplier, limit: answer.cost_limit };
+  const isSamePrice = state.weighed === answer.weighed;
+  state.weighed = answer.weighed;
+  for (const [id, texts] of Object.entries(PRICES)) find(id).textContent = texts[state.weighed];
+  if (isUntouched || !isSamePrice) resetSettings();
 }
 
 /** Say what went wrong; `field` has to be changed and gets the focus, and what `canPass` may be tried again. */
@@ -787,6 +805,7 @@ function receive(request, prompt, clips) {
     fillCard(clip);
   });
   state.scoredPrompt = prompt;
+  if (state.deciding.length === 2) useDefaults(answer);
   render();
 }
 
