@@ -1,6 +1,7 @@
 """Small model folders and videos for tests, built in process on the embedded backbone; none is trained."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
@@ -18,6 +20,7 @@ from safe_rlhf_video.models.folder import load_models, save_model
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.record import ModelRecord, TrainingFacts
 from safe_rlhf_video.models.score_model import ScoreModel
+from safe_rlhf_video.models.weight_files import checksum_file, save_tensors
 from safe_rlhf_video.responses import Response
 from safe_rlhf_video.scoring import model_scorer
 from safe_rlhf_video.video.sampling import Sampling, Video
@@ -142,6 +145,17 @@ def count_kept(model: ScoreModel, inputs: dict[str, torch.Tensor]) -> tuple[dict
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         scores = model(inputs)
     return scores, sum(storage.nbytes() for storage in kept.values())
+
+
+def rewrite_heads(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Changes the heads of a model folder as if they had been trained so, with their checksum."""
+    path = folder / "heads.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_tensors(tensors, path)
+    record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    record["checksums"][path.name] = checksum_file(path)
+    (folder / "model.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 @contextmanager

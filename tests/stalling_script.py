@@ -12,7 +12,7 @@ from typing import Any
 
 from safe_rlhf_video.training import state
 
-save_file, replace = state.save_file, os.replace
+save_tensors, replace = state.save_tensors, os.replace
 saves = 0
 
 
@@ -21,10 +21,10 @@ def stall() -> None:
     time.sleep(600)
 
 
-def save_file_and_stall(*arguments: Any) -> None:
+def save_tensors_and_stall(*arguments: Any) -> None:
     global saves
     saves += 1
-    save_file(*arguments)
+    save_tensors(*arguments)
     if saves == 2:
         stall()
 
@@ -36,7 +36,7 @@ def replace_and_stall(source: Any, target: Any) -> None:
 
 
 if os.environ["STALL_AT"] == "save":
-    state.save_file = save_file_and_stall
+    state.save_tensors = save_tensors_and_stall
 else:
     os.replace = replace_and_stall  # type: ignore[assignment]
 runpy.run_path(os.environ["STALLED_SCRIPT"], run_name="__main__")

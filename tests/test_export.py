@@ -25,7 +25,18 @@ from huggingface_hub import constants
 from made_up_evaluations import control_gap, dimension_figures, made_up_evaluation, sign_figures
 from peft import LoraModel
 from safetensors.torch import load_file, save_file
-from small_models import COST, JOINT, LORA, PROMPTS, REWARD, build_score_model, one_line, whole_weights, write_model
+from small_models import (
+    COST,
+    JOINT,
+    LORA,
+    PROMPTS,
+    REWARD,
+    build_score_model,
+    one_line,
+    rewrite_heads,
+    whole_weights,
+    write_model,
+)
 from stub_hub import COMMIT, StubHub
 from tiny_backbones import SAMPLINGS, write_tiny_backbone
 
@@ -37,6 +48,7 @@ from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.evaluation.results import write_evaluation
 from safe_rlhf_video.export import export_model as export
 from safe_rlhf_video.export.export_model import export_model
+from safe_rlhf_video.files import lock_folder
 from safe_rlhf_video.models.config import BackboneConfig, LoraConfig, TrainedPart
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
 from safe_rlhf_video.models.folder import fingerprint_weights, save_model
@@ -138,6 +150,10 @@ def test_a_merged_folder_stands_alone(setting: str, tmp_path: Path) -> None:
     assert check.difference <= 1e-5
     record = read_record(tmp_path / "out")
     assert (record.backbone_in_folder, record.lora.rank, record.trained_parts) == (True, 0, ())
+    (tmp_path / "new").touch()
+    assert {(tmp_path / "out" / name).stat().st_mode for name in files_of(tmp_path / "out")} == {
+        (tmp_path / "new").stat().st_mode
+    }
     shutil.rmtree(folder)
     np.testing.assert_allclose(scores_of(tmp_path / "out"), expected, rtol=0, atol=1e-5)
     # Merged folders are handed on too, and not merged twice.
@@ -257,9 +273,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
         random = BackboneConfig(initialization="random")
         export_model(write(tmp_path / "random", backbone=random), tmp_path / "out", merge=True)
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
-    heads = load_file(broken / "heads.safetensors")
-    heads["cost.bias"][0] = np.nan
-    save_file(heads, broken / "heads.safetensors")
+    rewrite_heads(broken, lambda heads: heads["cost.bias"].fill_(np.nan))
     with one_line(CheckpointError, "broken", "not finite"):
         export_model(broken, tmp_path / "out", merge=True)
     (folder / "adapters/joint/adapter_model.safetensors").unlink()
@@ -291,6 +305,18 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     model, record = build_score_model(JOINT)
     with pytest.raises(OSError, match=r"heads\.safetensors"), files_limited_to(400):
         save_model(model, record, out, whole_weights(model))
+
+
+def test_two_exports_to_one_folder_do_not_meet(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    partial = tmp_path / ".out.partial"
+    with lock_folder(partial), one_line(ConfigError, ".out.partial: another process is writing it"):
+        export_model(folder, tmp_path / "out")
+    (partial / "adapters").mkdir()  # an export that was killed
+    (partial / "heads.safetensors").touch()
+    export_model(folder, tmp_path / "out")
+    assert files_of(tmp_path / "out") == {*files_of(folder), "README.md"}
+    assert not partial.exists()
 
 
 def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:

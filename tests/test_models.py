@@ -662,7 +662,7 @@ def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
         (lambda f: edit_json(f / "model.json", template={"name": "other", "hash": "0"}), ("template other",)),
         (lambda f: edit_json(f / "model.json", sampling={"num_frames": 0}), ("damaged", "num_frames")),
         (lambda f: edit_json(f / "model.json", backbone={"dtype": "float16", "fingerprint": ""}), ("dtype",)),
-        (lambda f: edit_json(f / "model.json", format_version=2), ("format version 2", "reads 3 and 4")),
+        (lambda f: edit_json(f / "model.json", format_version=2), ("format version 2", "reads 3 to 5")),
         (lambda f: edit_json(f / "model.json", training=["step"]), ("model.json", "damaged", "training")),
         (lambda f: edit_json(f / "model.json", training={"step": "3"}), ("damaged", "training.step", "a whole number")),
         (lambda f: edit_json(f / "model.json", training={"stepp": 3}), ("damaged", "training.stepp", "unknown")),
@@ -691,6 +691,19 @@ def test_damaged_model_folder(
     damage(folder)
     with one_line(CheckpointError, str(folder), *parts):
         load_models([folder])
+
+
+@pytest.mark.parametrize("name", ["heads.safetensors", ADAPTER])
+def test_a_flipped_bit_in_weights_is_named(folders: tuple[Path, Path], tmp_path: Path, name: str | Path) -> None:
+    folder = Path(shutil.copytree(folders[0], tmp_path / "reward"))
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    with one_line(CheckpointError, f"{folder / name}: damaged, its bytes are not those that were written"):
+        load_models([folder])
+    # Before there were checksums.
+    edit_json(folder / "model.json", format_version=4)
+    load_models([folder])
 
 
 def test_pickles_are_never_unpickled(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from clips import write_clip, write_size_changing_clip, write_sound
 from conftest import command, environment
 from fastapi import HTTPException, Request
 from running_server import RunningServer, children_of, encode_parts, in_json, is_running, running_server
-from small_models import COST, REWARD, noise_video, one_line, write_model
+from small_models import COST, REWARD, noise_video, one_line, rewrite_heads, write_model
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.scoring.scorer import Scorer
@@ -784,11 +784,8 @@ def test_work_that_does_not_end_in_time_is_answered(folders: list[Path], root: P
 
 @pytest.mark.slow
 def test_scores_that_are_not_finite_stay_inside(folders: list[Path], root: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     diverged = write_model(tmp_path / "diverged", REWARD)
-    heads = load_file(diverged / "heads.safetensors")
-    save_file({name: torch.full_like(one, torch.nan) for name, one in heads.items()}, diverged / "heads.safetensors")
+    rewrite_heads(diverged, lambda heads: [one.fill_(torch.nan) for one in heads.values()])
     with running_server(tmp_path, "--model", diverged, folders[1], "--video_root", root) as server:
         for path, body in (
             ("/score", score_of()),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +15,16 @@ import torch
 import wandb
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.models.weight_files import checksum_file
 from safe_rlhf_video.training import state as states
-from safe_rlhf_video.training.config import TrackingConfig
+from safe_rlhf_video.training.config import CheckpointConfig, DataConfig, TrackingConfig, TrainConfig
+from safe_rlhf_video.training.run_folder import find_start
 from safe_rlhf_video.training.state import (
     TrainerState,
     find_checkpoints,
-    load_checkpoint,
+    find_damage,
+    publish_model,
+    read_state,
     save_checkpoint,
     with_validation,
 )
@@ -31,10 +39,21 @@ def save(run: Path, state: TrainerState, keep_last: int = 1) -> None:
     save_checkpoint(run, state, {"exp_avg.x": torch.full((3,), float(state.step))}, save_model, keep_last)
 
 
-def run_with_losses(run: Path, losses: list[float], keep_last: int = 1) -> TrainerState:
-    state = TrainerState(0, "data")
+def start(
+    run: Path,
+    damaged: Literal["refuse", "go_back"] = "refuse",
+    total_steps: int = 9,
+    say: Callable[[str], None] = lambda _: None,
+) -> TrainerState:
+    """The state from which a run would go on."""
+    config = TrainConfig(str(run), DataConfig("data.json"), checkpoint=CheckpointConfig(damaged=damaged))
+    return find_start(run, config, "data", total_steps, say)
+
+
+def run_with_losses(run: Path, losses: list[float], keep_last: int = 1, planned: int = 9) -> TrainerState:
+    state = TrainerState(0, "data", schedule_end=planned)
     for step, loss in enumerate(losses, start=1):
-        state = with_validation(TrainerState(step, "data", state.best_step, state.best_loss), loss)
+        state = with_validation(replace(state, step=step), loss)
         save(run, state, keep_last)
     return state
 
@@ -44,7 +63,7 @@ def test_best_and_last_are_kept_and_the_best_is_published(tmp_path: Path) -> Non
     assert (state.best_step, state.best_loss) == (2, 1.0)
     assert find_checkpoints(tmp_path) == [2, 4]
     assert (tmp_path / "model" / "model.json").read_text() == "2"
-    assert load_checkpoint(tmp_path, 4)[0] == state
+    assert read_state(tmp_path, 4) == state
     assert not list(tmp_path.rglob(".*"))
 
 
@@ -65,7 +84,7 @@ def test_leftovers_of_a_kill_do_not_count_and_go(tmp_path: Path) -> None:
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step_1"]
 
 
-@pytest.mark.parametrize("failing", ["save_file", "publish_model"])
+@pytest.mark.parametrize("failing", ["save_tensors", "publish_model"])
 def test_failed_write_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     run_with_losses(tmp_path, [2.0, 1.0])
 
@@ -74,21 +93,125 @@ def test_failed_write_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(states, failing, fail)
     with pytest.raises(CheckpointError, match=r"No space left on device.*goes on from step") as raised:
-        save(tmp_path, TrainerState(3, "data", 3, 0.5))
+        save(tmp_path, TrainerState(3, "data", schedule_end=3, best_step=3, best_loss=0.5))
     assert "\n" not in str(raised.value)
     assert 2 in find_checkpoints(tmp_path)
     assert (tmp_path / "model" / "model.json").read_text() == "2"
     assert not list((tmp_path / "checkpoints").glob(".*"))
-    load_checkpoint(tmp_path, 2)
+    assert find_damage(tmp_path, 2) is None
 
 
-@pytest.mark.parametrize("name", ["trainer.json", "optimizer.safetensors"])
-def test_damaged_checkpoint_is_named(tmp_path: Path, name: str) -> None:
-    run_with_losses(tmp_path, [2.0])
-    (tmp_path / "checkpoints" / "step_1" / "training_state" / name).write_text('{"st')
-    with pytest.raises(CheckpointError, match=r"step_1.*delete") as raised:
-        load_checkpoint(tmp_path, 1)
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # its links keep the old bytes
+    path.write_bytes(content)
+
+
+FILES = ("model/model.json", "training_state/optimizer.safetensors", "training_state/trainer.json", "checksums.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [flip_bit, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_damage_is_named_with_the_checkpoint_to_go_back_to(
+    tmp_path: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    run_with_losses(tmp_path, [1.0, 2.0, 3.0], keep_last=3)
+    assert start(tmp_path).step == 3
+    damage(tmp_path / "checkpoints" / "step_3" / name)
+    with pytest.raises(CheckpointError, match=r"step_3/.*the one before it, of step 2, is good: .*go_back goes on"):
+        start(tmp_path)
+    damage(tmp_path / "checkpoints" / "step_2" / name)
+    said: list[str] = []
+    with pytest.raises(CheckpointError, match=r"step_3/.*step 2 is damaged too, .* before them, of step 1, is"):
+        start(tmp_path)
+    assert start(tmp_path, "go_back", say=said.append).step == 1
+    assert [line.split("the checkpoint of ")[1][:6] for line in said] == ["step 3", "step 2"]
+    assert find_checkpoints(tmp_path) == [1]
+    assert (tmp_path / "checkpoints" / "step_3.damaged").is_dir()
+    damage(tmp_path / "checkpoints" / "step_1" / name)
+    with pytest.raises(CheckpointError, match=r"step_1/.*no good one before it: .*go_back starts anew") as raised:
+        start(tmp_path)
     assert "\n" not in str(raised.value)
+    assert start(tmp_path, "go_back").step == 0
+
+
+def test_a_damaged_best_checkpoint_is_not_published(tmp_path: Path) -> None:
+    run_with_losses(tmp_path, [1.0, 2.0])
+    flip_bit(tmp_path / "checkpoints" / "step_1" / "model" / "model.json")
+    with pytest.raises(CheckpointError, match=r"step_1/model/model.json.*best checkpoint, and the last one, of step 2"):
+        start(tmp_path)
+    state = start(tmp_path, "go_back")
+    assert (state.step, state.best_step, state.best_loss) == (2, 2, None)
+
+
+def nested(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def of_another_step(path: Path) -> None:
+    path.write_text(path.read_text().replace('"step": 2', f'"step": {10**400}'))
+
+
+@pytest.mark.parametrize("damage", [nested, of_another_step])
+def test_a_state_that_only_its_content_gives_away(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """Whoever changes a file may change its checksum too."""
+    run_with_losses(tmp_path, [2.0, 1.0], keep_last=2)
+    folder = tmp_path / "checkpoints" / "step_2"
+    damage(folder / "training_state" / "trainer.json")
+    checksums = json.loads((folder / "checksums.json").read_text())
+    checksums["checksums"]["training_state/trainer.json"] = checksum_file(folder / "training_state" / "trainer.json")
+    (folder / "checksums.json").write_text(json.dumps(checksums))
+    with pytest.raises(CheckpointError, match=r"trainer\.json.*of step 1, is good"):
+        start(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["step_²", "step_２", "step_02", "step_x", "step_" + "9" * 200, "step_"])
+def test_only_plain_numbers_are_steps(tmp_path: Path, name: str) -> None:
+    run_with_losses(tmp_path, [1.0])
+    (tmp_path / "checkpoints" / name).mkdir()
+    assert find_checkpoints(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("leftover", ["file", "folder", "links", "link"])
+def test_whatever_a_kill_left_in_the_way_is_replaced(tmp_path: Path, leftover: str) -> None:
+    run_with_losses(tmp_path, [1.0])
+    for name in (".model.incoming", ".model.outgoing"):
+        if leftover == "file":
+            (tmp_path / name).touch()
+        elif leftover == "link":
+            (tmp_path / name).symlink_to(tmp_path / "model")
+        else:
+            shutil.copytree(tmp_path / "model", tmp_path / name, copy_function=os.link)
+            (tmp_path / name).chmod(0o755 if leftover == "links" else 0o555)
+    run_with_losses(tmp_path / "other", [1.0])
+    publish_model(tmp_path, 1)
+    assert (tmp_path / "model" / "model.json").read_text() == "1"
+    assert not list(tmp_path.glob(".model*"))
+
+
+def test_steps_are_added_to_a_finished_run_alone(tmp_path: Path) -> None:
+    run_with_losses(tmp_path, [1.0, 2.0], planned=2)
+    state = start(tmp_path, total_steps=5)
+    assert (state.step, state.schedule_start, state.schedule_end) == (2, 2, 5)
+    save(tmp_path, replace(state, step=3))
+    # What was added is gone on with, on the same schedule.
+    assert start(tmp_path, total_steps=5) == replace(state, step=3)
+    with pytest.raises(CheckpointError, match=r"planned for 5 steps.*now make 7; finish it as it was planned first"):
+        start(tmp_path, total_steps=7)
+    save(tmp_path, replace(state, step=5))
+    with pytest.raises(CheckpointError, match=r"finished run of 5 steps, and .* now make 2; give a new folder"):
+        start(tmp_path, total_steps=2)
+
+
+def test_files_have_the_rights_of_any_new_file(tmp_path: Path) -> None:
+    """safetensors writes its files for their owner alone."""
+    before = os.umask(0o027)
+    try:
+        run_with_losses(tmp_path, [1.0])
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()} == {0o640}
 
 
 def test_going_back_where_the_best_was_dropped(tmp_path: Path) -> None:
@@ -97,17 +220,25 @@ def test_going_back_where_the_best_was_dropped(tmp_path: Path) -> None:
     for file in sorted((tmp_path / "checkpoints" / "step_3").rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
     (tmp_path / "checkpoints" / "step_3").rmdir()
-    state, _ = load_checkpoint(tmp_path, 2)
+    state = read_state(tmp_path, 2)
     assert (state.best_step, state.best_loss) == (2, None)
 
 
-def test_tracker_cuts_rows_that_are_repeated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["", "\0" * 9, "\n", "\n[]\n" + "[" * 100_000 + '\n{"step": "5"}\n'])
+def test_tracker_cuts_rows_that_are_repeated(tmp_path: Path, end: str) -> None:
     rows = "".join(json.dumps({"step": step, "x": 1.0}) + "\n" for step in (1, 2, 3))
-    (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 4, "x"')
+    (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 4, "x"' + end)
     with Tracker(tmp_path, TrackingConfig(wandb="disabled"), {}, 2, None) as tracker:
         tracker.log(3, {"x": float("inf")})
     kept = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert kept == [{"step": 1, "x": 1.0}, {"step": 2, "x": 1.0}, {"step": 3, "x": None}]
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xfe", b"[" * 100_000, b'{"step": "x"}', b"[]", b"1" * 9000, b"{}"])
+def test_a_damaged_row_that_is_not_repeated_is_named(tmp_path: Path, garbage: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + garbage + b'\n{"step": 2}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 is damaged; mend or delete it"):
+        Tracker(tmp_path, TrackingConfig(wandb="disabled"), {}, 2, None)
 
 
 @pytest.mark.parametrize(("setting", "mode"), [("online", "online"), ("auto", "online"), ("online", "offline")])

@@ -22,7 +22,7 @@ from safe_rlhf_video.cli import parse_config
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import HEAD_GROUPS, HEADS
 from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, DataConfig, EngineConfig, TrainConfig
-from safe_rlhf_video.training.state import flatten
+from safe_rlhf_video.training.run_folder import flatten
 
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 MINIMAL = {"out": "run", "data": {"path": "data"}}

@@ -254,14 +254,14 @@ def test_out_that_is_a_file(tmp_path: Path, world: Path) -> None:
 FULL_DISK = """
 import errno, runpy, sys
 from safe_rlhf_video.training import state
-save_file, saves = state.save_file, []
+save_tensors, saves = state.save_tensors, []
 def full(tensors, path):
     saves.append(path)
     if len(saves) > 1:
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
-    save_file(tensors, path)
-state.save_file = full
+    save_tensors(tensors, path)
+state.save_tensors = full
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safe_rlhf_video.errors import SampleError, VideoDecodeError
-from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.files import make_folder, put_in_place, write_whole
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Sampling
@@ -51,9 +51,9 @@ def copy_clips(copies: Sequence[tuple[Path, Path]]) -> None:
         for target, source in todo.items():
             partial = target.with_name(f".{target.name}.partial")
             try:
-                target.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(target.parent)
                 shutil.copy2(source, partial)
-                os.replace(partial, target)
+                put_in_place(partial, target)
             except OSError as error:
                 partial.unlink(missing_ok=True)
                 raise SampleError(

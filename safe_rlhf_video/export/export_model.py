@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,21 +20,22 @@ from safe_rlhf_video.calibration.store import read_calibration, write_calibratio
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.evaluation.results import read_evaluation
 from safe_rlhf_video.export.model_card import MergeCheck, build_card
+from safe_rlhf_video.files import LOCK_NAME, lock_folder, put_in_place
 from safe_rlhf_video.models.backbones import Backbone, copy_settings, fingerprint_checkpoint
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
-from safe_rlhf_video.models.folder import fingerprint_weights, load_models, save_model
+from safe_rlhf_video.models.folder import COPY_AGAIN, fingerprint_weights, load_models, save_model
 from safe_rlhf_video.models.hub import PATTERNS
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.models.record import (
     MergedFrom,
     ModelRecord,
-    naming,
     read_record,
     resolve_model_folder,
     write_readable_json,
 )
 from safe_rlhf_video.models.score_model import ScoreModel
+from safe_rlhf_video.models.weight_files import check_checksums, follow_umask, naming
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.video.sampling import Sampling, sample_video
 
@@ -74,8 +74,7 @@ def export_model(
         ConfigError: `out` exists already, or an argument of a merge is given without one.
         SampleError: `evaluation` is not about this model, or damaged.
     """
-    if out.exists():
-        raise ConfigError(f"{out}: exists already; give a new folder, or delete it")
+    _check_absent(out)
     if not merge and (dtype != "auto" or backbone is not None):
         raise ConfigError("dtype and backbone are only for a merge; leave them out")
     folder = resolve_model_folder(model)
@@ -123,6 +122,7 @@ def _write_copy(folder: Path, record: ModelRecord, partial: Path) -> ModelRecord
     if record.backbone_in_folder:
         own = {path.name for path in (folder / "backbone").glob("*")} | {"config.json"}
         names += [f"backbone/{name}" for name in sorted(own) if any(fnmatch(name, pattern) for pattern in PATTERNS)]
+    check_checksums(folder, record.checksums, COPY_AGAIN)
     public = _without_folders(record)
     for name in names:
         source, target = folder / name, partial / name
@@ -169,6 +169,8 @@ def _write_merged(
     own = partial / "backbone"
     with naming(own):
         model.backbone.to(getattr(torch, dtype)).save_pretrained(own, max_shard_size=SHARD_SIZE)  # type: ignore[operator]
+    for path in own.glob("*.safetensors"):
+        follow_umask(path)
     copy_settings(loaded.backbone, own)
     for path in own.glob("*.json"):
         if path.name not in TEXTS_NOT_SETTINGS:
@@ -329,15 +331,26 @@ def _appearing(out: Path) -> Iterator[Path]:
     """A hidden folder that is renamed to `out` when the block ends without an error, else removed."""
     partial = out.with_name(f".{out.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
+        with lock_folder(partial):
+            for leftover in partial.iterdir():  # of an export that was killed
+                if leftover.name != LOCK_NAME:
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            try:
+                _check_absent(out)  # once more: another export may have made it
+                yield partial
+                (partial / LOCK_NAME).unlink()
+                put_in_place(partial, out)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
     except OSError as error:
         name = error.filename2 or error.filename or out  # of a copy, the first is what was copied
         raise CheckpointError(
             f"{name}: cannot be read or written ({error.strerror or error}), so {out} was not made; free space or "
             "check the rights"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_absent(out: Path) -> None:
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; give a new folder, or delete it")

@@ -23,15 +23,16 @@ from typing import Any, Literal
 import torch
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.models.backbones import Backbone, fill_backbone, identify_backbone, outline_backbone
 from safe_rlhf_video.models.fingerprints import fingerprint_model, join_fingerprints
-from safe_rlhf_video.models.record import ModelRecord, naming, read_record, resolve_model_folder, write_record
+from safe_rlhf_video.models.record import ModelRecord, read_record, resolve_model_folder, write_record
 from safe_rlhf_video.models.score_model import ScoreModel, plain_name
+from safe_rlhf_video.models.weight_files import check_checksums, checksum_file, save_tensors
 
+COPY_AGAIN = "copy the model folder again"
 MISFIT = "give the backbone that it was trained on, or copy the model folder again"
 # As safetensors' headers call them.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -49,11 +50,12 @@ def save_model(model: ScoreModel, record: ModelRecord, folder: Path, weights: Ma
     """
     folder.mkdir(parents=True, exist_ok=True)
     name_of = {id(parameter): name for part in model.trained().values() for name, parameter in part.items()}
+    checksums = {}
     for path, parameters in _files(model, model.heads_of_adapter, folder).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: weights[name_of[id(parameter)]] for name, parameter in parameters.items()}
-        with naming(path):
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}, path)
+        save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}, path)
+        checksums[path.relative_to(folder).as_posix()] = checksum_file(path)
     if model.peft_model is not None:
         for adapter in model.heads_of_adapter:
             peft_config = copy.copy(model.peft_model.peft_config[adapter])
@@ -61,6 +63,7 @@ def save_model(model: ScoreModel, record: ModelRecord, folder: Path, weights: Ma
             peft_config.base_model_name_or_path = record.backbone.path
             peft_config.save_pretrained(str(folder / "adapters" / adapter))
     # Last, so that a folder with a model.json is a whole one.
+    record = replace(record, checksums=checksums)
     write_record(folder, record, model.family.template.name, model.family.template_hash())
 
 
@@ -109,7 +112,9 @@ def load_models(
     with torch.device("meta"):
         shapes = build(outline)
     for folder, record in zip(folders, records, strict=True):
-        check_weights(shapes, record.heads_of_adapter, resolve_model_folder(folder))
+        path = resolve_model_folder(folder)
+        check_weights(shapes, record.heads_of_adapter, path)
+        check_checksums(path, record.checksums, COPY_AGAIN)
     # Headers first: the backbone's files may be many gigabytes.
     outline = identify_backbone(outline)
     if outline.fingerprint:
@@ -242,12 +247,12 @@ def _check_fingerprint(backbone: Backbone, expected: str, folder: str | Path) ->
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing, so a trained part would be random; copy the model folder again")
+        raise CheckpointError(f"{path}: missing, so a trained part would be random; {COPY_AGAIN}")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); copy the model folder again") from error
+        raise CheckpointError(f"{path}: cannot be read ({error}); {COPY_AGAIN}") from error
 
 
 def _describe(dtype: torch.dtype | None) -> str:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from safe_rlhf_video.contracts import STRICT, parse_json
 from safe_rlhf_video.errors import CheckpointError, ConfigError
@@ -29,9 +25,11 @@ from safe_rlhf_video.models.config import (
 )
 from safe_rlhf_video.models.families import FAMILIES
 from safe_rlhf_video.models.hub import fetch_model, parse_hub_id
+from safe_rlhf_video.models.weight_files import naming
 from safe_rlhf_video.video.sampling import Sampling
 
-FORMAT_VERSION = 4
+# 5: checksums of the weights.
+FORMAT_VERSION = 5
 
 # Fields of the backbone's configuration that whoever loads a folder decides, not the folder.
 NOT_OF_A_FOLDER = ("trust_remote_code", "attention", "liger")
@@ -90,6 +88,7 @@ class ModelRecord:
         trained_parts: parts of the backbone that were trained in full and are in backbone.safetensors.
         backbone_in_folder: whether the backbone is in the folder (a merged model): `backbone.path` then only says where
             it came from, and there are neither adapters nor trained parts.
+        checksums: path in the folder -> checksum, of each file of trained weights; none before format version 5.
 
     Raises:
         ConfigError: the fields contradict each other.
@@ -104,6 +103,7 @@ class ModelRecord:
     pooling: Pooling = "last_token"
     trained_parts: tuple[TrainedPart, ...] = ()
     backbone_in_folder: bool = False
+    checksums: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         check_trained_parts(self.trained_parts, self.lora)
@@ -156,6 +156,7 @@ class _ModelFile:
     heads_of_adapter: Mapping[str, tuple[str, ...]]
     training: TrainingFacts
     versions: Mapping[str, str]
+    checksums: Mapping[str, str]
 
 
 def write_record(folder: Path, record: ModelRecord, template_name: str, template_hash: str) -> None:
@@ -180,6 +181,7 @@ def write_record(folder: Path, record: ModelRecord, template_name: str, template
         "heads_of_adapter": dict(record.heads_of_adapter),
         "training": training,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "checksums": dict(record.checksums),
     }
     write_readable_json(folder / "model.json", fields)
 
@@ -194,11 +196,11 @@ def read_record(folder: str | Path) -> ModelRecord:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         found_version = fields["format_version"]
-        if found_version == 3:
+        if found_version in (3, 4):
             fields = _upgrade(fields)
         elif found_version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path}: format version {found_version}, this package reads 3 and {FORMAT_VERSION}; install the "
+                f"{path}: format version {found_version}, this package reads 3 to {FORMAT_VERSION}; install the "
                 "release that wrote it, or train again"
             )
         template, known = fields["template"], {one.template.name: one.template_hash() for one in FAMILIES.values()}
@@ -223,6 +225,7 @@ def read_record(folder: str | Path) -> ModelRecord:
             pooling=read.pooling,
             trained_parts=read.trained_parts,
             backbone_in_folder=read.backbone_in_folder,
+            checksums=read.checksums,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(
@@ -231,7 +234,7 @@ def read_record(folder: str | Path) -> ModelRecord:
 
 
 def _upgrade(fields: dict[str, Any]) -> dict[str, Any]:
-    """Turns the fields of format version 3 into fields of version 4.
+    """Turns the fields of format versions 3 and 4 into fields of version 5.
 
     Training such a folder again would cost days of a GPU, and reading it costs these lines. Delete them, and what
     mentions them in `read_record`, when nobody has such folders any more.
@@ -241,7 +244,7 @@ def _upgrade(fields: dict[str, Any]) -> dict[str, Any]:
     weights = {head: (1.0, math.exp(odds)) for head, odds in facts.pop("harm_log_odds", {}).items()}
     if levels := facts.pop("severity_weights", None):
         weights["severity"] = levels
-    return fields | {"training": facts | ({"class_weights": weights} if weights else {})}
+    return fields | {"training": facts | ({"class_weights": weights} if weights else {}), "checksums": {}}
 
 
 def write_readable_json(path: Path, fields: Mapping[str, Any]) -> None:
@@ -250,18 +253,6 @@ def write_readable_json(path: Path, fields: Mapping[str, Any]) -> None:
     content = json.dumps(fields, indent=2, ensure_ascii=False).encode(errors="backslashreplace")
     with naming(path):
         path.write_bytes(content + b"\n")
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors in writing are OSErrors with a path: Python names none on a full disk, and safetensors never."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from error
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def resolve_model_folder(folder: str | Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from safe_rlhf_video.errors import CheckpointError
-from safe_rlhf_video.files import lock
+from safe_rlhf_video.files import flush, lock, make_folder, whole_lines
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.scoring.score_many import (
     BatchScorer,
@@ -49,22 +49,27 @@ def score_to_file(
     with _open(out) as file:
         lock(file, out)
         scores = _read_scores(out, header)
+        flush(out.parent)
         todo = [request for request in requests if request.key not in scores]
         if not scores:
             file.truncate(0)
             file.write(json.dumps(header) + "\n")
         made = raise_unreadable(score_many(scorer, read_from_store(todo, store), batch_size))
-        with progress_bar(len(requests), len(requests) - len(todo), description, "clip") as progress:
-            for request, values in zip(todo, made, strict=True):
-                scores[request.key] = values
-                file.write(json.dumps({"key": request.key, **values}) + "\n")
-                progress.update()
+        try:
+            with progress_bar(len(requests), len(requests) - len(todo), description, "clip") as progress:
+                for request, values in zip(todo, made, strict=True):
+                    scores[request.key] = values
+                    file.write(json.dumps({"key": request.key, **values}) + "\n")
+                    progress.update()
+        finally:
+            file.flush()
+            os.fsync(file.fileno())
     return scores
 
 
 def _open(out: Path) -> IO[str]:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         return out.open("a", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
@@ -73,8 +78,10 @@ def _open(out: Path) -> IO[str]:
 def _read_scores(out: Path, header: dict[str, str]) -> dict[str, Scores]:
     try:
         content = out.read_bytes()
-        *lines, cut_short = content.split(b"\n")
-        if not lines and json.dumps(header).encode().startswith(cut_short):  # killed before the first line was whole
+        whole = whole_lines(content)
+        lines = whole.splitlines()
+        # Interrupted before the first line was whole.
+        if not lines and json.dumps(header).encode().startswith(content.partition(b"\0")[0]):
             return {}
         # The file is touched only after its header says that it is ours.
         if not lines or json.loads(lines[0]) != header:
@@ -87,8 +94,8 @@ def _read_scores(out: Path, header: dict[str, str]) -> dict[str, Scores]:
         raise CheckpointError(f"{out}: cannot be read ({error.strerror}); give another --out") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{out}: is no file of scores, or damaged; delete it or give another --out") from error
-    if cut_short:  # by a kill
-        os.truncate(out, len(content) - len(cut_short))
+    if len(whole) < len(content):  # by a kill or a power cut
+        os.truncate(out, len(whole))
     return scores
 
 

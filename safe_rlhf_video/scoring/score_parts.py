@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from safe_rlhf_video.errors import CheckpointError, VideoDecodeError
-from safe_rlhf_video.files import lock_folder
+from safe_rlhf_video.files import flush, lock_folder, make_folder
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.devices import Shard
@@ -136,10 +136,11 @@ class _Part:
 
     def __enter__(self) -> _Part:
         with _writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             # Unbuffered: a written line survives a kill of the process.
             self._file = self.path.open("xb", buffering=0)
             self._file.write(self._header)
+            flush(self.path.parent)
         self._beat.start()
         return self
 

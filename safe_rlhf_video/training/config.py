@@ -235,10 +235,13 @@ class CheckpointConfig:
     Attributes:
         every_steps: Validate and save after so many steps; 0 means once an epoch.
         keep_last: Checkpoints to keep in addition to the best one.
+        damaged: What becomes of a run whose last checkpoint has changed since it was written: "refuse" ends it and says
+            which one is good, "go_back" goes on from that one and renames the others.
     """
 
     every_steps: int = 0
     keep_last: int = 1
+    damaged: Literal["refuse", "go_back"] = "refuse"
 
     def __post_init__(self) -> None:
         _require(self.every_steps >= 0, "checkpoint.every_steps", "0 or more", self.every_steps)
@@ -316,9 +319,10 @@ class TrainConfig:
 # What may differ when a run is resumed: it changes no weight, or as another number of ranks does, by rounding and by
 # dropout's draws.
 OPERATIONAL_FIELDS = ("out", "data.path", "data.video_dir", "data.frame_store", "data.unreadable", "data.workers",
-                      "data.timeout_s", "checkpoint.keep_last", "tracking.wandb", "tracking.project",
-                      "tracking.log_every", "tracking.media", "dry_run", "optimization.micro_batch_tokens",
-                      "model.gradient_checkpointing", "engine.zero_stage", "engine.compile")  # fmt: skip
+                      "data.timeout_s", "checkpoint.keep_last", "checkpoint.damaged", "tracking.wandb",
+                      "tracking.project", "tracking.log_every", "tracking.media", "dry_run",
+                      "optimization.micro_batch_tokens", "model.gradient_checkpointing", "engine.zero_stage",
+                      "engine.compile")  # fmt: skip
 
 
 def _check_head(name: str) -> None:

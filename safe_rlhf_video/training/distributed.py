@@ -7,11 +7,14 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,21 @@ def together(ranks: Ranks) -> Iterator[None]:
     raise next(error for error in errors if error is not None)
 
 
+def of_first(ranks: Ranks, value: T | None) -> T:
+    """The first rank's value, on every rank."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0, group=ranks.control)
+    return cast(T, values[0])
+
+
 def check_same(ranks: Ranks, fingerprint: str) -> None:
     """Raise ConfigError on every rank unless all of them have the same data and step: they would plan other steps."""
     fingerprints: list[str | None] = [None] * ranks.world_size
     torch.distributed.all_gather_object(fingerprints, fingerprint)
     if others := [rank for rank, found in enumerate(fingerprints) if found != fingerprints[0]]:
         raise ConfigError(
-            f"rank {others[0]} has other data than rank 0 (comparisons, or clips in its store's quarantine) or finds "
-            "other checkpoints in out; give all nodes the same files, and out on a file system that they share"
+            f"rank {others[0]} has other data than rank 0 (comparisons, clips, or those in its store's quarantine) or "
+            "finds other checkpoints in out; give all nodes the same files, and out on a file system that they share"
         )
 
 

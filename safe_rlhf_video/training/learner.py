@@ -18,7 +18,7 @@ from safe_rlhf_video.training import engine as engines
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.messages import memory_hint
 from safe_rlhf_video.training.run import Run
-from safe_rlhf_video.training.state import TrainerState, checkpoint_folder, load_checkpoint
+from safe_rlhf_video.training.state import checkpoint_folder, read_moments
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,26 @@ class Learner:
     record: ModelRecord
 
 
-def start_learner(run: Run) -> tuple[Learner, TrainerState]:
-    """Builds a fresh model, or one as the run's last checkpoint has it.
+def start_learner(run: Run) -> Learner:
+    """Builds a fresh model, or one as the checkpoint has it that the run goes on from.
 
     Raises:
         CheckpointError: the backbone or the checkpoint cannot be read.
         DeviceMemoryError: the model does not fit the device.
     """
     config, ranks = run.config, run.ranks
-    state = TrainerState(step=run.first_step, data_fingerprint=run.data.fingerprint)
     moments: dict[str, Tensor] = {}
     with distributed.together(ranks):
         with memory_hint(config, "loading the backbone"):
             backbone, model, record = build_model(config, run.heads, ranks.device)
         if run.first_step:
-            state, moments = load_checkpoint(run.folder, run.first_step)
+            moments = read_moments(run.folder, run.first_step)
             load_weights(model, record.heads_of_adapter, checkpoint_folder(run.folder, run.first_step) / "model")
     with memory_hint(config, "dividing the model among ranks"):
         engine = engines.build_engine(model, config, ranks.device)
     if run.first_step:
         engines.restore_moments(engine, moments, run.first_step)
-    return Learner(backbone, model, engine, record), state
+    return Learner(backbone, model, engine, record)
 
 
 def build_model(

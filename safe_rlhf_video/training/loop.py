@@ -27,12 +27,11 @@ from safe_rlhf_video.training.needs import describe_needs
 from safe_rlhf_video.training.objectives import summarize
 from safe_rlhf_video.training.plan import StepPlan
 from safe_rlhf_video.training.run import Run, plan_run
+from safe_rlhf_video.training.run_folder import check_config, find_start, resolved_config
 from safe_rlhf_video.training.state import (
     TrainerState,
-    check_run_folder,
-    load_checkpoint,
+    find_checkpoints,
     publish_model,
-    resolved_config,
     save_checkpoint,
     with_validation,
     writing,
@@ -67,14 +66,7 @@ def train(config: TrainConfig, head: str) -> None:
 
 
 def _start_or_go_on(run: Run) -> None:
-    config = run.config
-    run = replace(run, first_step=check_run_folder(run.folder, config, run.heads, run.data.fingerprint))
-    if run.first_step >= run.total_steps:
-        if run.ranks.is_first:
-            with writing(run.folder):
-                publish_model(run.folder, load_checkpoint(run.folder, run.first_step)[0].best_step)
-        run.say(f"{run.folder} is complete ({run.total_steps} steps); its model is in {run.folder / 'model'}")
-        return
+    check_config(run.folder, run.config, run.heads)
     run = replace(run, ranks=distributed.start())
     try:
         _train(run)
@@ -88,8 +80,22 @@ def _start_or_go_on(run: Run) -> None:
 
 def _train(run: Run) -> None:
     config, ranks = run.config, run.ranks
-    distributed.check_same(ranks, f"{run.data.fingerprint} from step {run.first_step}")
-    learner, state = start_learner(run)
+    last_found = max(find_checkpoints(run.folder), default=0)
+    distributed.check_same(ranks, f"{run.data.fingerprint} from step {last_found}")
+    state = None
+    with distributed.together(ranks):
+        if ranks.is_first:  # it may rename checkpoints
+            state = find_start(run.folder, config, run.data.fingerprint, run.total_steps, run.say)
+    state = distributed.of_first(ranks, state)
+    run = replace(run, first_step=state.step, schedule_start=state.schedule_start)
+    if run.first_step >= run.total_steps:
+        with distributed.together(ranks), writing(run.folder):
+            if ranks.is_first:
+                publish_model(run.folder, state.best_step)
+        run.say(f"{run.folder} is complete ({run.total_steps} steps); its model is in {run.folder / 'model'}")
+        return
+
+    learner = start_learner(run)
     tracker, state = _open_tracker(run, state)
     _report_start(run, learner)
 
@@ -102,7 +108,10 @@ def _train(run: Run) -> None:
         batches = prefetch(read_jobs(partial(training_jobs, run), clips))
         for step in range(run.first_step, run.total_steps):
             factor = engines.learning_rate_factor(
-                step, run.total_steps, config.optimization.warmup_fraction, config.optimization.final_fraction
+                step - run.schedule_start,
+                run.total_steps - run.schedule_start,
+                config.optimization.warmup_fraction,
+                config.optimization.final_fraction,
             )
             engines.set_learning_rates(learner.engine, config, factor)
             result = take_step(run, learner, batches, step)
@@ -143,6 +152,7 @@ def _train(run: Run) -> None:
                 if tracker:
                     tracker.log(done, {**metrics, **validation.metrics}, validation.media)
                     if checkpoint:
+                        tracker.flush()
                         checkpoint()
                     if done == run.total_steps and config.tracking.media:
                         facts = {"step": state.best_step, "data": run.data.fingerprint}

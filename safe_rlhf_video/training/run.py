@@ -32,8 +32,10 @@ class Run:
     Attributes:
         heads: names of the heads that it trains.
         sizes: token counts of the groups in `data`.
-        first_step: 0, or the step of the checkpoint that it goes on from.
         total_steps: optimiser steps of the whole run.
+        first_step: 0, or the step of the checkpoint that it goes on from.
+        schedule_start: the step from which the learning rate rises and falls until the last one: 0, or where a
+            finished run ended to which steps were added.
     """
 
     config: TrainConfig
@@ -43,6 +45,7 @@ class Run:
     ranks: Ranks
     total_steps: int
     first_step: int = 0
+    schedule_start: int = 0
 
     @property
     def folder(self) -> Path:

@@ -2,30 +2,42 @@
 
     <run>/checkpoints/step_N/model/            the model folder
     <run>/checkpoints/step_N/training_state/   optimizer.safetensors, trainer.json
+    <run>/checkpoints/step_N/checksums.json    of all files above, so that damage is seen
     <run>/model/                               a copy of the best checkpoint's model folder
 
-A checkpoint counts only once its folder has been renamed into place.
+A checkpoint counts only once its folder has been renamed into place. A damaged one that is not used is renamed to
+step_N.damaged.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import yaml
+from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from safe_rlhf_video.contracts import STRICT, read_json, write_json
 from safe_rlhf_video.errors import CheckpointError
-from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, TrainConfig
+from safe_rlhf_video.files import flush, make_folder, put_in_place
+from safe_rlhf_video.models.weight_files import check_checksums, checksum_file, save_tensors
+
+# 2: the schedule; checksums of a checkpoint's files.
+FORMAT_VERSION = 2
+CHECKSUMS_NAME = "checksums.json"
+
+Step = Annotated[int, Field(ge=0, le=10**15)]
+# Not int(): it reads digits of other scripts too.
+_FOLDER_NAME = re.compile(r"step_([1-9][0-9]{0,14})")
 
 
 @dataclass(frozen=True)
@@ -34,65 +46,32 @@ class TrainerState:
 
     Attributes:
         data_fingerprint: identifies the training records.
+        schedule_start, schedule_end: the steps between which the learning rate rises and falls; a run to which steps
+            were added has a schedule of its own for them.
         best_step: the checkpoint with the lowest validation loss; 0 before the first.
         best_loss: that loss; None without validation.
         wandb_id: the W&B run to go on with.
     """
 
-    step: int
+    __pydantic_config__ = STRICT
+
+    step: Step
     data_fingerprint: str
-    best_step: int = 0
+    schedule_end: Step
+    schedule_start: Step = 0
+    best_step: Step = 0
     best_loss: float | None = None
     wandb_id: str | None = None
+    format_version: int = FORMAT_VERSION
 
 
-def check_run_folder(run: Path, config: TrainConfig, heads: Sequence[str], data_fingerprint: str) -> int:
-    """Whether the run folder is new or can be gone on with.
+@dataclass(frozen=True)
+class _Checksums:
+    """The content of checksums.json: path in the checkpoint -> checksum."""
 
-    Returns:
-        The step of the last complete checkpoint, 0 for a new run.
+    __pydantic_config__ = STRICT
 
-    Raises:
-        CheckpointError: the folder holds a run of another configuration or data; the difference is shown.
-    """
-    with writing(run):
-        run.mkdir(parents=True, exist_ok=True)
-    steps = find_checkpoints(run)
-    if not steps:
-        return 0
-    try:
-        saved = flatten(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{run / 'config.yaml'}: cannot be read ({error}); give a new folder as out") from error
-    mine = flatten(resolved_config(config, heads))
-    changed = [
-        f"{name}: {saved.get(name)!r} -> {mine.get(name)!r}"
-        for name in sorted({*saved, *mine})
-        if saved.get(name) != mine.get(name) and name not in OPERATIONAL_FIELDS
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{run} holds a run with another configuration ({'; '.join(changed)}); go on with the old one, or give a "
-            "new folder as out"
-        )
-    state, _ = load_checkpoint(run, steps[-1])
-    if state.data_fingerprint != data_fingerprint:
-        raise CheckpointError(
-            f"{run} holds a run on other data (comparisons, texts, clips left out, or JPEG frames in place of exact "
-            "ones); go back to those, or give a new folder as out"
-        )
-    return steps[-1]
-
-
-def resolved_config(config: TrainConfig, heads: Sequence[str]) -> dict[str, Any]:
-    """The configuration as plain values, as it is written to <run>/config.yaml."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(item) for name, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-    return plain({**asdict(config), "heads": list(heads)})
+    checksums: Mapping[str, str]
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -101,8 +80,8 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 def find_checkpoints(run: Path) -> list[int]:
     """The steps of all complete checkpoints, rising."""
-    folders = (run / "checkpoints").glob("step_*")
-    return sorted(int(folder.name.removeprefix("step_")) for folder in folders if folder.name[5:].isdigit())
+    names = (_FOLDER_NAME.fullmatch(folder.name) for folder in (run / "checkpoints").glob("step_*"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def save_checkpoint(
@@ -117,13 +96,17 @@ def save_checkpoint(
     partial = folder.with_name(f".{folder.name}.partial")
     with writing(run):
         for leftover in (run / "checkpoints").glob(".step_*"):  # of a run that was killed while it saved or dropped
-            shutil.rmtree(leftover)
+            remove(leftover)
+        make_folder(folder.parent)
         try:
             save_model(partial / "model")
             (partial / "training_state").mkdir()
-            save_file(dict(moments), partial / "training_state" / "optimizer.safetensors")
-            (partial / "training_state" / "trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
-            os.replace(partial, folder)
+            save_tensors(moments, partial / "training_state" / "optimizer.safetensors")
+            write_json(partial / "training_state" / "trainer.json", state)
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            checksums = {path.relative_to(partial).as_posix(): checksum_file(path) for path in files}
+            write_json(partial / CHECKSUMS_NAME, _Checksums(checksums))
+            put_in_place(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         publish_model(run, state.best_step)
@@ -132,6 +115,7 @@ def save_checkpoint(
                 # Renamed first: a kill must not leave half a checkpoint under a complete one's name.
                 dropped = folder.with_name(f".step_{step}.dropped")
                 os.replace(checkpoint_folder(run, step), dropped)
+                flush(folder.parent)
                 shutil.rmtree(dropped)
 
 
@@ -156,10 +140,13 @@ def publish_model(run: Path, best_step: int) -> None:
     """Make <run>/model the best checkpoint's model folder; a kill at any point is mended by the next call.
 
     Its files are links: one that is written in place is changed in the checkpoint too.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
     """
     target, incoming, outgoing = run / "model", run / ".model.incoming", run / ".model.outgoing"
-    shutil.rmtree(incoming, ignore_errors=True)
-    shutil.rmtree(outgoing, ignore_errors=True)
+    remove(incoming)
+    remove(outgoing)
     try:
         # Links: nothing writes into a model folder, and one with a language model in it has tens of gigabytes.
         shutil.copytree(checkpoint_folder(run, best_step) / "model", incoming, copy_function=_link_or_copy)
@@ -168,8 +155,20 @@ def publish_model(run: Path, best_step: int) -> None:
         raise
     if target.exists():
         os.replace(target, outgoing)
-    os.replace(incoming, target)
-    shutil.rmtree(outgoing, ignore_errors=True)
+    put_in_place(incoming, target)
+    remove(outgoing)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, a link or a folder, whatever is there.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -179,42 +178,53 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def load_checkpoint(run: Path, step: int) -> tuple[TrainerState, dict[str, Tensor]]:
-    """Read a checkpoint's trainer state and Adam moments.
+def find_damage(run: Path, step: int) -> str | None:
+    """Reads all files of a checkpoint; says in a line which of them is damaged, or None."""
+    folder = checkpoint_folder(run, step)
+    try:
+        listed = read_json(_Checksums, folder / CHECKSUMS_NAME, CheckpointError, "").checksums
+        check_checksums(folder, listed, "")
+        if missing := {"training_state/trainer.json", "training_state/optimizer.safetensors"} - set(listed):
+            raise CheckpointError(f"{folder / CHECKSUMS_NAME}: damaged, it lacks {min(missing)}; ")
+        read_state(run, step)
+    except CheckpointError as damage:
+        return str(damage).rstrip("; ")
+    return None
+
+
+def read_state(run: Path, step: int) -> TrainerState:
+    """Reads a checkpoint's trainer.json.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: it is missing or damaged.
     """
-    folder = checkpoint_folder(run, step) / "training_state"
-    try:
-        state = TrainerState(**json.loads((folder / "trainer.json").read_text()))
-        moments = load_file(folder / "optimizer.safetensors")
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder}: damaged ({error}); delete {folder.parent} and run the same command again, it goes on from the "
-            "checkpoint before, or from the start"
-        ) from error
+    path = checkpoint_folder(run, step) / "training_state" / "trainer.json"
+    state = read_json(TrainerState, path, CheckpointError, "")
+    if (state.step, state.format_version) != (step, FORMAT_VERSION):
+        raise CheckpointError(f"{path}: damaged, it is of step {state.step}, format version {state.format_version}")
     if not checkpoint_folder(run, state.best_step).is_dir():
-        # Dropped when a later one was better, and that one has been deleted since: the next validation decides anew.
+        # Dropped when a later one was better, and that one is gone since: the next validation decides anew.
         state = replace(state, best_step=step, best_loss=None)
-    return state, moments
+    return state
+
+
+def read_moments(run: Path, step: int) -> dict[str, Tensor]:
+    """Reads a checkpoint's Adam moments, whose checksum `find_damage` has compared.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    path = checkpoint_folder(run, step) / "training_state" / "optimizer.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); run the same command again") from error
 
 
 def with_validation(state: TrainerState, loss: float | None) -> TrainerState:
     """Mark this step as the best if its validation loss is; without validation the last step is the best."""
     if loss is None:
         return replace(state, best_step=state.step)
-    if state.best_loss is None or math.isnan(state.best_loss) or loss < state.best_loss:
-        return replace(state, best_step=state.step, best_loss=loss)
+    if state.best_loss is None or loss < state.best_loss:
+        return replace(state, best_step=state.step, best_loss=loss if math.isfinite(loss) else None)
     return state
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted names, for comparing configurations."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.files import flush, make_folder, whole_lines, write_whole
 from safe_rlhf_video.training.config import TrackingConfig
 
 if TYPE_CHECKING:  # it needs torch, which takes seconds to import
@@ -38,12 +38,14 @@ class Tracker:
             wandb_id: the W&B run to go on with; None starts one.
 
         Raises:
+            CheckpointError: a row that the run will not repeat is damaged.
             ConfigError: W&B is to be online without an API key, or does not start.
         """
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         path = run / "metrics.jsonl"
         _cut_rows_after(path, step)
         self._file = path.open("a", encoding="utf-8")
+        flush(run)
         self._wandb = _start_wandb(run, config, run_config, wandb_id)
         self.wandb_id: str | None = self._wandb.id if self._wandb is not None else None
         self._looks: dict[str, Any] = {}
@@ -56,6 +58,10 @@ class Tracker:
         if self._wandb is not None:
             shown = self._show(media) if media is not None else {}
             self._wandb.log({"step": step, **metrics, **shown}, step=step)
+
+    def flush(self) -> None:
+        """Waits until the rows are on the disk: a checkpoint must not outlive those before it."""
+        os.fsync(self._file.fileno())
 
     def log_model(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """Hand a model folder to W&B, as an artifact that is named for the run; the folder must stay as it is.
@@ -120,17 +126,25 @@ def _row(
 
 
 def _cut_rows_after(path: Path, step: int) -> None:
+    """Keeps the rows up to a step. Those after it may be damaged: the run writes them again."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the row that a kill cut short is the last
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    write_whole(path, "".join(kept))
+    lines = whole_lines(path.read_bytes()).splitlines(keepends=True)
+    steps = [_step_of(line) for line in lines]
+    end = max((place for place, found in enumerate(steps, start=1) if found is not None and found <= step), default=0)
+    if None in steps[:end]:
+        raise CheckpointError(
+            f"{path}: line {steps.index(None) + 1} is damaged; mend or delete it, then run the same command again"
+        )
+    write_whole(path, b"".join(lines[:end]))
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 def _start_wandb(run: Path, config: TrackingConfig, run_config: Mapping[str, Any], wandb_id: str | None) -> Any:

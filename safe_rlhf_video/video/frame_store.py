@@ -1,4 +1,4 @@
-"""Reads the frame store: a folder of sampled, resized frames, decoded once, that runs map into memory.
+"""Reads the frame store: a folder of sampled, resized frames, decoded once, from which runs read clips.
 
     store.json         format_version, sampling, codec
     index.jsonl        a row per clip, only ever appended: the place, shape and times of its frames, or its error; of
@@ -11,8 +11,8 @@ checksum of its frames. So a changed byte is found when the store is opened or, 
 `store_builder.build_store` writes stores, and continues half-built ones.
 """
 
+import io
 import json
-import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ import numpy as np
 import xxhash
 
 from safe_rlhf_video.errors import ConfigError, VideoDecodeError
+from safe_rlhf_video.files import whole_lines
 from safe_rlhf_video.video.codec import Codec, decode_frames
 from safe_rlhf_video.video.sampling import Sampling, Video
 
@@ -96,6 +97,7 @@ class FrameStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._shards: dict[int, io.FileIO] = {}
         self.folder = Path(folder)
         self._absolute_folder = self.folder.absolute()  # shards are opened later, maybe from another current folder
         self.sampling, self.codec, checksum = read_header(self.folder)
@@ -110,7 +112,10 @@ class FrameStore:
             {name: row.error for name, row in index.rows.items() if isinstance(row, QuarantinedClip)}
         )
         check_shards(self.folder, index.shard_ends)
-        self._maps: dict[int, mmap.mmap] = {}
+
+    def __del__(self) -> None:
+        for file in self._shards.values():
+            file.close()
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], sampling: Sampling) -> "FrameStore":
@@ -142,7 +147,7 @@ class FrameStore:
             name: prompt_id/video_id.
 
         Returns:
-            The clip. Raw frames are a read-only view of the file: nothing is copied.
+            The clip; raw frames are read-only.
 
         Raises:
             VideoDecodeError: the clip is missing, in quarantine, or its frames are damaged.
@@ -152,9 +157,7 @@ class FrameStore:
             if name in self.quarantined:
                 raise VideoDecodeError(f"{name}: is in the quarantine of {self.folder} ({self.quarantined[name]})")
             raise VideoDecodeError(f"{name}: is not in the frame store {self.folder}; run {BUILD_COMMAND} to add it")
-        mapped = self._map(row.shard)
-        # Reading the lost pages of a file that was cut off meanwhile would end the process.
-        payload = memoryview(mapped if mapped.size() >= row.end else b"")[row.offset : row.end]
+        payload = self._read_payload(row)
         if xxhash.xxh3_128_hexdigest(payload) != row.payload_checksum:
             raise VideoDecodeError(
                 f"{shard_file(self.folder, row.shard)}: the frames of {name} have changed; run {BUILD_COMMAND} again "
@@ -192,16 +195,17 @@ class FrameStore:
                 "set a store of its own"
             )
 
-    def _map(self, shard: int) -> mmap.mmap:
-        # Opened when needed: a rank of a large run may never use most shards.
-        if shard not in self._maps:
-            path = shard_file(self._absolute_folder, shard)
-            try:
-                with path.open("rb") as file:
-                    self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise _damage(path, f"cannot be read ({error})") from error
-        return self._maps[shard]
+    def _read_payload(self, row: StoredClip) -> memoryview:
+        # Not mapped into memory: if a mapped file is cut off, or its disk fails, reading it ends the process (SIGBUS).
+        path = shard_file(self._absolute_folder, row.shard)
+        try:
+            # Opened when needed: a rank of a large run may never use most shards.
+            if row.shard not in self._shards:
+                self._shards[row.shard] = path.open("rb", buffering=0)
+            # With an offset, because forked processes share the file's position.
+            return memoryview(os.pread(self._shards[row.shard].fileno(), row.end - row.offset, row.offset))
+        except OSError as error:
+            raise _damage(path, f"cannot be read ({error.strerror})") from error
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,8 @@ def read_index(folder: Path, checksum: str) -> Index:
     by_file: dict[str, StoredClip] = {}
     shard_ends: dict[int, int] = {}
     start = num_lines = 0
-    while (end := content.find(b"\n", start) + 1) > 0:
+    whole = whole_lines(content)
+    while (end := whole.find(b"\n", start) + 1) > 0:
         fields = unseal(content[start:end], checksum)
         if fields is None:
             raise _damage(path, f"line {num_lines + 1} or the one before has changed since it was written")

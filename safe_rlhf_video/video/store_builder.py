@@ -1,8 +1,8 @@
 """Builds a frame store: worker processes decode the clips, and this process appends them in order.
 
-Frames are written before the row that names them, so a kill at any moment leaves at most some extra bytes; the next
-build cuts them off and goes on. The result depends only on the clips and their order: a build that was interrupted, or
-had more workers, ends with the same bytes.
+Frames are on the disk before the row that names them is written, so a kill or a power cut at any moment leaves at most
+some extra bytes; the next build cuts them off and goes on. The result depends only on the clips and their order: a
+build that was interrupted, or had more workers, ends with the same bytes.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import xxhash
 from tqdm import tqdm
 
 from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError, VideoDecodeError
-from safe_rlhf_video.files import lock, write_whole
+from safe_rlhf_video.files import flush, lock, make_folder, write_whole
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.video.codec import Codec
 from safe_rlhf_video.video.decoding import Backend
@@ -47,6 +48,10 @@ SHARD_BYTES = 1 << 30
 
 # Clips that may wait for a slow one before them: little memory, at 1.2 MB each.
 AHEAD_PER_WORKER = 16
+
+# How much of a build may pass in waiting for the disk. Rows whose frames have not reached it are kept in memory, and a
+# kill loses them: on a usual disk none or the last few.
+_FLUSH_SHARE = 0.1
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -271,8 +276,10 @@ class _StoreWriter:
         self._folder = folder
         self._shard_bytes = shard_bytes
         self.num_bytes = 0
+        self._waiting: list[bytes] = []  # rows whose frames may not have reached the disk
+        self._opened_s, self._flushing_s = time.monotonic(), 0.0
         _check_purpose(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with contextlib.ExitStack() as opened:
             self._index = opened.enter_context(io.FileIO(folder / INDEX_NAME, "ab"))
             self._shard_closer = opened.enter_context(contextlib.ExitStack())
@@ -289,10 +296,8 @@ class _StoreWriter:
     ) -> None:
         # If the disk is full, the next build writes it.
         with self._opened, contextlib.suppress(OSError) if error else contextlib.nullcontext():
+            self._write_rows()
             self._write_quarantine()
-            if error is None:  # what is reported as done survives a power cut
-                os.fsync(self._shard_file.fileno())
-                os.fsync(self._index.fileno())
 
     def append(self, job: _Job, clip: EncodedClip) -> None:
         """Appends a clip: its frames, unless an equal file has stored them, and then its row."""
@@ -318,10 +323,11 @@ class _StoreWriter:
         self._by_file[clip.sha256] = row
 
     def append_row(self, row: StoredClip | QuarantinedClip) -> None:
-        line, checksum = seal(dataclasses.asdict(row), self._checksum)
-        _write_all(self._index, memoryview(line))
-        self._checksum = checksum
+        line, self._checksum = seal(dataclasses.asdict(row), self._checksum)
+        self._waiting.append(line)
         self.rows[row.name] = row
+        if self._flushing_s <= _FLUSH_SHARE * (time.monotonic() - self._opened_s):
+            self._write_rows()
 
     def is_damaged(self, row: StoredClip) -> bool:
         """Whether the frames of a row have changed; further clips then do not share them."""
@@ -335,9 +341,21 @@ class _StoreWriter:
             del self._by_file[row.file_sha256]
         return True
 
+    def _write_rows(self) -> None:
+        """Writes the rows that wait, after their frames, and returns when both are on the disk."""
+        if not self._waiting:
+            return
+        lines, self._waiting = b"".join(self._waiting), []  # a write that fails must not be begun again
+        began_s = time.monotonic()
+        os.fsync(self._shard_file.fileno())
+        _write_all(self._index, memoryview(lines))
+        os.fsync(self._index.fileno())
+        self._flushing_s += time.monotonic() - began_s
+
     def _append_payload(self, payload: memoryview) -> tuple[int, int]:
         """Shard and offset where it was written."""
         if self._shard_end and self._shard_end + len(payload) > self._shard_bytes:
+            self._write_rows()
             os.fsync(self._shard_file.fileno())
             self._open_shard(self._shard + 1, 0)
         offset = self._shard_end
@@ -365,6 +383,7 @@ class _StoreWriter:
         self._shard_closer.close()
         self._shard_file = self._shard_closer.enter_context(io.FileIO(shard_file(self._folder, shard), "ab"))
         os.ftruncate(self._shard_file.fileno(), end)
+        flush(self._folder)
         self._shard, self._shard_end = shard, end
 
     def _write_quarantine(self) -> None:

@@ -20,6 +20,7 @@ from typing import IO, Any, BinaryIO
 
 from safe_rlhf_video.data.record_fields import expected_name
 from safe_rlhf_video.errors import ConfigError, SampleError
+from safe_rlhf_video.files import make_folder, put_in_place
 from safe_rlhf_video.progress import progress_bar
 
 MAX_CLIP_BYTES = 2**30
@@ -149,7 +150,7 @@ def extract_clips(
         for clip in _Reader(archive, on_bytes, count_other, max_clip_bytes).clips():
             path = folder / f"{clip.name}.mp4"
             with _explained_writes(folder):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 if Path(os.path.realpath(path.parent)).parent != Path(os.path.realpath(folder)):
                     raise SampleError(f"{path.parent}: is a link that leads out of {folder}; remove it")
                 if path.is_file() and not path.is_symlink() and path.stat().st_size == clip.size:
@@ -164,7 +165,7 @@ def extract_clips(
                 partial.unlink(missing_ok=True)
                 raise
             with _explained_writes(folder):
-                os.replace(partial, path)
+                put_in_place(partial, path)
             written += 1
     return ExtractReport(written, already_there, others, first_other)
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from safe_rlhf_video.data.sources.archive import ExtractReport, extract_clips
 from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
+from safe_rlhf_video.files import make_folder, put_in_place
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.wording import size
 
@@ -163,7 +164,7 @@ def _fetch(plan: DownloadPlan, file: RemoteFile) -> None:
     from huggingface_hub.utils import build_hf_headers
 
     partial = _partial_path(plan.out, file)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(partial.parent)
     for other in partial.parent.glob(f".{glob.escape(PurePosixPath(file.name).name)}.*.partial"):
         if other != partial:
             other.unlink()
@@ -191,7 +192,7 @@ def _fetch(plan: DownloadPlan, file: RemoteFile) -> None:
             f"{plan.out / file.name}: what arrived does not have the checksum that {_hub()} gives and was deleted; "
             "run the same command again"
         )
-    os.replace(partial, plan.out / file.name)
+    put_in_place(partial, plan.out / file.name)
 
 
 class _CountedFile:
