@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from safe_rlhf_video.cli import Parser, parse_config, run_script
+from safe_rlhf_video.cli import Parser, run_script
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.models.config import ModelConfig
 from safe_rlhf_video.models.families import FAMILIES, Family
 from safe_rlhf_video.training.config import TrainConfig

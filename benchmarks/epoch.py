@@ -40,7 +40,8 @@ from typing import Any
 import psutil
 from machine import describe_machine
 
-from safe_rlhf_video.cli import Parser, parse_config, run_script
+from safe_rlhf_video.cli import Parser, run_script
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole

@@ -1,4 +1,4 @@
-"""Runs the scripts: reads typed configurations from YAML and the command line, prints errors as one line."""
+"""Runs the scripts: reads their arguments, prints errors as one line."""
 
 from __future__ import annotations
 
@@ -7,23 +7,35 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NoReturn
 
 from safe_rlhf_video.errors import ConfigError, DeviceMemoryError, SafeRLHFVideoError
-
-Config = TypeVar("Config")
+from safe_rlhf_video.wording import did_you_mean
 
 # Seconds that a failing rank waits, before the ranks have met, for rank 0 to report the same error.
 OTHER_RANKS_S = 10.0
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake in one line."""
+    """An argument parser that reports a mistake in one line, and takes options by their whole names, each once."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Raises a ConfigError, which `run_script` prints, instead of the usage and exit code 2."""
+        unknown, _, words = message.partition(": ")
+        if unknown == "unrecognized arguments":
+            raise ConfigError(describe_unknown(words.split()[0], self._option_string_actions))
         raise ConfigError(f"{message}; --help lists the arguments")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but an option that is given twice is an error: the first one would be lost."""
+        words = sys.argv[1:] if args is None else list(args)
+        refuse_repeated(words, self._option_string_actions)
+        return super().parse_known_args(words, namespace)
 
     def add_clip_source(self) -> None:
         """Adds the arguments that find the file of --data and its clips, for `load_labelled_clips`."""
@@ -40,29 +52,22 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def parse_config(config_type: type[Config], arguments: Sequence[str], description: str) -> Config:
-    """Reads `--config FILE.yaml` and `--section.field value` overrides into a dataclass.
+def describe_unknown(word: str, known: Iterable[str]) -> str:
+    """Says that there is no such option, and which one may be meant."""
+    name = word.partition("=")[0]
+    if not name.startswith("-"):
+        return f"{name}: no option takes it; --help lists the arguments"
+    if name == "--local_rank":
+        return "this script is one process; run it with python, without a launcher"
+    return f"there is no option {name}; {did_you_mean(name, known) or '--help lists the arguments'}"
 
-    Raises:
-        ConfigError: an unknown key, a value of another type, or a missing file.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
 
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="a YAML file; later arguments override it")
-    parser.add_class_arguments(config_type)
-    # The deepspeed launcher passes --local_rank to every script; the environment has it too.
-    own = [argument for argument in arguments if not argument.startswith("--local_rank")]
-    try:
-        parsed = parser.parse_args(own)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-            values = instantiate(parsed).as_dict()
-    except ArgumentError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    values.pop("config", None)
-    return config_type(**values)
+def refuse_repeated(words: Sequence[str], known: Collection[str]) -> None:
+    """Raises a ConfigError where an option is given twice."""
+    given = [name for word in words if (name := word.partition("=")[0]) in known and name.startswith("--")]
+    for name, count in Counter(given).items():
+        if count > 1:
+            raise ConfigError(f"{name}: given {count} times; give it once, several values after one another")
 
 
 def run_script(main: Callable[[], Any]) -> None:

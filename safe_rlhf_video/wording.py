@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterable, Sequence
 
 
 def number(value: float) -> str:
@@ -80,3 +82,21 @@ def capitalise(name: str) -> str:
     """A name of the code as a heading: "instruction_following" -> "Instruction following"."""
     text = words(name)
     return text[:1].upper() + text[1:]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Names what may be meant by a name that is not known, as a question; "" where nothing is near it."""
+    names = list(dict.fromkeys(known))
+    word = _last_part(name)
+    # Of a field in a section, people give the field alone, or another section.
+    found = [one for one in names if "." in one and _last_part(one) == word]
+    found = found or difflib.get_close_matches(name, names, cutoff=0.8)
+    found = found or [one for one in names if len(word) > 3 and word in _last_part(one)]
+    found = found or [one for one in names if difflib.SequenceMatcher(None, word, _last_part(one)).ratio() > 0.7]
+    if "." not in name:  # two fields of one section are near each other whatever they are called
+        found = found or difflib.get_close_matches(name, names, cutoff=0.6)
+    return f"did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[.-]", name)[-1]

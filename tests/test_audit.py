@@ -690,7 +690,7 @@ def test_command_writes_strict_json_and_a_page_that_trusts_nothing(tmp_path):
         (["--data", "nowhere.json"], "no such file"),
         (["--data", "config.json", "--names", "a", "b"], "2 names for 1 configs"),
         (["--data", "config.json", "config.json"], "name the configs with --names"),
-        (["--data", "config.json", "--store", "."], "no frame store"),
+        (["--data", "config.json", "--frame_store", "."], "no frame store"),
         (["--data", "config.json", "--out", "config.json"], "cannot be written"),
     ],
 )
@@ -722,7 +722,7 @@ def test_command_takes_hashes_from_a_frame_store(world, tmp_path):
     launch("scripts/prepare_videos.py", "--data", config, "--out", tmp_path / "store")
     moved = tmp_path / config.name
     moved.write_bytes(config.read_bytes())
-    launch("scripts/audit.py", "--data", moved, "--store", tmp_path / "store", "--out", tmp_path)
+    launch("scripts/audit.py", "--data", moved, "--frame_store", tmp_path / "store", "--out", tmp_path)
     clips = json.loads((tmp_path / "audit.json").read_text())["clips"]
     assert (clips["present"], clips["from_store"], clips["duplicates"]) == (0, clips["missing"], [])
 

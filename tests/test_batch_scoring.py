@@ -54,7 +54,8 @@ def score(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> RunSco
     def run(source: Path, out: Path, *arguments: object, rank: int = 0, world_size: int = 1) -> int:
         for name, value in (("RANK", rank), ("WORLD_SIZE", world_size), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, str(value))
-        words = ["score.py", "--model", *folders, "--input", source, "--out", out, "--workers", 1, *arguments]
+        models = () if "--model" in arguments else ("--model", *folders)
+        words = ["score.py", *models, "--input", source, "--out", out, "--workers", 1, *arguments]
         monkeypatch.setattr(sys, "argv", list(map(str, words)))
         try:
             main()

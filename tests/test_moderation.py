@@ -18,7 +18,7 @@ from small_models import build_score_model, noise_video, one_line, whole_weights
 
 from safe_rlhf_video.calibration.fit import calibrate_label, parse_targets
 from safe_rlhf_video.calibration.store import LabelCalibration, read_calibration
-from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.data.config_files import write_records
 from safe_rlhf_video.data.datasets import VideoDataset
 from safe_rlhf_video.data.preferences import build_groups, harm_signs, is_for_calibration

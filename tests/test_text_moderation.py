@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from small_models import build_score_model, one_line, whole_weights
 
-from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.data.config_files import read_records, write_records
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.preferences import build_groups, harm_signs

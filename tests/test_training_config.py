@@ -18,8 +18,9 @@ import pytest
 import yaml
 from conftest import ROOT, environment, launch
 
-from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.field_docs import read_sections
 from safe_rlhf_video.heads import HEAD_GROUPS, HEADS
 from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, DataConfig, EngineConfig, TrainConfig
 from safe_rlhf_video.training.run_folder import flatten
@@ -213,18 +214,96 @@ def test_operational_fields_exist() -> None:
     assert set(OPERATIONAL_FIELDS) <= set(flatten(asdict(config)))
 
 
-@pytest.mark.parametrize("name", ["train_reward", "train_cost"])
-def test_help(name: str) -> None:
-    done = launch(f"scripts/{name}.py", "--help")
-    assert "--optimization.learning_rate" in done.stdout
+def test_help_says_what_each_field_means() -> None:
+    done = launch("scripts/train_reward.py", "--help")
     assert not done.stderr
+    blocks = re.findall(r"^  --([\w.]+) (\S.*)\n((?:      .*\n)+)", done.stdout, re.MULTILINE)
+    described = {path: " ".join(meaning.split()) for path, _, meaning in blocks}
+    fields = {one.path: one for section in read_sections(TrainConfig) for one in section.fields}
+    assert described.keys() == fields.keys() == flatten(asdict(TrainConfig("run", DataConfig("data")))).keys()
+    for path, one in fields.items():
+        assert described[path] == f"{one.meaning} {f'Default: {one.default}.' if one.default else 'Required.'}"
+        assert len(one.meaning.split()) >= 2, path
+        assert not path.endswith("_s") or "econds" in one.meaning, path
+    for section in read_sections(TrainConfig)[1:]:
+        assert f"\n{section.path}: {section.summary}\n" in done.stdout
+    assert "<class" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--optimization.epoch", "1"), "there is no option --optimization.epoch; did you mean --optimization.epochs"),
+        (("--epochs", "1"), "there is no option --epochs; did you mean --optimization.epochs?"),
+        (("--frame_store", "x"), "there is no option --frame_store; did you mean --data.frame_store?"),
+        (("--see", "1"), "there is no option --see; did you mean --seed?"),
+        (("--seed", "1", "--seed=2"), "--seed: given 2 times; give it once"),
+        (("--heads", "[reward]", "cost"), "cost: no option takes it"),
+        (("--heads", "reward"), "heads: expected a list such as [a,b], or null, got reward"),
+        (("--optimization.epochs", "1.5"), "optimization.epochs: expected a whole number, got 1.5"),
+        (("--dry_run", "perhaps"), "dry_run: expected true or false, got perhaps"),
+        (("--config", "no.yaml"), "config: no.yaml: no such file"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_one_line(words: tuple[str, ...], line: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_config(TrainConfig, ["--out", "run", "--data.path", "data", *words], "test")
+    assert str(raised.value).startswith(line)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_required_is_named_with_its_option() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.path: missing; give --data\.path, or set it in the file"):
+        parse_config(TrainConfig, ["--out", "run"], "test")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("optimizer: {}", "there is no field optimizer; did you mean optimization?"),
+        ("optimization: {lr: {}}", "there is no field optimization.lr; "),
+        ("epochs: 2", "there is no field epochs; did you mean optimization.epochs?"),
+        ("optimization.epochs: 2", "there is no field optimization.epochs; write epochs in the section optimization"),
+        ("seed: 1\nseed: 2", "seed is there twice"),
+        ("loss: {sign: 1}\nloss: {harm: 2}", "loss is there twice"),
+        ("engine: {deepspeed: {steps_per_print: 1, steps_per_print: 2}}", "steps_per_print is there twice"),
+        ("optimization: 3", "optimization: expected a section of fields"),
+        ("optimization: [1]", "optimization: expected a section of fields"),
+        ("[1]", "expected a section of fields"),
+        ("a: [b", "is not YAML"),
+    ],
+)
+def test_no_key_of_a_file_is_passed_over(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        parse(path, "--out", "run", "--data.path", "data")
+    assert line in str(raised.value)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "optimization:\n  # epochs: 1\n", "{}"])
+def test_an_empty_file_or_section_sets_nothing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert parse(path, "--out", "run", "--data.path", "d") == TrainConfig("run", DataConfig("d"))
+
+
+def test_flags_may_stand_bare(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "optimization": {"learning_rate": 0.5}}) + "seed: !!int 3\n")
+    for words in (("--dry_run", "--tracking.media", "false"), ("--tracking.media=false", "--dry_run"),
+                  ("--dry_run", "true", "--tracking.media", "false")):  # fmt: skip
+        config = parse(path, *words)
+        assert (config.dry_run, config.tracking.media, config.seed) == (True, False, 3)
 
 
 def test_parsing_arguments_imports_no_framework() -> None:
     code = (
-        "import sys, safe_rlhf_video, safe_rlhf_video.cli, safe_rlhf_video.training.config as config\n"
+        "import sys, safe_rlhf_video, safe_rlhf_video.config_parser, safe_rlhf_video.training.config as config\n"
         "import safe_rlhf_video.scoring.score_rows\n"  # which reports wrong rows at once
-        "safe_rlhf_video.cli.parse_config(config.TrainConfig, ['--out', 'run', '--data.path', 'data'], '')\n"
+        "safe_rlhf_video.config_parser.parse_config(config.TrainConfig, ['--out', 'run', '--data.path', 'data'], '')\n"
         "print(sorted({'torch', 'deepspeed', 'transformers', 'peft', 'wandb', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tiny_backbones import SAMPLINGS, write_tiny_backbone
 from wandb_files import figures, read_history
 
-from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.files import lock_folder
 from safe_rlhf_video.scoring.scorer import Scorer

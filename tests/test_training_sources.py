@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Record, command, environment, launch, read_records, read_rows, write_training_config
 
-from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.scorer import Scorer

@@ -264,7 +264,7 @@ def test_the_command_writes_a_config_that_loads(world: Path, tmp_path: Path) -> 
     written = []
     for name in ("a.json.gz", "b.json.gz"):
         out = tmp_path / "data" / name
-        arguments = ("videoalign", "--input", csv_file, "--out", out, "--video_root", clips)
+        arguments = ("videoalign", "--input", csv_file, "--out", out, "--video_dir", clips)
         printed = launch("scripts/convert.py", *arguments).stdout
         written.append(out.read_bytes())
     assert written[0] == written[1]

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, MakeOnce, launch, write_training_config
 from zero_probe import HEADS, STAGES, STEPS, TRAINED
 
-from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.data import load_data

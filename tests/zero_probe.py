@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.data.batch import collate
 from safe_rlhf_video.models.backbones import load_reader
 from safe_rlhf_video.models.folder import save_model

@@ -35,7 +35,7 @@ def main() -> None:
         rows = read_rows(arguments.input, arguments.name, arguments.split, arguments.revision)
         records, found = convert_rows(rows, arguments.unlabel_violations)
     else:
-        records, found = convert_csv(Path(arguments.input), out.parent, arguments.video_root)
+        records, found = convert_csv(Path(arguments.input), out.parent, arguments.video_dir)
     print_result(write_conversion(out, records, found), found)
 
 
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     videoalign = forms.add_parser("videoalign", help="VideoAlign's or VideoGen-RewardBench's CSV")
     videoalign.add_argument(
-        "--video_root", type=Path, help="what the paths in the CSV are relative to; the folder of --out unless given"
+        "--video_dir", type=Path, help="what the paths in the CSV are relative to; the folder of --out unless given"
     )
     for form in (saferlhf, videoalign):
         form.add_argument("--input", required=True)

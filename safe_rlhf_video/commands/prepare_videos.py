@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from safe_rlhf_video.cli import Parser, parse_config
+from safe_rlhf_video.cli import Parser
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset, load_any
 from safe_rlhf_video.data.store_clips import StoredClips, StorePlan, count_lost, plan_store, store_clips
 from safe_rlhf_video.errors import ConfigError
@@ -81,8 +82,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--backend", choices=get_args(Backend), default="pyav", help="what decodes")
     parser.add_argument("--verify", action="store_true", help="read every clip that is there, and mend damaged ones")
     arguments, overrides = parser.parse_known_args()
-    if overrides and arguments.config is None:
-        raise ConfigError(f"unrecognized arguments: {' '.join(overrides)}; --help lists the arguments")
+    for word in overrides:
+        if arguments.config is None or (word.startswith("--") and "." not in word.partition("=")[0]):
+            parser.error(f"unrecognized arguments: {word}")
     return arguments, overrides
 
 

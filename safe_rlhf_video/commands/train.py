@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from safe_rlhf_video.cli import parse_config
+from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.training.config import TrainConfig
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import HEAD_GROUPS, HEADS, LABEL_HEADS
 from safe_rlhf_video.models.config import ModelConfig
 from safe_rlhf_video.video.sampling import Sampling
+from safe_rlhf_video.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -328,8 +328,7 @@ OPERATIONAL_FIELDS = ("out", "data.path", "data.video_dir", "data.frame_store", 
 def _check_head(name: str) -> None:
     known = (*HEADS, *HEAD_GROUPS)
     if name not in known:
-        close = difflib.get_close_matches(name, known)
-        advice = f"did you mean {' or '.join(close)}?" if close else f"give some of {', '.join(known)}"
+        advice = did_you_mean(name, known) or f"give some of {', '.join(known)}"
         raise ConfigError(f"heads: there is no head {name!r}; {advice}")
 
 

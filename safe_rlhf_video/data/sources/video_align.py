@@ -34,7 +34,7 @@ _MAX_CELL = 131_072  # csv's own limit, which other code in the process may have
 
 
 def convert_csv(
-    csv_file: Path, config_folder: Path, video_root: Path | None = None
+    csv_file: Path, config_folder: Path, video_dir: Path | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """Turns a CSV file of pairs into SafeSora's pair records.
 
@@ -46,7 +46,7 @@ def convert_csv(
         csv_file: UTF-8 text with a header; needs `path_A`, `path_B`, `prompt` and one of the columns of labels.
         config_folder: where the records will be written. Their `video_path`s are relative to it, and end in ".mp4"
             where the file gives no ending, as their reader expects.
-        video_root: what the paths in the file are relative to; `config_folder` unless given.
+        video_dir: what the paths in the file are relative to; `config_folder` unless given.
 
     Returns:
         The records, and finding -> lines.
@@ -67,7 +67,7 @@ def convert_csv(
         cells = _name_cells(header, values, where)
         preferences = {name: PREFERENCES[cells[column]] for column, name in DIMENSION_OF.items() if column in cells}
         paths = [
-            _relative_path(cells[column], config_folder, video_root, f"{where} column {column}")
+            _relative_path(cells[column], config_folder, video_dir, f"{where} column {column}")
             for column in ("path_A", "path_B")
         ]
         if paths[0] == paths[1]:
@@ -161,9 +161,9 @@ def _name_cells(header: list[str], values: list[str], where: str) -> dict[str, s
     return cells
 
 
-def _relative_path(written: str, config_folder: Path, video_root: Path | None, where: str) -> str:
+def _relative_path(written: str, config_folder: Path, video_dir: Path | None, where: str) -> str:
     """The path from the config to a clip; one clip has one path, however the file writes it."""
-    root = config_folder if video_root is None else video_root
+    root = config_folder if video_dir is None else video_dir
     path = os.path.relpath(os.path.join(os.path.abspath(root), written), os.path.abspath(config_folder))
     path = with_ending(str(config_folder), posixpath.normpath(path.replace(os.sep, "/")))
     # The rule of the records' reader, which holds for symbolic links too.
@@ -172,6 +172,6 @@ def _relative_path(written: str, config_folder: Path, video_root: Path | None, w
     if real == real_folder or os.path.commonpath((real, real_folder)) != real_folder:
         raise SampleError(
             f"{where}: {written!r} leads out of the config's folder {config_folder}; write the config to a folder that "
-            "holds the clips, or give their folder with --video_root"
+            "holds the clips, or give their folder with --video_dir"
         )
     return path
