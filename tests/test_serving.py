@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import http.client
-import io
 import json
 import os
 import signal
@@ -30,9 +29,11 @@ from small_models import COST, REWARD, noise_video, one_line, rewrite_heads, wri
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.scoring.scorer import Scorer
+from safe_rlhf_video.serving.client_limits import ClientLimits
 from safe_rlhf_video.serving.model_thread import ModelFailedError, ModelThread
 from safe_rlhf_video.serving.request_body import LARGE_BODY_BYTES, MAX_VALUES, parse_object, read_fields
 from safe_rlhf_video.serving.request_clips import Uploads
+from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.service import Service, hide_folder
 from safe_rlhf_video.serving.settings import ServerSettings, read_key
 
@@ -414,7 +415,7 @@ def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     full = functools.partial(open, "/dev/full", "wb")
     monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda **_: full())
     with pytest.raises(HTTPException) as stored:
-        Uploads(tmp_path).store(io.BytesIO(bytes(50_000)))
+        Uploads(tmp_path).store([bytes(50_000)])
     assert stored.value.status_code == 503
     assert "cannot be stored on the server" in stored.value.detail
 
@@ -439,7 +440,8 @@ async def read_parts(content: bytes, kind: str, size: int) -> dict[str, Any]:
 
     request = Request({"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())]}, receive)
     async with contextlib.AsyncExitStack() as stack:
-        return await read_fields(request, SETTINGS, asyncio.Semaphore(8), stack)
+        body = stack.enter_context(ClientLimits(SETTINGS, ServerMetrics()).body("somebody"))
+        return await read_fields(request, SETTINGS, body, asyncio.Lock(), stack)
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])

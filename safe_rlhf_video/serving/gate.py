@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
@@ -12,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from safe_rlhf_video.serving.protocol import name_address
 from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.settings import ServerSettings
 
@@ -50,7 +52,9 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(Headers(scope=scope), receive, send)
+        exchange = _Exchange(scope, receive, send)
+        client = scope.get("client")
+        scope["state"]["client"] = name_address(client[0] if client else None)
         started_s = time.monotonic()
         with self._metrics.in_flight.track_inprogress():
             try:
@@ -97,12 +101,14 @@ class Gate:
 class _Exchange:
     """The messages of one request and its answer."""
 
-    def __init__(self, headers: Headers, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.status = CLIENT_LEFT
         self._receive = receive
         self._send = send
+        headers = Headers(scope=scope)
         self._is_received = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
         self._may_linger = "expect" not in headers
+        self._discard: Callable[[], asyncio.Event] = scope["state"]["discard"]
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -121,14 +127,13 @@ class _Exchange:
             await self._send(message)
         else:
             await self._send({**message, "more_body": True})
-            await self._receive_rest()
+            await self._drop_rest()
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _receive_rest(self) -> None:
+    async def _drop_rest(self) -> None:
         try:
             async with asyncio.timeout(LINGER_S):
-                while not self._is_received:
-                    await self.receive()
+                await self._discard().wait()
         except TimeoutError:
             pass
 

@@ -45,8 +45,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (400, "A field or a clip is wrong."),
         (401, "The key is missing or wrong."),
         (404, "The models for it are not loaded."),
+        (408, "The body comes too slowly."),
         (413, "The body is too large."),
-        (429, "Too many requests are in work; Retry-After says when to try again."),
+        (429, "A limit of all clients or of this one; Retry-After says when to try again."),
         (503, "Not answered in time, or the server is shutting down."),
     )
 }

@@ -14,14 +14,20 @@ from python_multipart.multipart import parse_options_header
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from safe_rlhf_video.contracts import show
+from safe_rlhf_video.serving.client_limits import BodyBytes
 from safe_rlhf_video.serving.request_clips import no_room
 from safe_rlhf_video.serving.request_models import NUMBERS
 from safe_rlhf_video.serving.settings import ServerSettings
 
-# Only so many requests with larger bodies are received and worked on at a time; the others wait. It bounds the memory
-# and the disk that bodies take.
+# Larger ones are parsed in a thread, one at a time: for a moment a text takes several times its size of memory.
 LARGE_BODY_BYTES = 256 << 10
-NUM_LARGE_BODIES = 8
+
+# A body may take so long, and longer by its size at this rate; the time of the whole request holds too.
+BODY_FREE_S = 10.0
+MIN_BODY_RATE = 20_000  # bytes a second
+
+# What the parser of multipart bodies gets at once: each piece costs as much as many bytes.
+PIECE_BYTES = 1 << 16
 
 # Far above what any request needs, the commas of its texts included. Small values take thirty times their size of
 # memory, and no other thread runs while they are read.
@@ -29,51 +35,68 @@ MAX_VALUES = 1_000_000
 
 
 async def read_fields(
-    request: Request, settings: ServerSettings, large_bodies: asyncio.Semaphore, stack: contextlib.AsyncExitStack
+    request: Request, settings: ServerSettings, body: BodyBytes, parsing: asyncio.Lock, stack: contextlib.AsyncExitStack
 ) -> dict[str, Any]:
     """Reads the fields of a request; of a multipart body a file part is an `UploadFile`, and "videos" is a list.
 
     Args:
-        large_bodies: the server's, of `NUM_LARGE_BODIES`; `stack` holds a place in it for a large body.
-        stack: also closes the file parts at its end.
+        body: counts what arrives.
+        parsing: held while a large body is parsed.
+        stack: closes the file parts at its end.
 
     Raises:
-        HTTPException: the body is too large, of another kind or form, has a field twice, or finds no room on the disk.
+        HTTPException: the body is too large, comes too slowly, is of another kind or form, has a field twice, or finds
+            no room among the bodies in work or on the disk.
         ClientDisconnect: the client left before its body was whole.
     """
     # Not by Starlette's body limit: where a length is declared, it answers in plain text, and errors here are JSON.
     declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > settings.max_body_bytes):
-        raise _too_large(settings)
+    if declared.isascii() and declared.isdigit():
+        if len(declared) > 18 or int(declared) > settings.max_body_bytes:
+            raise _too_large(settings)
+        body.check(int(declared))  # before it has been sent in vain
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HTTPException(400, "content-encoding: a compressed body is not read; send it as it is")
     kind, options = parse_options_header(request.headers.get("content-type", ""))
-    async with contextlib.aclosing(_receive_within(request, settings, large_bodies, stack)) as chunks:
+    async with contextlib.aclosing(_receive_within(request, settings, body)) as pieces:
         if kind == b"application/json":
-            content = b"".join([chunk async for chunk in chunks])
+            content = bytearray()
+            async for piece in pieces:
+                content += piece
             if len(content) > LARGE_BODY_BYTES:
-                return await asyncio.to_thread(parse_object, content)
+                async with parsing:
+                    return await asyncio.to_thread(parse_object, content)
             return parse_object(content)
         if kind == b"multipart/form-data":
             # Python has text codecs that take minutes for a megabyte.
             if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
                 raise HTTPException(400, "content-type: expected the charset utf-8, or none")
-            return await _read_form(WholeForm(request.headers, chunks, **_form_limits(settings)), stack)
+            return await _read_form(WholeForm(request.headers, pieces, **_form_limits(settings)), stack)
     raise HTTPException(400, "content-type: expected application/json or multipart/form-data")
 
 
-async def _receive_within(
-    request: Request, settings: ServerSettings, large_bodies: asyncio.Semaphore, stack: contextlib.AsyncExitStack
-) -> AsyncGenerator[bytes]:
-    num_bytes, is_large = 0, False
-    async for chunk in request.stream():
-        num_bytes += len(chunk)
-        if num_bytes > settings.max_body_bytes:
+async def _receive_within(request: Request, settings: ServerSettings, body: BodyBytes) -> AsyncGenerator[bytes]:
+    """Yields the body in pieces of `PIECE_BYTES` or more, and a last one."""
+    started_s = asyncio.get_running_loop().time()
+    stream = request.stream()
+    piece = bytearray()
+    while True:
+        try:
+            async with asyncio.timeout_at(started_s + BODY_FREE_S + body.num_bytes / MIN_BODY_RATE):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise HTTPException(408, f"body: comes too slowly; send {MIN_BODY_RATE} bytes a second or more") from None
+        if chunk is None:
+            break
+        if body.num_bytes + len(chunk) > settings.max_body_bytes:
             raise _too_large(settings)
-        if num_bytes > LARGE_BODY_BYTES and not is_large:
-            is_large = True
-            await stack.enter_async_context(large_bodies)
-        yield chunk
+        body.add(len(chunk))
+        piece += chunk
+        if len(piece) >= PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
 
 
 class WholeForm(MultiPartParser):
@@ -132,7 +155,7 @@ def _parse_number(text: str) -> Any:
         return text
 
 
-def parse_object(content: bytes) -> dict[str, Any]:
+def parse_object(content: bytes | bytearray) -> dict[str, Any]:
     """Reads the fields of a JSON body.
 
     Raises:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import os
-import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
-from io import BytesIO
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 from fastapi import HTTPException
 
@@ -23,6 +20,11 @@ from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.settings import ServerSettings
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Sampling, Video
+
+# Of base64 it holds whole groups of four characters.
+_PIECE_BYTES = 1 << 20
+# Linux has no longer ones.
+MAX_PATH_CHARS = 4096
 
 
 class Uploads:
@@ -41,8 +43,8 @@ class Uploads:
         for path in self._paths:
             path.unlink(missing_ok=True)
 
-    def store(self, content: IO[bytes]) -> Path:
-        """Copies the content to a new file; any thread may call it.
+    def store(self, pieces: Iterable[bytes]) -> Path:
+        """Writes the pieces to a new file; any thread may call it.
 
         Raises:
             HTTPException: the disk has no room.
@@ -52,7 +54,7 @@ class Uploads:
             with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
                 path = Path(file.name)
                 self._paths.append(path)
-                shutil.copyfileobj(content, file, 1 << 20)
+                file.writelines(pieces)
         except OSError as error:
             raise no_room(error) from error
         finally:
@@ -97,14 +99,13 @@ class ClipReader:
 
     def _find(self, name: str, clip: RequestClip, uploads: Uploads) -> Path:
         if clip.part is not None:
-            return uploads.store(clip.part.file)
+            return uploads.store(iter(partial(clip.part.file.read, _PIECE_BYTES), b""))
         if clip.path:
             return self._find_path(f"{name}.path", clip)
         try:
-            content = base64.b64decode(clip.data, validate=True)
-        except (binascii.Error, ValueError) as error:
+            return uploads.store(decode_base64(clip.data))
+        except ValueError as error:
             raise HTTPException(400, f"{name}.data: is not base64 ({error}); encode the whole file") from error
-        return uploads.store(BytesIO(content))
 
     def _find_path(self, name: str, clip: RequestClip) -> Path:
         if clip.whole_path is None:
@@ -142,6 +143,19 @@ class ClipReader:
         return video
 
 
+def decode_base64(text: str) -> Iterator[bytes]:
+    """Yields the bytes piece by piece: a clip takes no memory besides its text.
+
+    Raises:
+        ValueError: it is not base64.
+    """
+    for start in range(0, len(text), _PIECE_BYTES):
+        piece = text[start : start + _PIECE_BYTES]
+        if "=" in piece and start + _PIECE_BYTES < len(text):
+            raise ValueError("Excess data after padding")
+        yield base64.b64decode(piece, validate=True)
+
+
 def find_under(root: Path | None, path: str, name: str) -> Path:
     """Returns the regular file that a client's path leads to, all links followed.
 
@@ -153,13 +167,16 @@ def find_under(root: Path | None, path: str, name: str) -> Path:
     Raises:
         HTTPException: it leads out of the root, or to no regular file.
     """
+    missing = HTTPException(400, f"{name}: no such file under the video root; check the path")
+    # Before any work: resolving takes time that grows with the square of the length.
+    if len(path) > MAX_PATH_CHARS:
+        raise missing
     if root is None:
         raise HTTPException(400, f'{name}: this server reads no files; send the clip as "data" or as a file part')
     if "://" in path:
         raise HTTPException(400, f"{name}: is an address, and none is ever fetched; send a path or the clip itself")
     if os.path.isabs(path):
         raise HTTPException(400, f"{name}: expected a path relative to the video root, got an absolute one")
-    missing = HTTPException(400, f"{name}: no such file under the video root; check the path")
     try:
         real = Path(os.path.realpath(root / path, strict=True))
         mode = real.stat().st_mode

@@ -10,7 +10,9 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 
@@ -18,12 +20,10 @@ from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.serving.app import build_app
 from safe_rlhf_video.serving.gate import Gate
-from safe_rlhf_video.serving.protocol import Protocol
+from safe_rlhf_video.serving.protocol import MAX_CONNECTIONS, Connections, Protocol
 from safe_rlhf_video.serving.service import Service
 from safe_rlhf_video.serving.settings import ServerSettings
 
-# Idle connections count. Requests beyond queue_size are refused long before, with a JSON error.
-MAX_CONNECTIONS = 2000
 KEEP_ALIVE_S = 15
 BACKLOG = 1024
 
@@ -51,7 +51,7 @@ async def _serve(scorer: Scorer, settings: ServerSettings, listening: socket.soc
         routes = frozenset(path for route in app.routes if "{" not in (path := getattr(route, "path", "{")))
         config = uvicorn.Config(
             Gate(app, settings, service.metrics, routes),
-            http=Protocol,
+            http=cast(Any, partial(Protocol, connections=Connections(service.metrics))),
             ws="none",
             lifespan="off",
             log_config=None,

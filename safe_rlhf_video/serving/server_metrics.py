@@ -36,6 +36,10 @@ class ServerMetrics:
         self.decode_failures = Counter(
             "decode_failures", "Clips that could not be decoded.", (), PREFIX, registry=registry
         )
+        self.refused = Counter(
+            "refused", "Requests and connections beyond a limit, by limit.", ("limit",), PREFIX, registry=registry
+        )
+        self.body_bytes = Gauge("body_bytes", "Bytes of the bodies in work.", (), PREFIX, registry=registry)
         self.in_flight = Gauge(
             "requests_in_flight", "Requests that are not answered yet.", (), PREFIX, registry=registry
         )

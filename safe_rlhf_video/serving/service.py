@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,15 +20,17 @@ from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.responses import content_digest
 from safe_rlhf_video.scoring.decisions import TradeOff
 from safe_rlhf_video.scoring.scorer import Scorer
+from safe_rlhf_video.serving.client_limits import ClientLimits
 from safe_rlhf_video.serving.model_thread import ModelThread
-from safe_rlhf_video.serving.request_body import NUM_LARGE_BODIES, read_fields
+from safe_rlhf_video.serving.request_body import read_fields
 from safe_rlhf_video.serving.request_clips import ClipReader, Uploads
-from safe_rlhf_video.serving.request_models import PairRequest, RankRequest
+from safe_rlhf_video.serving.request_models import PairRequest, RankRequest, ScoringRequest
 from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.settings import ServerSettings
 
 Scores = dict[str, float]
 Result = TypeVar("Result")
+Asked = TypeVar("Asked", bound=ScoringRequest)
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +54,8 @@ class Service:
         self.facts = replace(scorer.facts, backbone=hide_folder(scorer.facts.backbone))
         self.is_stopping = False
         self._upload_folder = Path(tempfile.mkdtemp(prefix="safe_rlhf_video-uploads-"))
-        self._large_bodies = asyncio.Semaphore(NUM_LARGE_BODIES)
+        self.limits = ClientLimits(settings, self.metrics)
+        self._parsing = asyncio.Lock()
         self.clips = ClipReader(settings, scorer.record.sampling, self.metrics)
         self._model = ModelThread(
             scorer.score_batch,
@@ -63,15 +66,15 @@ class Service:
         )
         # Decoding runs ahead of the model by two batches, not by all that is asked for.
         self._decoded = asyncio.Semaphore(2 * settings.batch_size + settings.workers)
-        self._num_requests = 0
         self._timeouts: set[asyncio.Timeout] = set()
-        self.metrics.queue_requests.set_function(lambda: self._num_requests)
+        self.metrics.queue_requests.set_function(lambda: self.limits.num_requests)
+        self.metrics.body_bytes.set_function(lambda: self.limits.num_bytes)
         self.metrics.queue_clips.set_function(lambda: self._model.num_waiting)
 
     @contextlib.asynccontextmanager
     async def receive(
-        self, request: Request, read: Callable[[dict[str, Any], ServerSettings], Result]
-    ) -> AsyncIterator[tuple[Result, Uploads]]:
+        self, request: Request, read: Callable[[dict[str, Any], ServerSettings], Asked]
+    ) -> AsyncIterator[tuple[Asked, Uploads]]:
         """Receives a request and gives it one of `queue_size` places; the block works on it.
 
         The block is cancelled when its time is up and when its client leaves.
@@ -83,13 +86,20 @@ class Service:
             HTTPException: there is no place, the body or a field is wrong, or it took too long.
             ClientDisconnect: the client left.
         """
-        self._check_room()  # before the body is received, and again after
+        client = request.scope.get("state", {}).get("client", "unknown")
+        self._require_running()
+        self.limits.check_place(client)  # before the body is received, and again after
+        self.limits.take_clips(client, 1)
         left = None
         try:
             async with self.within_time() as timeout, contextlib.AsyncExitStack() as stack:
                 uploads = stack.enter_context(Uploads(self._upload_folder))
-                asked = read(await read_fields(request, self.settings, self._large_bodies, stack), self.settings)
-                stack.enter_context(self._place())
+                body = stack.enter_context(self.limits.body(client))
+                fields = await read_fields(request, self.settings, body, self._parsing, stack)
+                asked = read(fields, self.settings)
+                self._require_running()
+                stack.enter_context(self.limits.place(client))
+                self.limits.take_clips(client, len(asked.clips) - 1)
                 left = asyncio.create_task(_end_when_left(request, timeout))
                 stack.callback(left.cancel)
                 yield asked, uploads
@@ -98,21 +108,9 @@ class Service:
                 raise ClientDisconnect from error
             raise
 
-    def _check_room(self) -> None:
+    def _require_running(self) -> None:
         if self.is_stopping:
             raise _shutting_down()
-        if self._num_requests >= self.settings.queue_size:
-            message = f"{self.settings.queue_size} requests are in work already; try again"
-            raise HTTPException(429, message, {"Retry-After": "1"})
-
-    @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
-        self._check_room()
-        self._num_requests += 1
-        try:
-            yield
-        finally:
-            self._num_requests -= 1
 
     @contextlib.asynccontextmanager
     async def within_time(self) -> AsyncIterator[asyncio.Timeout]:
@@ -136,8 +134,7 @@ class Service:
 
     def require_life(self) -> None:
         """Raises an HTTPException if the server is about to end, or its model scores no clip any more."""
-        if self.is_stopping:
-            raise _shutting_down()
+        self._require_running()
         if not self._model.is_alive:
             raise HTTPException(503, "the model's thread has ended; start the server anew")
 

@@ -38,6 +38,9 @@ class ServerSettings(BaseModel):
     max_videos: int = Field(64, ge=1, description="the number of clips in a request")
     max_prompt_chars: int = Field(4096, ge=1, description="the length of a prompt")
     queue_size: int = Field(256, ge=1, description="requests in work or waiting; one more is answered with 429")
+    bodies_mb: float = Field(512.0, gt=0, description="bodies of all requests in work together, in 10^6 bytes")
+    client_share: float = Field(0.5, gt=0, le=1, description="what one of several keys may have of queue and bodies")
+    client_clips_per_minute: int = Field(0, ge=0, description="clips scored for a client in a minute; 0 for any number")
     timeout_s: float = Field(60.0, gt=0, description="seconds for a request, and for decoding a clip; then 503")
     shutdown_s: float = Field(15.0, gt=0, description="seconds that requests in work have when the server is ended")
     batch_size: int = Field(32, ge=1, description="clips scored at once")
@@ -54,6 +57,11 @@ class ServerSettings(BaseModel):
             raise ConfigError(describe(wrong, "server")) from wrong
         if settings.video_root is not None and not settings.video_root.is_dir():
             raise ConfigError(f"video_root: {settings.video_root} is not a folder; give the folder of the clips")
+        if settings.bodies_mb * settings.client_share < settings.max_body_mb:
+            raise ConfigError(
+                f"bodies_mb: a client's share of {settings.bodies_mb * settings.client_share:g} MB is less than one "
+                f"body of max_body_mb {settings.max_body_mb:g}; give more"
+            )
         if settings.api_key is None and not settings.is_loopback:
             raise ConfigError(
                 f"host: {settings.host} can be reached from other machines, which needs a key; give --api_key_file or "
