@@ -42,7 +42,7 @@ from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.lagrangian import confident_multiplier, solve_multiplier, weigh
-from safe_rlhf_video.lagrangian.hulls import Hulls, flatten, make_hulls
+from safe_rlhf_video.lagrangian.order import trace_choices
 from safe_rlhf_video.pages.figures import COLOUR, REFERENCE, page_style
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.scoring.scorer import Scorer
@@ -113,13 +113,6 @@ class Rule:
 
     truth: Candidates
     weights: np.ndarray
-    hulls: Hulls
-
-    @classmethod
-    def build(cls, candidates: Candidates, weights: np.ndarray) -> Self:
-        # Once for all multipliers: `select` would do it for each.
-        flat, offsets = flatten("weights", weights)
-        return cls(candidates, weights, make_hulls(candidates.rewards.ravel(), flat, offsets))
 
     def calibrate(self, places: Any, limit: float) -> float | None:
         """The multiplier of some of the prompts, from their scores and labels."""
@@ -129,8 +122,9 @@ class Rule:
 
     def outcomes(self, multiplier: float) -> tuple[np.ndarray, np.ndarray]:
         """True harm (0, 1) and true helpfulness of what is chosen, each (P,)."""
-        chosen = self.hulls.choose(multiplier)
-        return self.truth.is_unsafe.ravel()[chosen], self.truth.helpfulness.ravel()[chosen]
+        (chosen,) = trace_choices(self.truth.rewards, self.weights, np.array([multiplier]))
+        prompts = np.arange(len(chosen))
+        return self.truth.is_unsafe[prompts, chosen], self.truth.helpfulness[prompts, chosen]
 
 
 def main() -> None:
@@ -158,7 +152,7 @@ def main() -> None:
         "P(unsafe), fitted": weigh(slope * pool.costs + intercept, "p_unsafe"),
         "cost": pool.costs,
     }
-    rules = {name: Rule.build(pool, values) for name, values in weights.items()}
+    rules = {name: Rule(pool, values) for name, values in weights.items()}
     limit = arguments.harm_rate_limit
     result: dict[str, Any] = {
         "machine": describe_machine(),

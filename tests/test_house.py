@@ -14,7 +14,7 @@ from conftest import ROOT, launch
 FOLDERS = ("safe_rlhf_video", "scripts", "tools", "benchmarks", "tests")
 MOST_LINES_OF_A_FUNCTION = 80
 # Still longer; nothing may be added.
-LINES_OF_LONG_ONES = {"confident_multiplier": 92, "solve_multiplier": 89}
+LINES_OF_LONG_ONES = {"solve_multiplier": 89}
 # Still to be renamed; nothing may be added.
 SHARED_MODULE_NAMES = {"config.py"}
 

@@ -44,7 +44,7 @@ def test_the_oracle_is_the_optimum_of_the_linear_programme(promise: ModuleType) 
 @pytest.mark.parametrize("others_only", [False, True])
 def test_multipliers_are_judged_by_the_truth_of_what_they_choose(promise: ModuleType, others_only: bool) -> None:
     pool = draw_pool(promise, 603, 4)
-    rule = promise.Rule.build(pool, pool.costs)
+    rule = promise.Rule(pool, pool.costs)
     sets = list(np.arange(603).reshape(3, -1))
     # Too few to promise anything: kept is what is promised and true.
     found = promise.judge(rule, 0.05, [*sets[:2], sets[0][:20]], 1.0, 3.0, [*sets[1:], sets[1]], others_only)

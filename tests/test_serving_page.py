@@ -213,10 +213,10 @@ COMPUTE = """async ([points, lambda, limit, weighed]) => {
   const page = await import("/page/page.js");
   return {
     scores: points.map((point) => page.lagrangianScore(point.reward, point.cost, lambda, limit, weighed)),
-    order: page.rank(points, lambda, limit, weighed),
+    order: page.rank(points, lambda, weighed),
     front: page.paretoFront(points),
     choices: page.findChoices(points, weighed),
-    reason: page.explainChoice(...page.rank(points, lambda, limit, weighed).slice(0, 2).map((at) => points[at]), lambda,
+    reason: page.explainChoice(...page.rank(points, lambda, weighed).slice(0, 2).map((at) => points[at]), lambda,
       limit, weighed),
     alone: [["reward", points[0].reward, points[1].reward], ["cost", points[0].cost, points[1].cost]].map(
       ([head, one, other]) => page.explainChoiceByOne(head, { name: "v1", score: one }, { name: "v2", score: other })),
@@ -240,13 +240,14 @@ def test_the_browser_computes_what_the_package_does(visit: Visit) -> None:
         weighed = ("cost", "p_unsafe")[trial % 2]
         found = visit.page.evaluate(COMPUTE, [points, multiplier, limit, weighed])
         scores = lagrangian.lagrangian_score(rewards, costs, multiplier, limit, weighed)
-        order = np.argsort(-scores, kind="stable")
+        net = lagrangian.net_reward(rewards, costs, multiplier, weighed)
+        order = np.array(lagrangian.order_candidates(net, lagrangian.weigh(costs, weighed)))
         np.testing.assert_allclose(found["scores"], scores, rtol=1e-12, atol=1e-12)
         assert found["order"] == order.tolist()
         assert found["front"] == lagrangian.pareto_front(rewards, costs).tolist()
         first, second = order[:2]
         pair = [(float(values[first]), float(values[second])) for values in (rewards, costs)]
-        preferred = lagrangian.choose(float(scores[first]), float(scores[second]))
+        preferred = lagrangian.choose(float(net[first]), float(net[second]))
         names = (f"v{first}", f"v{second}")
         assert found["reason"] == lagrangian.explain_choice(*pair, multiplier, limit, preferred, names, weighed)
         for head, alone, sentence in zip(("reward", "cost"), (rewards, costs), found["alone"], strict=True):
@@ -329,7 +330,7 @@ def test_the_choice_flips_with_lambda_and_nothing_leaves_the_origin(
     page.fill("#limit", str(sum(costs) / 2))
     assert f"{safe}; a lambda above {flip:.3g} chooses it" in visit.text("#best")
     page.fill("#lambda", "-1")
-    assert visit.text("#lambda-problem") == "Lambda is a number of 0 or more."
+    assert visit.text("#lambda-problem") == "Lambda is a number from 0 to a million."
     assert visit.chosen() == [helpful]
     page.click("#defaults")
     assert (page.input_value("#lambda"), page.input_value("#limit")) == ("1", "0")

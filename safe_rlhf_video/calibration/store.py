@@ -19,7 +19,7 @@ from pydantic import Field
 from safe_rlhf_video.contracts import STRICT, read_json, write_json
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS
-from safe_rlhf_video.lagrangian import Bound, Constraint, Weighed
+from safe_rlhf_video.lagrangian import MOST_COST, Bound, Constraint, Weighed
 from safe_rlhf_video.models.fingerprints import fingerprint_model
 from safe_rlhf_video.stats.thresholds import Target, Threshold
 
@@ -196,7 +196,8 @@ class MultiplierCalibration:
     def promise(self) -> str:
         """What is promised of each multiplier, exactly."""
         return (
-            f"a {self.limited} up to {self.limit:g} of what is chosen for prompts and clips like these; for each "
+            f"a {self.limited} up to {self.limit:g} of what is chosen for prompts and clips like these"
+            f"{f' (costs above {MOST_COST:g} count as that)' if self.constraint == 'cost' else ''}; for each "
             f"number of candidates, the probability that a wrong multiplier is issued is at most "
             f"{100.0 * (1.0 - self.confidence):.3g}%"
         )

@@ -122,7 +122,7 @@ def _compare(first: ClipScores, second: ClipScores, ids: Sequence[str], trade_of
     def preference(row: Sequence[Mapping[str, float]], dimension: str) -> FloatArray:
         reward, cost = _values(row, "reward"), _values(row, "cost")
         if dimension == "lagrangian":
-            return np.asarray(trade_off.score(reward, cost), dtype=np.float64)
+            return np.asarray(trade_off.net(reward, cost), dtype=np.float64)
         return preference_score("reward", reward) if dimension == "helpfulness" else preference_score("cost", cost)
 
     def win_rate(dimension: str) -> RateFigure:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.lagrangian.hulls import FloatArray, IntArray, Rows, check_alike, flatten, make_hulls
+from safe_rlhf_video.lagrangian.hulls import FloatArray, IntArray, Rows, check_alike, flatten
+from safe_rlhf_video.lagrangian.order import trace_choices
 from safe_rlhf_video.lagrangian.selection import Constraint, check_limit, check_probabilities
-from safe_rlhf_video.stats.bounds import binomial_p_values, hoeffding_bentkus_p_values, student_upper_bound
+from safe_rlhf_video.stats.bounds import betting_p_values, binomial_p_values, hoeffding_bentkus_p_values
 
-Bound = Literal["binomial", "hoeffding_bentkus", "student_t"]
+Bound = Literal["binomial", "hoeffding_bentkus", "betting"]
 
 CONFIDENCE = 0.95
+MOST_COST = 10.0
+"""Higher costs count as this one in what is promised of a mean cost: without an end, no sample bounds a mean. As log
+odds it is a probability of being unsafe of 0.99995."""
+SHUFFLE_SEED = 0
 LADDER = tuple(np.append(np.geomspace(1e4, 1e-4, 801), 0.0).tolist())
 """The multipliers to try, falling, 2.3% apart. The promise needs them to be fixed before any score is seen."""
 
@@ -28,12 +32,12 @@ class ConfidentMultiplier:
         lagrange_multiplier: the smallest one that keeps the promise; None if none does.
         reason: why there is none; else None.
         constraint, limit: the promise: on new prompts with as many candidates, the mean cost or the harmful rate of the
-            chosen ones is at most the limit.
+            chosen ones is at most the limit; of costs, the mean of min(cost, `MOST_COST`).
         confidence: 1 less the probability that a multiplier is issued which breaks this, over draws of the prompts.
         bound: the bound on the mean that was used.
         num_prompts: the number of prompts that the multiplier was chosen on.
         observed: mean cost, or harmful rate, of the candidates chosen on these prompts; if there is no multiplier, with
-            the largest one tried.
+            the largest one tried. Here every cost counts as it is.
         reward: mean reward of these candidates.
     """
 
@@ -66,7 +70,8 @@ def confident_multiplier(
     losses need not fall with lambda. Source: Learn then Test (arXiv 2110.01052), fixed-sequence testing. A test passes
     if, with the expectation at the limit, at most 5% of draws would give a mean as low as the observed one:
     `stats.bounds.binomial_p_values` for labels (0, 1), `hoeffding_bentkus_p_values` for losses in [0, 1], and
-    `student_upper_bound` for costs, which have no bounds; it needs at least 30 prompts.
+    `betting_p_values` for costs. These have no upper end, and without one nothing is known of a mean: what is promised
+    is the mean of min(cost, `MOST_COST`).
 
     The promise is about prompts and candidates drawn like these, with exactly as many candidates: best of another
     number is another rule. Calling this again until a lambda is issued spends the 5%. With P(unsafe) as losses, the
@@ -89,6 +94,8 @@ def confident_multiplier(
     constraint, limit = check_limit(cost_limit, harm_rate_limit)
     if not 0.0 < confidence < 1.0:
         raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
+    if constraint == "cost" and limit >= MOST_COST:
+        raise ConfigError(f"cost_limit must be below {MOST_COST:g} to be promised: higher costs count as that")
     (reward, offsets), (weight, weight_offsets) = flatten("rewards", rewards), flatten("weights", weights)
     loss, loss_offsets = (weight, weight_offsets) if losses is None else flatten("losses", losses)
     _check_one_number(offsets)
@@ -97,36 +104,20 @@ def confident_multiplier(
     if constraint == "harm_rate":
         check_probabilities("losses (labels or P(unsafe); by default the weights)", loss)
 
-    hulls = make_hulls(reward, weight, offsets)
     num_prompts = len(offsets) - 1
-    # Segments are sorted by slope, so prefix sums give the sums over the chosen candidates at all multipliers.
-    num_segments = np.searchsorted(-hulls.slope, -np.array(LADDER), side="left")
-
-    def means(values: FloatArray) -> FloatArray:
-        steps = np.append(0.0, np.cumsum(values[hulls.end] - values[hulls.begin]))
-        return (math.fsum(values[hulls.least].tolist()) + steps[num_segments]) / num_prompts
-
-    mean = means(loss)
-    bound: Bound
-    if constraint == "cost":
-        bound = "student_t"
-        # Centred, so that the squares do not cancel.
-        centred = loss - loss.mean()
-        variance = np.maximum(means(centred**2) - means(centred) ** 2, 0.0) * num_prompts / max(num_prompts - 1, 1)
-        holds = student_upper_bound(mean, variance, num_prompts, confidence) <= limit
-    elif np.isin(loss, (0.0, 1.0)).all():
-        bound = "binomial"
-        counts = np.rint(mean * num_prompts).astype(np.intp)
-        holds = binomial_p_values(counts, num_prompts, limit) <= 1.0 - confidence
-    else:
-        bound = "hoeffding_bentkus"
-        holds = hoeffding_bentkus_p_values(mean, num_prompts, limit) <= 1.0 - confidence
+    reward, weight, loss = (values.reshape(num_prompts, -1) for values in (reward, weight, loss))
+    chosen = trace_choices(reward, weight, np.array(LADDER))
+    prompts = np.arange(num_prompts)
+    losses_of_chosen = loss[prompts, chosen]
+    bound, p_values = _test(losses_of_chosen, constraint, limit, confidence)
+    holds = p_values <= 1.0 - confidence
     num_passed = len(LADDER) if holds.all() else int(np.argmin(holds))
     at = max(num_passed - 1, 0)
+    observed = float(losses_of_chosen[at].mean())
     what = "mean cost" if constraint == "cost" else "harmful rate"
     none = (
         f"{num_prompts} prompts cannot promise a {what} up to {limit:g} with {confidence:.0%} confidence: even at "
-        f"lambda = {LADDER[0]:g} it is {mean[0]:.4g} among them; raise the limit or take more prompts"
+        f"lambda = {LADDER[0]:g} it is {observed:.4g} among them; raise the limit or take more prompts"
     )
     return ConfidentMultiplier(
         lagrange_multiplier=LADDER[at] if num_passed else None,
@@ -136,9 +127,26 @@ def confident_multiplier(
         confidence=confidence,
         bound=bound,
         num_prompts=num_prompts,
-        observed=float(mean[at]),
-        reward=float(means(reward)[at]),
+        observed=observed,
+        reward=float(reward[prompts, chosen[at]].mean()),
     )
+
+
+def _test(losses: FloatArray, constraint: Constraint, limit: float, confidence: float) -> tuple[Bound, FloatArray]:
+    """Tests for each multiplier whether the expectation is above the limit; returns the bound and (L,) p-values.
+
+    Args:
+        losses: (L, P), of what each multiplier chooses.
+    """
+    num_prompts = losses.shape[1]
+    if constraint == "cost":
+        # Bets look back, so that a file that is sorted by cost would break them.
+        shuffled = np.random.default_rng(SHUFFLE_SEED).permutation(num_prompts)
+        clipped = np.minimum(losses[:, shuffled], MOST_COST)
+        return "betting", betting_p_values(clipped, limit, MOST_COST, confidence)
+    if np.isin(losses, (0.0, 1.0)).all():
+        return "binomial", binomial_p_values(losses.sum(axis=1).astype(np.intp), num_prompts, limit)
+    return "hoeffding_bentkus", hoeffding_bentkus_p_values(losses.mean(axis=1), num_prompts, limit)
 
 
 def _check_one_number(offsets: IntArray) -> None:

@@ -17,21 +17,25 @@ from numpy.typing import ArrayLike
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.lagrangian.score import check_cost_limit, check_multiplier
 
 
 @dataclass(kw_only=True)
 class LagrangeMultiplier:
     """Holds lambda and moves it by stochastic gradient descent on its logarithm.
 
-        ln lambda <- min(ln lambda + a * lambda * (J_C - d), ln lambda_max)
+        ln lambda <- min(max(ln lambda + a * lambda * (J_C - d), ln lambda_min), ln lambda_max)
 
-    J_C is the mean cost of the last `window_size` episodes (generations, with one cost each). The logarithm keeps
-    lambda positive. Source: Safe RLHF (arXiv 2310.12773); its published code has these defaults.
+    J_C is the mean cost of the last `window_size` episodes (generations, with one cost each). Source: Safe RLHF (arXiv
+    2310.12773); its published code has these defaults, and no lambda_min. Without it one bad batch is the end of it: a
+    mean cost of -1e4 makes lambda e^-1000, which is 0, and steps proportional to lambda never bring it back.
 
     Attributes:
         initial: lambda before the first step, > 0.
         learning_rate: a, > 0.
-        maximum: lambda_max, at least `initial`.
+        minimum: lambda_min, > 0 and at most `initial`. From 0.01 an excess of 1 brings lambda back to 1 in a thousand
+            steps, at the default rate.
+        maximum: lambda_max, at least `initial` and at most `MAX_LAGRANGE_MULTIPLIER`.
         cost_limit: d, in units of the cost head.
         window_size: number of episodes in the mean J_C.
         delay_steps: updates that only fill the window, before the first one moves lambda.
@@ -42,6 +46,7 @@ class LagrangeMultiplier:
 
     initial: float = 1.0
     learning_rate: float = 0.1
+    minimum: float = 0.01
     maximum: float = 5.0
     cost_limit: float = 0.0
     window_size: int = 128
@@ -51,21 +56,28 @@ class LagrangeMultiplier:
     recent_costs: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("initial", "learning_rate", "maximum"):
+        for name in ("initial", "learning_rate", "minimum", "maximum"):
             if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be a finite number > 0, got {getattr(self, name)!r:.40}")
         if self.initial > self.maximum:
             raise ConfigError(f"initial must be at most maximum = {self.maximum}, got {self.initial}")
+        if self.initial < self.minimum:
+            raise ConfigError(f"initial must be at least minimum = {self.minimum}, got {self.initial}")
+        check_multiplier(self.maximum, "maximum")
         if not _is_number(self.cost_limit):
             raise ConfigError(f"cost_limit must be a finite number, got {self.cost_limit!r:.40}")
+        check_cost_limit(self.cost_limit)
         for name, least in (("window_size", 1), ("delay_steps", 0), ("num_updates", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} must be a whole number >= {least}, got {value!r:.40}")
         if self.log_value is None:
             self.log_value = math.log(self.initial)
-        if not _is_number(self.log_value) or self.log_value > math.log(self.maximum):
-            raise ConfigError(f"log_value must be a number up to ln {self.maximum}, got {self.log_value!r:.40}")
+        low, high = math.log(self.minimum), math.log(self.maximum)
+        if not _is_number(self.log_value) or not low <= self.log_value <= high:
+            raise ConfigError(
+                f"log_value must be a number from ln {self.minimum} to ln {self.maximum}, got {self.log_value!r:.40}"
+            )
         self.recent_costs = tuple(self.recent_costs)
         if len(self.recent_costs) > self.window_size or not all(map(_is_number, self.recent_costs)):
             raise ConfigError(f"recent_costs must hold up to window_size = {self.window_size} finite numbers")
@@ -100,7 +112,7 @@ class LagrangeMultiplier:
             moved += self.learning_rate * self.value * excess
             if not math.isfinite(moved):
                 raise ValueError(f"costs are too large for a step: their mean exceeds the limit by {excess:g}")
-        self.log_value = min(moved, math.log(self.maximum))
+        self.log_value = min(max(moved, math.log(self.minimum)), math.log(self.maximum))
         self.num_updates += 1
         self.recent_costs = window
         return self.value

@@ -18,7 +18,27 @@ Choice = Literal["v1", "v2", "tie"]
 Weighed = Literal["cost", "p_unsafe"]
 ScoreT = TypeVar("ScoreT", float, NDArray[np.floating[Any]])
 
+# With larger ones, products with a score are no longer exact enough to tell clips apart: at 1e17 every pair was a tie.
+MAX_LAGRANGE_MULTIPLIER = 1e6
+MAX_COST_LIMIT = 1e6
+
 _MAX_DECIMALS = 9
+
+
+def check_multiplier(lagrange_multiplier: float, name: str = "lagrange_multiplier") -> None:
+    """Raises ConfigError unless a lambda is in [0, `MAX_LAGRANGE_MULTIPLIER`]."""
+    if not (math.isfinite(lagrange_multiplier) and lagrange_multiplier >= 0):
+        raise ConfigError(f"{name} must be a finite number >= 0, got {lagrange_multiplier}")
+    if lagrange_multiplier > MAX_LAGRANGE_MULTIPLIER:
+        raise ConfigError(f"{name} must be at most {MAX_LAGRANGE_MULTIPLIER:g}, got {lagrange_multiplier:g}")
+
+
+def check_cost_limit(cost_limit: float) -> None:
+    """Raises ConfigError unless a cost limit is finite and at most `MAX_COST_LIMIT` from 0."""
+    if not math.isfinite(cost_limit):
+        raise ConfigError(f"cost_limit must be a finite number, got {cost_limit}")
+    if abs(cost_limit) > MAX_COST_LIMIT:
+        raise ConfigError(f"cost_limit must be at most {MAX_COST_LIMIT:g} from 0, got {cost_limit:g}")
 
 
 def weigh(cost: ScoreT, weighed: Weighed = "cost") -> ScoreT:
@@ -65,18 +85,30 @@ def lagrangian_score(
         Score of the kind and shape of ``reward``; higher is better.
 
     Raises:
-        ConfigError: lambda is negative or not finite, the cost limit is not finite, or ``weighed`` is unknown.
+        ConfigError: lambda or the cost limit is out of range (`check_multiplier`, `check_cost_limit`), or ``weighed``
+            is unknown.
     """
-    if not (math.isfinite(lagrange_multiplier) and lagrange_multiplier >= 0):
-        raise ConfigError(f"lagrange_multiplier must be a finite number >= 0, got {lagrange_multiplier}")
-    if not math.isfinite(cost_limit):
-        raise ConfigError(f"cost_limit must be a finite number, got {cost_limit}")
+    check_multiplier(lagrange_multiplier)
+    check_cost_limit(cost_limit)
     excess = weigh(cost, weighed) - weigh(float(cost_limit), weighed)
     return (reward - lagrange_multiplier * excess) / (1.0 + lagrange_multiplier)
 
 
+def net_reward(reward: ScoreT, cost: ScoreT, lagrange_multiplier: float = 1.0, weighed: Weighed = "cost") -> ScoreT:
+    """Returns r - lambda w(c), which every choice and order goes by.
+
+    It orders as `lagrangian_score` does, but without the limit and the division: those round, and would make the
+    tolerance of ties grow with lambda.
+
+    Raises:
+        ConfigError: as `lagrangian_score`.
+    """
+    check_multiplier(lagrange_multiplier)
+    return reward - lagrange_multiplier * weigh(cost, weighed)
+
+
 def choose(score_0: float, score_1: float, tolerance: float = TIE_TOLERANCE) -> Choice:
-    """Names the video with the higher score, or a tie if the scores differ by ``tolerance`` or less.
+    """Names the video with the higher net reward, or a tie if the two differ by ``tolerance`` or less.
 
     Swapping the scores swaps ``"v1"`` and ``"v2"`` exactly, since ``a - b`` is ``-(b - a)`` in floating point.
 
@@ -116,7 +148,7 @@ def explain_choice(
         costs: costs of v1 and v2.
         lagrange_multiplier: lambda, as in ``lagrangian_score``.
         cost_limit: d, as in ``lagrangian_score``.
-        preferred: the answer of ``choose`` for the two Lagrangian scores.
+        preferred: the answer of ``choose`` for the two net rewards.
         names: what to call the two videos.
         weighed: as in ``lagrangian_score``.
 
@@ -128,12 +160,11 @@ def explain_choice(
         raise ValueError(f"cannot explain rewards {rewards} and costs {costs}: all must be finite")
     if preferred not in ("v1", "v2", "tie"):
         raise ValueError(f"preferred must be 'v1', 'v2' or 'tie', got {preferred!r}")
-    scores = [
-        lagrangian_score(r, c, lagrange_multiplier, cost_limit, weighed) for r, c in zip(rewards, costs, strict=True)
-    ]
+    check_cost_limit(cost_limit)
+    scores = [net_reward(r, c, lagrange_multiplier, weighed) for r, c in zip(rewards, costs, strict=True)]
     winner, loser = (1, 0) if preferred == "v2" else (0, 1)
     if preferred != "tie" and not scores[winner] > scores[loser]:
-        raise ValueError(f"{preferred} does not have the higher Lagrangian score: {scores[0]} (v1), {scores[1]} (v2)")
+        raise ValueError(f"{preferred} does not have the higher net reward: {scores[0]} (v1), {scores[1]} (v2)")
 
     if preferred == "tie":
         reason = _tie_reason(rewards, costs, lagrange_multiplier, cost_limit, names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.lagrangian.branch_and_bound import improve
 from safe_rlhf_video.lagrangian.hulls import FloatArray, Hulls, IntArray, Rows, check_alike, flatten, make_hulls
+from safe_rlhf_video.lagrangian.order import order_candidates
+from safe_rlhf_video.lagrangian.score import check_cost_limit, check_multiplier
 
 Constraint = Literal["cost", "harm_rate"]
 
@@ -170,25 +173,25 @@ def solve_multiplier(
 
 
 def select(rewards: Rows, weights: Rows, lagrange_multiplier: float) -> list[int]:
-    """Returns the candidate of each prompt with the most r - lambda w, among equals the one with the least weight.
+    """Returns the candidate of each prompt with the most r - lambda w, of tied ones the one with the least weight.
 
-    A higher lambda never gives a higher mean weight or a higher mean reward of the chosen candidates.
+    It is the first of `order_candidates`. A higher lambda never gives a higher mean weight or a higher mean reward of
+    the chosen candidates.
 
     Args:
         rewards, weights: one row of candidates a prompt, as for `solve_multiplier`.
         lagrange_multiplier: lambda >= 0.
 
     Raises:
-        ConfigError: lambda is negative or not finite.
+        ConfigError: lambda is out of range, see `check_multiplier`.
         ValueError: as `solve_multiplier`.
     """
-    if not (math.isfinite(lagrange_multiplier) and lagrange_multiplier >= 0):
-        raise ConfigError(f"lagrange_multiplier must be a finite number >= 0, got {lagrange_multiplier}")
+    check_multiplier(lagrange_multiplier)
     reward, offsets = flatten("rewards", rewards)
     weight, weight_offsets = flatten("weights", weights)
     check_alike("rewards", offsets, "weights", weight_offsets)
-    chosen: list[int] = (make_hulls(reward, weight, offsets).choose(lagrange_multiplier) - offsets[:-1]).tolist()
-    return chosen
+    net = reward - lagrange_multiplier * weight
+    return [order_candidates(net[begin:end], weight[begin:end])[0] for begin, end in pairwise(offsets)]
 
 
 def check_limit(cost_limit: float | None, harm_rate_limit: float | None) -> tuple[Constraint, float]:
@@ -200,8 +203,7 @@ def check_limit(cost_limit: float | None, harm_rate_limit: float | None) -> tupl
     if (cost_limit is None) == (harm_rate_limit is None):
         raise ConfigError("give either cost_limit or harm_rate_limit: one multiplier keeps one limit")
     if cost_limit is not None:
-        if not math.isfinite(cost_limit):
-            raise ConfigError(f"cost_limit must be a finite number, got {cost_limit}")
+        check_cost_limit(cost_limit)
         return "cost", float(cost_limit)
     assert harm_rate_limit is not None
     if not 0.0 <= harm_rate_limit <= 1.0:

@@ -12,7 +12,7 @@ import numpy as np
 from safe_rlhf_video import lagrangian
 from safe_rlhf_video.calibration.multiplier_calibration import StoredMultiplier
 from safe_rlhf_video.calibration.store import HeadCalibration, MultiplierCalibration
-from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import SUB_HEADS, preference_score
 from safe_rlhf_video.lagrangian import Weighed
 from safe_rlhf_video.lagrangian.score import ScoreT
@@ -70,20 +70,20 @@ class TradeOff:
         """The Lagrangian scores; see `lagrangian.lagrangian_score`."""
         return lagrangian.lagrangian_score(rewards, costs, self.lagrange_multiplier, self.cost_limit, self.weighed)
 
+    def net(self, rewards: ScoreT, costs: ScoreT) -> ScoreT:
+        """What choices and orders go by; see `lagrangian.net_reward`."""
+        return lagrangian.net_reward(rewards, costs, self.lagrange_multiplier, self.weighed)
+
     def combine(self, rewards: np.ndarray, costs: np.ndarray) -> np.ndarray:
         """Computes the Lagrangian scores of N responses, all finite.
 
         Raises:
             CheckpointError: a reward or a cost is not finite.
-            ConfigError: lambda or d is out of range, or so large that a score overflows.
+            ConfigError: lambda or d is out of range.
         """
         if not (np.isfinite(rewards).all() and np.isfinite(costs).all()):
             raise CheckpointError("a reward or cost is not finite: the model diverged; give another one")
-        with np.errstate(over="ignore", invalid="ignore"):
-            combined = self.score(rewards, costs)
-        if not np.isfinite(combined).all():
-            raise ConfigError(f"{self}: a score overflows; give a smaller lagrange_multiplier or cost_limit")
-        return combined
+        return self.score(rewards, costs)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON, under the names that they have in `PairScore`."""
@@ -163,14 +163,14 @@ def name_decider(heads: Iterable[str]) -> DecidedBy:
 
 
 def deciding_scores(scores: Mapping[str, Sequence[float]], trade_off: TradeOff | None) -> np.ndarray | None:
-    """Returns what orders N videos, more is better: the Lagrangian scores, r alone or -c alone; None without either.
+    """Returns what orders N videos, more is better: r - lambda w(c), r alone or -c alone; None without either.
 
     Args:
         scores: head -> (N,).
         trade_off: weighs the reward against the cost; None where one of them is missing.
     """
     if trade_off is not None:
-        return trade_off.score(np.array(scores["reward"]), np.array(scores["cost"]))
+        return trade_off.net(np.array(scores["reward"]), np.array(scores["cost"]))
     for head in ("reward", "cost"):
         if head in scores:
             return preference_score(head, np.array(scores[head], dtype=np.float64))
@@ -196,8 +196,9 @@ class PairScore:
         calibrated: whether these two probabilities were fitted to held-out labels.
         is_safe: cost <= 0.
         sub_scores: head -> scores in a sub-dimension of helpfulness, of those that the model has; as rewards.
-        preferred: the side with the higher Lagrangian score, with the higher reward or with the lower cost; "tie" below
-            `stats.credit.TIE_TOLERANCE`; None without a reward and a cost.
+        preferred: the side with the higher Lagrangian score, with the higher reward or with the lower cost; "tie" where
+            r - lambda w, or the one score, differs by at most `stats.credit.TIE_TOLERANCE`; None without a reward and a
+            cost.
         reason: the choice in a sentence.
         percentiles: head -> per cent of the reference clips of `scripts/calibrate.py` that score lower; for the cost
             these are the less harmful ones. None without a calibrated model.
@@ -248,8 +249,8 @@ class Ranking:
     """Any number of generations for one prompt, put in order; every tuple but `order` is in the order given.
 
     Attributes:
-        order: indices of the videos by Lagrangian score, by reward or by cost, best first; equal ones keep their order.
-            None without a reward and a cost.
+        order: indices of the videos by Lagrangian score, by reward or by cost, best first; of tied ones the
+            safest first, and equal ones keep their order. None without a reward and a cost.
         decided_by, rewards, costs, lagrangian_scores, is_safe, sub_scores, percentiles: as in `PairScore`, one value a
             video.
         is_within_limit: cost <= d. The limit moves all scores alike, so it never changes the order; that is lambda's.
@@ -314,13 +315,13 @@ def judge_pair(
     }
     costs = scores.get("cost")
     decisive = deciding_scores(scores, weighing)
-    both = None if decisive is None else (float(decisive[0]), float(decisive[1]))
-    preferred = None if both is None else lagrangian.choose(*both)
+    combined = _combined(scores, weighing)
+    preferred = None if decisive is None else lagrangian.choose(float(decisive[0]), float(decisive[1]))
     return PairScore(
         decided_by=decided_by,
         rewards=scores.get("reward"),
         costs=costs,
-        lagrangian_scores=None if weighing is None else both,
+        lagrangian_scores=None if weighing is None else (combined[0], combined[1]),
         **_fields_of(weighing),
         p_more_helpful=sigmoid(margins["reward"]) if "reward" in margins else None,
         p_safer=sigmoid(-margins["cost"]) if "cost" in margins else None,
@@ -350,7 +351,8 @@ def judge_ranking(
     weighing = trade_off if decided_by == "reward and cost" else None
     rewards, costs = table.get("reward"), table.get("cost")
     decisive = deciding_scores(table, weighing)
-    order: list[int] | None = None if decisive is None else np.argsort(-decisive, kind="stable").tolist()
+    combined = _combined(table, weighing)
+    order = None if decisive is None else lagrangian.order_candidates(decisive, _weights(table, weighing))
     front = None if weighing is None else set(lagrangian.pareto_front(table["reward"], table["cost"]).tolist())
     limit = None if weighing is None else weighing.cost_limit
     return Ranking(
@@ -358,7 +360,7 @@ def judge_ranking(
         decided_by=decided_by,
         rewards=rewards,
         costs=costs,
-        lagrangian_scores=None if weighing is None or decisive is None else tuple(decisive.tolist()),
+        lagrangian_scores=None if weighing is None else tuple(combined),
         **_fields_of(weighing),
         is_safe=None if costs is None else tuple(cost <= 0.0 for cost in costs),
         is_within_limit=None if limit is None or costs is None else tuple(cost <= limit for cost in costs),
@@ -386,6 +388,20 @@ def _percentiles(
         if one.reference is not None and head in scores
     }
     return found or None
+
+
+def _combined(scores: Mapping[str, Sequence[float]], trade_off: TradeOff | None) -> list[float]:
+    """The Lagrangian scores of N videos; none without a trade-off."""
+    if trade_off is None:
+        return []
+    combined: list[float] = trade_off.score(np.array(scores["reward"]), np.array(scores["cost"])).tolist()
+    return combined
+
+
+def _weights(scores: Mapping[str, Sequence[float]], trade_off: TradeOff | None) -> np.ndarray:
+    """What decides ties of N videos, less is better: what lambda is the price of, or the cost; 0 without a cost."""
+    costs = np.array(scores["cost"] if "cost" in scores else [0.0] * len(scores["reward"]), dtype=np.float64)
+    return costs if trade_off is None else lagrangian.weigh(costs, trade_off.weighed)
 
 
 def _fields_of(trade_off: TradeOff | None) -> dict[str, Any]:

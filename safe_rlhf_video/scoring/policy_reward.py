@@ -147,7 +147,7 @@ class LagrangianReward:
 
         Raises:
             SampleError: a video has another form, or there are not as many as prompts. VideoDecodeError: a file cannot
-                be read. CheckpointError: a score is not finite. ConfigError: lambda makes one overflow.
+                be read. CheckpointError: a score is not finite.
         """
         if len(prompts) != len(videos) or not len(prompts):
             raise SampleError(f"{len(prompts)} prompts for {len(videos)} videos; give at least one, each its prompt")

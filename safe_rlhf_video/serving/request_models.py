@@ -22,11 +22,9 @@ from pydantic import (
 from starlette.datastructures import UploadFile
 
 from safe_rlhf_video.contracts import STRICT, describe, show
+from safe_rlhf_video.lagrangian import MAX_COST_LIMIT, MAX_LAGRANGE_MULTIPLIER
 from safe_rlhf_video.serving.settings import ServerSettings
 
-# Products of larger ones with a score are no longer exact enough to tell clips apart, and overflow at 1e308.
-MAX_LAGRANGE_MULTIPLIER = 1e6
-MAX_COST_LIMIT = 1e6
 NUMBERS = ("lagrange_multiplier", "cost_limit")
 
 MAX_MESSAGE = 400  # characters

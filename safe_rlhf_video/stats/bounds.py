@@ -6,12 +6,9 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, stdtrit
+from scipy.special import bdtr
 
 from safe_rlhf_video.stats.checks import FloatArray
-
-# With fewer, the mean of values without bounds is too far from a normal distribution.
-MIN_SIZE = 30
 
 
 def binomial_p_values(successes: NDArray[np.intp], num: int, limit: float) -> FloatArray:
@@ -43,15 +40,32 @@ def hoeffding_bentkus_p_values(mean: FloatArray, num: int, limit: float) -> Floa
     return np.minimum(bentkus, np.exp(-num * np.maximum(divergence, 0.0)))
 
 
-def student_upper_bound(mean: FloatArray, variance: FloatArray, num: int, confidence: float) -> FloatArray:
-    """Computes upper bounds of expectations: m + t(num - 1) s / sqrt(num), Student's t.
+def betting_p_values(values: FloatArray, limit: float, most: float, confidence: float) -> FloatArray:
+    """Computes p-values of "the expectation is above the limit" from values with an upper end and no lower one.
 
-    Values without bounds have no exact one: this is right only as `num` grows. Infinite below `MIN_SIZE`.
+        1 / max over t of K_t,   K_t = prod over i <= t of (1 + b_i (limit - x_i)),   0 <= b_i <= 3 / (4 (most - limit))
+
+    K is what a gambler has who bets against the expectation being above the limit; if it is, a capital of 20 is reached
+    at any time with a chance of at most 1 in 20 (Ville's inequality), whatever the tails below. The bets b_i come from
+    the mean and variance of the values before i: the predictable plug-in for a fixed number of values, one-sided.
+    Source: Waudby-Smith & Ramdas 2024 (JRSS B), "Estimating means of bounded random variables by betting".
 
     Args:
-        mean, variance: any shape, of `num` values; the variance has num - 1 in the denominator.
-        confidence: in (0, 1).
+        values: (L, n), n values in a random order, all at most `most`; a p-value for each of L rows.
+        most: above the limit.
+        confidence: at which the bets aim, in (0, 1).
+
+    Returns:
+        (L,).
     """
-    if num < MIN_SIZE:
-        return np.full(np.shape(mean), np.inf)
-    return np.asarray(mean + stdtrit(num - 1, confidence) * np.sqrt(variance / num), dtype=np.float64)
+    num = values.shape[1]
+    scale = most - limit
+    excess = (values - limit) / scale  # at most 1
+    count = np.arange(1, num + 1)
+    # One imagined value at the limit, with the variance of a coin, comes first.
+    mean = np.cumsum(excess, axis=1) / (count + 1)
+    variance = (0.25 + np.cumsum((excess - mean) ** 2, axis=1)) / (count + 1)
+    before = np.concatenate([np.full((len(values), 1), 0.25), variance[:, :-1]], axis=1)
+    bets = np.minimum(np.sqrt(-2.0 * math.log(1.0 - confidence) / (num * before)), 0.75)
+    capital = np.cumsum(np.log1p(-bets * excess), axis=1).max(axis=1)
+    return np.asarray(np.exp(-np.maximum(capital, 0.0)), dtype=np.float64)

@@ -3,6 +3,7 @@
 // --- the Lagrangian, as safe_rlhf_video/lagrangian computes it; tests hold each function to it -----------------------
 
 export const TIE_TOLERANCE = 1e-5;
+const MOST = 1e6;  // of lambda and the limit, as the server takes them
 const MAX_DECIMALS = 9;
 
 /** What lambda is the price of: the cost itself, or P(unsafe). */
@@ -14,10 +15,24 @@ export function lagrangianScore(reward, cost, lambda, limit, weighed = "cost") {
   return (reward - lambda * (weigh(cost, weighed) - weigh(limit, weighed))) / (1 + lambda);
 }
 
-/** Indices of points {reward, cost} by Lagrangian score, best first; equal ones keep their order. */
-export function rank(points, lambda, limit, weighed = "cost") {
-  const scores = points.map((point) => lagrangianScore(point.reward, point.cost, lambda, limit, weighed));
-  return points.map((_, at) => at).sort((a, b) => scores[b] - scores[a] || a - b);
+/** What choices and orders go by: without the limit and the division, so that ties do not depend on lambda. */
+export function netReward(reward, cost, lambda, weighed = "cost") {
+  return reward - lambda * weigh(cost, weighed);
+}
+
+/** Indices of points {reward, cost}, best first; of those that tie the least harmful first, equal ones in their order. */
+export function rank(points, lambda, weighed = "cost") {
+  const net = points.map((point) => netReward(point.reward, point.cost, lambda, weighed));
+  const weight = points.map((point) => weigh(point.cost, weighed));
+  const order = [];
+  let left = points.map((_, at) => at).sort((a, b) => net[b] - net[a] || weight[a] - weight[b] || a - b);
+  while (left.length) {
+    const best = net[left[0]];
+    const tied = left.filter((at) => best - net[at] <= TIE_TOLERANCE);
+    order.push(...tied.sort((a, b) => weight[a] - weight[b] || net[b] - net[a] || a - b));
+    left = left.filter((at) => best - net[at] > TIE_TOLERANCE);
+  }
+  return order;
 }
 
 /** Indices of the points that no other beats, by rising cost; equal ones stay together. */
@@ -79,7 +94,7 @@ function signed(value, decimals) {
 /** Why the first of two points {name, reward, cost} is preferred to the second, or why neither is, in a sentence. */
 export function explainChoice(winner, loser, lambda, limit, weighed = "cost") {
   const pair = [winner, loser];
-  const scores = pair.map((point) => lagrangianScore(point.reward, point.cost, lambda, limit, weighed));
+  const scores = pair.map((point) => netReward(point.reward, point.cost, lambda, weighed));
   const rewardDecimals = countDecimals(winner.reward, loser.reward);
   const costDecimals = countDecimals(winner.cost, loser.cost, limit);
   const reward = (point) => roundsTo(point.reward, rewardDecimals);
@@ -345,9 +360,10 @@ function render() {
 function renderDecision(clips) {
   const { lambda, limit, weighed } = state;
   const points = clips.map((clip) => ({ name: clip.name, reward: clip.scores.reward, cost: clip.scores.cost }));
-  const order = rank(points, lambda, limit, weighed);
+  const order = rank(points, lambda, weighed);
   const scores = points.map((point) => lagrangianScore(point.reward, point.cost, lambda, limit, weighed));
-  const tied = order.filter((at) => scores[order[0]] - scores[at] <= TIE_TOLERANCE);
+  const net = points.map((point) => netReward(point.reward, point.cost, lambda, weighed));
+  const tied = order.filter((at) => Math.max(...net) - net[at] <= TIE_TOLERANCE);
   const front = paretoFront(points);
   const decision = { clips, points, order, scores, tied, front, choices: findChoices(points, weighed) };
   renderSettings(decision);
@@ -870,9 +886,10 @@ function listen() {
     state.limit = event.target.valueAsNumber;
     render();
   });
-  find("lambda").addEventListener("input", () => readNumber("lambda", (value) => value >= 0,
-    "Lambda is a number of 0 or more."));
-  find("limit").addEventListener("input", () => readNumber("limit", () => true, "The limit is a number."));
+  find("lambda").addEventListener("input", () => readNumber("lambda", (value) => value >= 0 && value <= MOST,
+    "Lambda is a number from 0 to a million."));
+  find("limit").addEventListener("input", () => readNumber("limit", (value) => Math.abs(value) <= MOST,
+    "The limit is a number up to a million, above or below 0."));
 
   const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   const mark = (isOver) => document.body.classList.toggle("dropping", isOver);
