@@ -39,6 +39,11 @@ def with_interval(value: float | None, ends: Sequence[float] | None) -> str:
     return f"{value:.4f} [{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
+def with_article(noun: str) -> str:
+    """ "an aesthetics label", "a correctness label": the article goes with the first letter."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def verb(number: int, one: str, several: str) -> str:
     """The form of a verb that goes with a number."""
     return one if number == 1 else several

@@ -209,6 +209,36 @@ def test_figures_that_cannot_be_had_are_null_with_a_reason():
     assert "do not follow one hidden order" in figure.reason
 
 
+def test_labels_that_cannot_cycle_have_no_ceiling(tmp_path):
+    """Every prompt's pairs come from one ranking: no noise can be seen, which is no ceiling of 100%."""
+    edges = list(combinations("abcd", 2))
+    records = [
+        pair(f"{prompt}{row}", *edge, prompt_id=f"p{prompt}", is_extra=True)
+        for prompt in range(12)
+        for row, edge in enumerate(edges)
+    ]
+    result = audit_files(write(tmp_path / "config-ranked.json", records))
+    figure = result.triangles["helpfulness"]
+    assert (figure.closed, figure.cyclic, figure.ceiling, figure.ceiling_bradley_terry) == (48, 0, None, None)
+    assert "ranking cannot have a cycle" in figure.reason
+    page = make_audit_page(result, audit_plots(result))
+    assert "none of 48 triangles of helpfulness labels goes round in a circle" in page.lower()
+    assert "Ceiling, if" not in page
+    assert "100.0% of them" not in page
+    chain = write(tmp_path / "config-chain.json", [record for record in records if record["pair_id"][-1] in "03"])
+    result = audit_files(chain)
+    assert "no cycle is possible" in result.triangles["helpfulness"].reason
+    assert "No cycle is possible" in make_audit_page(result, audit_plots(result))
+
+
+def test_an_article_goes_with_its_noun(tmp_path):
+    records = [pair("0", "a", "b", sub_preferences={"aesthetics": "video_0", "correctness": None}), pair("1", "a", "c")]
+    records[1]["sub_preferences"] = {"aesthetics": None, "correctness": "tie"}
+    texts = [finding.text for finding in audit_files(write(tmp_path / "config.json", records)).findings]
+    assert "1 of 2 pairs lacks an aesthetics label" in texts
+    assert "1 of 2 pairs lacks a correctness label" in texts
+
+
 @pytest.mark.skipif(not REAL_LABELS.exists(), reason="the real labels are not here")
 def test_real_comparisons(tmp_path):
     random, records = np.random.default_rng(0), []

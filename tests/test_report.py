@@ -28,7 +28,8 @@ from safe_rlhf_video.evaluation.judgements import JudgedComparison, collect_judg
 from safe_rlhf_video.evaluation.labelled_clips import load_labelled_clips
 from safe_rlhf_video.evaluation.results import fingerprint, read_evaluation
 from safe_rlhf_video.evaluation.results import write_evaluation as write_result
-from safe_rlhf_video.heads import HARM_HEADS
+from safe_rlhf_video.evaluation.table import format_table
+from safe_rlhf_video.heads import HARM_HEADS, SUB_HEADS
 from safe_rlhf_video.pages.gallery import choose_pairs, clips_to_show, make_cards
 from safe_rlhf_video.pages.report_data import ReportData, read_report_data
 from safe_rlhf_video.pages.report_page import make_report_page
@@ -315,7 +316,8 @@ def test_what_is_null_shows_its_reason(world: Path, tmp_path: Path) -> None:
         assert f"No {what} of helpfulness: 20 comparisons, fewer than 30." in page.text
     assert "No figure of helpfulness: 20 comparisons, fewer than 30." in page.text
     assert "Harmlessness has no figure: the models have no cost." in page.text
-    assert "comparisons, fewer than 30</td>" in page.text
+    assert re.search(r"Fewer than 30, too few for a figure: [^<]* \(\d+\)", page.text)
+    assert "<td" not in page.text.split("Parts of the data</h2>")[1].split("<h2")[0]  # no row without a figure
     assert "nobody checked that no test prompt" in page.text
     # A cost, but no label of safety and none of harmlessness.
     records = read_records(world, "test")
@@ -331,6 +333,19 @@ def test_what_is_null_shows_its_reason(world: Path, tmp_path: Path) -> None:
     for title in ("Sign of the cost: safe or unsafe clips", "Cost, by safety"):
         assert "No figure: no clip is labelled safe or unsafe." in said(page.plot(title))
     assert "Harmlessness has no figure: no comparison has a label that is no tie." in page.text
+
+
+def test_without_a_hidden_truth_nothing_speaks_of_one(world: Path, tmp_path: Path) -> None:
+    """Neither on the page nor in the table: no ceiling, not even an empty column."""
+    folder = write_evaluation(tmp_path / "eval", world / "config-test.json.gz", ("reward", "cost", *SUB_HEADS))
+    page, data = draw(folder)
+    evaluation = replace(data.evaluation, controls={"prompt_only": {"helpfulness": 0.5, "harmlessness": 0.5}},
+                         controls_expected={"prompt_only": {"helpfulness": None, "harmlessness": None}})  # fmt: skip
+    table = format_table(evaluation)
+    assert "controls: accuracy\n" in table
+    for text in (table, re.sub(r"<style>.*?</style>", "", page.text, flags=re.DOTALL)):
+        assert "aesthetics" in text.lower()
+        assert not re.search("hidden|truth|synthetic|ceiling", text)
 
 
 def test_generators_that_training_left_out_have_their_figures(world: Path, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from safe_rlhf_video.audit.sections import (
     ResponseChecks,
     TriangleFigures,
 )
-from safe_rlhf_video.audit.triangles import FEW_TRIANGLES
+from safe_rlhf_video.audit.triangles import FEW_TRIANGLES, NO_CYCLE
 from safe_rlhf_video.data.records import DIMENSIONS
 from safe_rlhf_video.stats.intervals import Interval
-from safe_rlhf_video.wording import count, interval, percent, verb, words
+from safe_rlhf_video.wording import count, interval, percent, verb, with_article, words
 
 OK, LOOK, PROBLEM = "ok", "look", "problem"
 
@@ -191,6 +191,11 @@ def _find_noise(triangles: Mapping[str, TriangleFigures], unit: str) -> Iterator
         figure = triangles.get(name)
         if figure is None or not figure.closed:
             continue
+        is_few = figure.closed < FEW_TRIANGLES
+        if not figure.cyclic:
+            text = f"none of {count(figure.closed, 'triangle')} of {words(name)} labels goes round in a circle"
+            yield Finding(LOOK if is_few else OK, "triangles", f"{text}: {NO_CYCLE}")
+            continue
         counts = (
             f"{figure.cyclic:,} of {count(figure.closed, 'triangle')} of {words(name)} labels "
             f"{verb(figure.cyclic, 'goes', 'go')} round in a circle (A over B, B over C, C over A)"
@@ -199,7 +204,6 @@ def _find_noise(triangles: Mapping[str, TriangleFigures], unit: str) -> Iterator
         if ceiling is None:
             yield Finding(PROBLEM, "triangles", f"{counts}: {figure.reason}")
             continue
-        is_few = figure.closed < FEW_TRIANGLES
         few = f"; fewer than {FEW_TRIANGLES} triangles say little" if is_few else ""
         text = (
             f"{counts}, a sign of wrong labels: no model can agree with more than about {percent(ceiling)}"
@@ -242,7 +246,7 @@ def _find_balance(balance: Balance, unit: str) -> Iterator[Finding]:
     for name, counts in preferences.items():
         if (missing := counts.missing) and counts.labelled:
             all_pairs = count(missing + counts.labelled, "pair")
-            text = f"{missing:,} of {all_pairs} {verb(missing, 'lacks', 'lack')} a {words(name)} label"
+            text = f"{missing:,} of {all_pairs} {verb(missing, 'lacks', 'lack')} {with_article(words(name))} label"
             yield Finding(LOOK, "balance", text)
         share, ends = counts.share_video_0.share, counts.share_video_0.interval
         if share is not None and ends is not None and abs(share - 0.5) > POSITION_LOOK * (ends[1] - ends[0]):

@@ -28,6 +28,7 @@ from safe_rlhf_video.audit.sections import TriangleFigures
 from safe_rlhf_video.audit.shares import Resamples
 
 FEW_TRIANGLES = 30
+NO_CYCLE = "labels that were made from a ranking cannot have a cycle, so nothing shows a ceiling"
 
 
 def flip_rate(cyclic_share: float) -> float:
@@ -85,11 +86,16 @@ def audit_triangles(comparisons: Comparisons, dimension: str, resamples: Resampl
     num_closed, num_cyclic = int(closed.sum()), int(cyclic.sum())
     figures = TriangleFigures(num_closed, num_cyclic, num_tied, int(np.count_nonzero(closed)))
     if not num_closed:
-        nothing = "no closed triangle: no three videos of a prompt were all compared with one another"
+        nothing = (
+            "no closed triangle, so no cycle is possible: no three videos of a prompt were all compared with one "
+            "another"
+        )
         return replace(figures, reason=nothing)
     observed = num_cyclic / num_closed
     interval, reason = resamples.ratio_interval(cyclic, closed)
     figures = replace(figures, cyclic_share=observed, cyclic_share_interval=interval)
+    if not num_cyclic:
+        return replace(figures, reason=f"no cycle in {num_closed} closed triangles: {NO_CYCLE}")
     if interval is not None and interval[0] > 0.25:
         reason = (
             f"{observed:.0%} of the triangles are cyclic, where coin flips give 25%: the labels do not follow one "

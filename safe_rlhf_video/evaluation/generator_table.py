@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from safe_rlhf_video.data.records import HARM_LABELS
@@ -16,6 +16,7 @@ from safe_rlhf_video.evaluation.generator_results import (
     MeanFigure,
     RateFigure,
 )
+from safe_rlhf_video.wording import count
 
 T = TypeVar("T", GeneratorFigures, DuelFigures)
 
@@ -25,12 +26,12 @@ def format_generators(evaluation: GeneratorEvaluation) -> str:
     blocks = [_format_generator(name, result, evaluation.num_prompts) for name, result in evaluation.generators.items()]
     if evaluation.comparison:
         blocks.append(_format_duel(evaluation.comparison, evaluation.lagrange_multiplier))
-    for field, count in (
+    for field, num in (
         ("prompt_type", evaluation.num_prompts_without_type),
         ("prompt_labels", evaluation.num_prompts_without_labels),
     ):
-        if count:
-            blocks.append(f"{count} of {evaluation.num_prompts} prompts have no {field} and are in no row by it")
+        if num:
+            blocks.append(f"{num} of {evaluation.num_prompts} prompts have no {field} and are in no row by it")
     return "\n\n".join(blocks)
 
 
@@ -42,26 +43,36 @@ def _format_generator(name: str, result: GeneratorResult, num_prompts: int) -> s
         f"{name}: {result.all.num_prompts} of {num_prompts} prompts, {result.all.num_clips} clips",
         _row("", titles),
     ]
-    for title, one in _titled(result.all, result.prompt_type, result.harm_label):
+    kept, rare = _part_rare(_titled(result.all, result.prompt_type, result.harm_label))
+    for title, one in kept:
         figures = [_mean(one.reward, "+.2f"), _mean(one.cost, "+.2f"), _rate(one.harmful_rate),
                    _rate(one.corrected_harmful_rate)]  # fmt: skip
         lines.append(
             _row(title, [str(one.num_prompts), str(one.num_clips), *([one.reason] if one.reason else figures)])
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *rare])
 
 
 def _format_duel(duel: Duel, multiplier: float) -> str:
     titles = ["prompts", "", "more helpful", "safer", f"at lambda {multiplier:g}", "harmful rate, difference"]
     lines = [f"{duel.first} against {duel.second}: how often it wins, ties count one half", _row("", titles)]
-    for title, one in _titled(duel.all, duel.prompt_type, duel.harm_label):
+    kept, rare = _part_rare(_titled(duel.all, duel.prompt_type, duel.harm_label))
+    for title, one in kept:
         figures = [one.reason or ""]
         if one.win_rate and one.difference:
             wins = one.win_rate
             figures = [_rate(rate) for rate in (wins.helpfulness, wins.harmlessness, wins.lagrangian)]
             figures.append(_mean(one.difference.harmful_rate, "+.3f"))
         lines.append(_row(title, [str(one.num_prompts), "", *figures]))
-    return "\n".join(lines)
+    return "\n".join([*lines, *rare])
+
+
+def _part_rare(titled: Iterable[tuple[str, T]]) -> tuple[list[tuple[str, T]], list[str]]:
+    """The rows with figures and that of all prompts; and a line that names the others."""
+    (first, *others) = titled
+    kept = [first, *((title, one) for title, one in others if one.reason is None)]
+    rare = [f"{title} ({count(one.num_prompts, 'prompt')})" for title, one in others if one.reason is not None]
+    return kept, [f"too few prompts for a row: {', '.join(rare)}"] if rare else []
 
 
 def _titled(every: T, types: Mapping[str, T], labels: Mapping[str, T]) -> Iterator[tuple[str, T]]:

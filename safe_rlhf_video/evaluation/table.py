@@ -81,7 +81,9 @@ def _format_dimensions(evaluation: Evaluation) -> Iterator[str]:
             yield _row(title, cells, 42, widths)
     yield from (f"{name}: {found.reason}" for name, found in columns.items() if found.reason)
     if evaluation.controls:
-        yield "controls: accuracy (as the hidden truth predicts it)"
+        expectations = [one for found in evaluation.controls_expected.values() for one in found.values()]
+        knows_truth = any(one is not None for one in expectations)
+        yield "controls: accuracy" + (" (as the hidden truth predicts it)" if knows_truth else "")
     for control, figures in evaluation.controls.items():
         expected = evaluation.controls_expected[control]
         cells = [_control(figures.get(name), expected.get(name)) for name in columns]
@@ -93,18 +95,23 @@ def _format_dimensions(evaluation: Evaluation) -> Iterator[str]:
 
 def _format_sub_dimensions(evaluation: Evaluation) -> Iterator[str]:
     found = {name: one for name in SUB_DIMENSIONS if (one := evaluation.dimensions[name])}
-    if found:
-        columns = ["comparisons", "accuracy [95% interval]", "ceiling", "accuracy / ceiling", "generator"]
-        yield _row("", columns, 22, SUB_WIDTHS)
-    for name, one in found.items():
-        cells = [
+    if not found:
+        return
+    header = ["comparisons", "accuracy [95% interval]", "ceiling", "accuracy / ceiling", "generator"]
+    rows = [
+        [
             str(one.num_comparisons),
             with_interval(one.accuracy, one.interval),
             figure(one.ceiling),
             with_interval(one.fraction_of_ceiling, one.fraction_of_ceiling_interval),
             figure(evaluation.controls.get("generator_only", {}).get(name)),
         ]
-        yield _row(name.replace("_", " "), cells, 22, SUB_WIDTHS)
+        for name, one in found.items()
+    ]
+    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    widths = [SUB_WIDTHS[column] for column in kept]
+    for title, cells in zip(["", *found], [header, *rows], strict=True):
+        yield _row(title.replace("_", " "), [cells[column] for column in kept], 22, widths)
 
 
 def _format_sign(evaluation: Evaluation) -> Iterator[str]:

@@ -11,13 +11,15 @@ from safe_rlhf_video.audit.sections import (
     Conflicts,
     CountedShare,
     GraphFigures,
+    HarmCounts,
     PredictorAccuracy,
     TriangleFigures,
 )
-from safe_rlhf_video.pages.document import Panels, render
+from safe_rlhf_video.data.records import DIMENSIONS
+from safe_rlhf_video.pages.document import Panels, Table, render
 from safe_rlhf_video.pages.figures import Plot
 from safe_rlhf_video.pages.plots import MAX_ROWS, Share, draw_counts, draw_shares, draw_stacked
-from safe_rlhf_video.wording import capitalise, count, interval, percent, words
+from safe_rlhf_video.wording import capitalise, count, interval, percent, thousands, words
 
 
 def audit_plots(result: Audit) -> dict[str, Sequence[Plot]]:
@@ -47,8 +49,33 @@ def make_audit_page(result: Audit, plots: Panels) -> str:
     unknown = [(name, field, each) for name in names for field, each in result.splits[name].fields.unknown.items()]
     configs = [result.splits[name].config for name in names]
     return render("audit.html", title=f"Audit of {', '.join(names)}", result=result, plots=plots, notes=notes,
-                  configs=configs, unknown_fields=unknown, max_rows=MAX_ROWS,
+                  configs=configs, unknown_fields=unknown, splits_table=_compare_splits(result), max_rows=MAX_ROWS,
                   has_contradictory_labels=any(_contradictions(result.conflicts).values()))  # fmt: skip
+
+
+def _compare_splits(result: Audit) -> Table:
+    """A row for each split; a ceiling that no split has is left out."""
+    splits = [result.splits[name] for name in result.names]
+    ceilings = {
+        name: found
+        for name in DIMENSIONS
+        if any(found := [(each.triangles or {})[name].ceiling_bradley_terry if each.triangles else None
+                         for each in splits])
+    }  # fmt: skip
+    rows = [
+        [each, thousands(one.counts.pairs), thousands(one.counts.prompts), thousands(one.counts.videos),
+         percent(one.balance.is_safe.share_true), *(percent(found[place]) for found in ceilings.values())]
+        for place, (each, one) in enumerate(zip(result.names, splits, strict=True))
+    ]  # fmt: skip
+    header = [
+        "split",
+        "comparisons",
+        "prompts",
+        f"{result.unit}s",
+        "safe",
+        *(f"ceiling of {name}" for name in ceilings),
+    ]
+    return Table(header, rows, note="the ceilings are those for errors on similar pairs" if ceilings else "")
 
 
 def _contradictions(conflicts: Conflicts) -> dict[str, int]:
@@ -56,7 +83,7 @@ def _contradictions(conflicts: Conflicts) -> dict[str, int]:
         "safe here, unsafe there": conflicts.is_safe.contradictory,
         "harm label given and denied": conflicts.harm_labels.contradictory,
         "safe, with a harm label": conflicts.harm_labels.safe_with_harm,
-        "unsafe, without any": conflicts.harm_labels.unsafe_without_harm,
+        "unsafe, without a harm label": conflicts.harm_labels.unsafe_without_harm,
         "two generators": conflicts.generators.contradictory,
     }
 
@@ -66,7 +93,12 @@ def _draw_conflicts(conflicts: Conflicts, unit: str) -> Iterator[Plot]:
     if any(found.values()):
         n = (f"n = {count(conflicts.is_safe.videos, unit)} with an is_safe label, "
              f"{conflicts.harm_labels.videos:,} with harm labels")  # fmt: skip
-        yield draw_counts("Contradictory labels", found, (f"{unit}s", "contradiction"), n)
+        yield draw_counts(
+            "Contradictory labels",
+            {name: number for name, number in found.items() if number},
+            (f"{unit}s", "contradiction"),
+            n,
+        )
     order = conflicts.harmlessness_against_is_safe
     if order.safe_unsafe_pairs:
         n = f"n = {count(order.contradicting.total, 'comparison')} of a safe and an unsafe {unit}"
@@ -83,14 +115,17 @@ def _draw_triangles(triangles: Mapping[str, TriangleFigures], unit: str) -> Iter
     cyclic = [Share(name, each.cyclic_share, f"{percent(each.cyclic_share)}, {each.cyclic:,} of {each.closed:,}",
                     each.cyclic_share_interval) for name, each in closed.items()]  # fmt: skip
     close = [Share(name, each.ceiling_bradley_terry, percent(each.ceiling_bradley_terry),
-                   each.ceiling_bradley_terry_interval) for name, each in closed.items()]  # fmt: skip
-    alike = [Share(name, each.ceiling, percent(each.ceiling), each.ceiling_interval) for name, each in closed.items()]
+                   each.ceiling_bradley_terry_interval) for name, each in closed.items()
+             if each.ceiling_bradley_terry is not None]  # fmt: skip
+    alike = [Share(name, each.ceiling, percent(each.ceiling), each.ceiling_interval) for name, each in closed.items()
+             if each.ceiling is not None]  # fmt: skip
     for title, shares, axis in (
         ("Triangles that go round in a circle", cyclic, "share of triangles"),
         (f"Ceiling, if people err mostly on similar {unit}s (Bradley-Terry)", close, "accuracy"),
         ("Ceiling, if they err on all alike: an upper end", alike, "accuracy"),
     ):
-        yield draw_shares(title, shares, (axis, "dimension"), n)
+        if shares:
+            yield draw_shares(title, shares, (axis, "dimension"), n)
 
 
 def _note_triangles(triangles: Mapping[str, TriangleFigures]) -> list[str]:
@@ -154,8 +189,9 @@ def _draw_balance(balance: Balance, unit: str) -> Iterator[Plot]:
         titles, n = (f"share of {unit}s", "what is labelled"), f"n = {count(sum(values), unit)}"
         yield draw_stacked(f"is_safe of {unit}s", {f"{unit}s": values}, names, titles, n)
     for labels, what in ((balance.harm_labels, unit), (balance.prompt_harm_labels, "prompt")):
-        harms = sorted(labels.values(), key=lambda harm: int(harm.code[1:]))
-        if known := max((harm.true + harm.false for harm in harms), default=0):
+        harms = [harm for harm in _by_code(labels) if harm.true]
+        if harms:
+            known = max(harm.true + harm.false for harm in harms)
             found = {f"{harm.code} {harm.name}": harm.true for harm in harms}
             texts = [f"{harm.true:,} ({percent(harm.share_true)})" for harm in harms]
             n = f"n = {count(known, what)} with the label"
@@ -184,9 +220,18 @@ def _note_balance(balance: Balance, unit: str) -> list[str]:
     notes = [f"no label of {', '.join(absent)}"] if absent else []
     if not any(_is_safe(balance)[:3]):
         notes.append(f"no {unit} has an is_safe label")
+    for labels, what in ((balance.harm_labels, unit), (balance.prompt_harm_labels, "prompt")):
+        known = [harm for harm in _by_code(labels) if harm.true + harm.false]
+        if never := [f"{harm.code} {harm.name}" for harm in known if not harm.true]:
+            notes.append(f"no {what} has the label {', '.join(never)}")
     if merged := balance.generators_taken_as_one:
         notes.append(f"{merged:,} less frequent generators are taken as one")
     return notes
+
+
+def _by_code(labels: Mapping[str, HarmCounts]) -> list[HarmCounts]:
+    """S2 before S10."""
+    return sorted(labels.values(), key=lambda harm: int(harm.code[1:]))
 
 
 def _draw_graph(overall: GraphFigures, unit: str) -> Iterator[Plot]:

@@ -20,11 +20,16 @@ Panels = Mapping[str, Sequence[Plot | Missing]]  # anchor of a section -> its pl
 
 @dataclass(frozen=True)
 class Table:
-    """A table in which None is a dash; on a narrow page one of more than `narrow` columns shows its rows as lists."""
+    """A table in which None is a dash; on a narrow page one of more than `narrow` columns shows its rows as lists.
+
+    Attributes:
+        note: what was left out; empty where nothing was.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
     narrow: int = 4
+    note: str = ""
 
 
 def render(template: str, **values: object) -> str:

@@ -68,6 +68,11 @@ class ReportData:
         return np.array([clip.scores[head] for clip in self.clips.values()])
 
     @property
+    def knows_truth(self) -> bool:
+        """Whether the data are of a synthetic world, whose hidden order sets a ceiling."""
+        return any(judged.figures.ceiling is not None for judged in self.dimensions)
+
+    @property
     def num_prompts(self) -> int:
         """Number of different prompts."""
         return len({clip.prompt_id for clip in self.clips.values()})

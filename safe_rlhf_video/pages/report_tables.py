@@ -11,6 +11,7 @@ from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.pages.document import Table
 from safe_rlhf_video.pages.report_data import JudgedDimension, ReportData
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS
 from safe_rlhf_video.stats.intervals import Interval
 from safe_rlhf_video.wording import capitalise, decimals, share, words
 
@@ -46,12 +47,11 @@ def report_tables(data: ReportData) -> ReportTables:
     """Makes all tables."""
     moderation = data.evaluation.moderation
     graded = {head: one.table(HEADS[head]) for head, one in moderation.graded.items() if one} if moderation else {}
-    header = ["", "with / without", "AUROC", "AP", "precision", "recall", "false positives", "target"]
     return ReportTables(
         summary=_summarise(data.dimensions, data.evaluation.control_gaps),
         warnings=list(warn_of_gaps(data.evaluation.control_gaps)),
         not_judged=_explain_dimensions(data.dimensions),
-        labels=Table(header, [_label_row(HEADS[head].title, figures) for head, figures in data.labels.items()]),
+        labels=_show_labels(data.labels),
         graded={head: Table(header, rows) for head, (header, *rows) in graded.items()},
         parts={heading: tables for heading, tables in _show_parts(data) if tables},
         comparison=_compare(data.evaluation),
@@ -90,12 +90,24 @@ def _explain_dimensions(dimensions: Sequence[JudgedDimension]) -> Reasons:
             ("interval", figures.accuracy is not None and figures.interval is None, "one prompt alone has none"),
             ("accuracy with ties", ties.accuracy is None, ties.reason),
             ("ECE", probability.ece is None, probability.reason),
-            ("ceiling", figures.ceiling is None and figures.accuracy is not None,
-             "the hidden truth is known of synthetic worlds alone"),
         ):  # fmt: skip
             if is_missing:
                 reasons.setdefault((name, why or ""), []).append(words(judged.name))
     return reasons
+
+
+def _show_labels(labels: Mapping[str, LabelFigures]) -> Table:
+    """Figures of harm labels; those without any are named in the note, with the reason."""
+    header = ["", "with / without", "AUROC", "AP", "precision", "recall", "false positives", "target"]
+    rows, bare = [], dict[str, list[str]]()
+    for head, figures in labels.items():
+        title = HEADS[head].title
+        if (figures.auroc, figures.recall, figures.false_positive_rate) == (None, None, None):
+            bare.setdefault(figures.reason or "", []).append(f"{title} ({figures.num_positive:,})")
+        else:
+            rows.append(_label_row(title, figures))
+    note = "; ".join(f"no figure of {', '.join(names)}: {reason}" for reason, names in bare.items())
+    return Table(header, rows, note=note)
 
 
 def _label_row(name: str, figures: LabelFigures) -> list[str | None]:
@@ -140,20 +152,30 @@ def _tables(first: str, parts: Mapping[str, Mapping[str, Part]], names: Mapping[
         parts: dimension -> part -> figures.
         names: part -> what it is called.
     """
+    of_part = {part: [found for of_name in parts.values() if (found := of_name.get(part))] for part in names}
+    kept = [part for part, found in of_part.items() if any(one.accuracy is not None for one in found)]
+    rare = [f"{name} ({max(map(_num, of_part[part])):,})" for part, name in names.items()
+            if of_part[part] and part not in kept]  # fmt: skip
     shown = [list(parts)[start : start + _MOST_COLUMNS] for start in range(0, len(parts), _MOST_COLUMNS)]
-    return [
+    tables = [
         Table([first, *map(capitalise, columns)],
-              [[name, *(_describe_part(parts[each].get(part)) for each in columns)] for part, name in names.items()],
+              [[names[part], *(_describe_part(parts[each].get(part)) for each in columns)] for part in kept],
               narrow=0)
-        for columns in shown if names
+        for columns in shown if kept
     ]  # fmt: skip
+    if rare:
+        tables.append(Table((), (), note=f"fewer than {MIN_COMPARISONS}, too few for a figure: {', '.join(rare)}"))
+    return tables
 
 
 def _describe_part(part: Part | None) -> str | None:
     if part is None or part.accuracy is None:
         return None if part is None else part.reason
-    num = part.num_comparisons if isinstance(part, PartFigures) else part.num_safe + part.num_unsafe
-    return f"{share(part.accuracy, part.interval)} · {num:,}"
+    return f"{share(part.accuracy, part.interval)} · {_num(part):,}"
+
+
+def _num(part: Part) -> int:
+    return part.num_comparisons if isinstance(part, PartFigures) else part.num_safe + part.num_unsafe
 
 
 def _compare(evaluation: Evaluation) -> Table | None:

@@ -23,6 +23,7 @@ from safe_rlhf_video.training.config import TrainConfig
 from safe_rlhf_video.training.corpus import Corpus, hold_out_prompts, leave_out_generators, read_corpus
 from safe_rlhf_video.training.lessons import Lessons, lessons_of
 from safe_rlhf_video.video.frame_store import FrameStore
+from safe_rlhf_video.wording import with_article, words
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def _keep_useful(
     if lacking := lessons.lacking_dimension(useful):
         head, dimension = lacking
         raise SampleError(
-            f"{corpus.name}: none of its {len(corpus.pairs)} comparisons has a {dimension} label, so there is nothing "
-            f"to train the head {head} on; {_offer_heads(groups, lessons)}"
+            f"{corpus.name}: none of its {len(corpus.pairs)} comparisons has {with_article(words(dimension))} label, "
+            f"so there is nothing to train the head {head} on; {_offer_heads(groups, lessons)}"
         )
     lessons.check_classes(useful, corpus.name)
     notes = []
