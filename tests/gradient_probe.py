@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from safe_rlhf_video.data.batch import collate
 from safe_rlhf_video.data.preferences import PromptGroup
+from safe_rlhf_video.data.prompt_hashes import hash_prompts
 from safe_rlhf_video.data.records import DIMENSIONS, VideoSample
 from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS, classes_of, label_columns
 from safe_rlhf_video.models.config import LoraConfig, ModelConfig
@@ -132,7 +133,9 @@ def engine_gradient(
     backbone, model, record = build_probed_model(config, ranks)
     engine = engines.build_engine(model, config, ranks.device)
     sizes = Sizes(measure_groups(backbone, groups, config.sampling), [])
-    run = Run(config, HEADS, TrainingData(groups, [], {}, None, "", [], {}), sizes, ranks, total_steps=1)
+    run = Run(
+        config, HEADS, TrainingData(groups, [], {}, None, "", [], {}, hash_prompts([], "")), sizes, ranks, total_steps=1
+    )
     plan = plan_step(range(len(groups)), groups)
     jobs = partial(share_out, config, plan, plan.groups, groups, sizes.train, ranks, contains_clip(groups))
     batches = read_jobs(jobs, lambda samples: (read_fake_video(sample) for sample in samples))

@@ -677,7 +677,7 @@ def test_two_models_on_the_same_pairs(planned: tuple[list[PairSample], list[Pair
     few = compare(pairs[:20], good, bad)
     assert few["helpfulness"].p_value is None
     assert few["helpfulness"].reason == "20 comparisons, fewer than 30"
-    assert "McNemar" in format_comparison(few)
+    assert "McNemar" in format_comparison(few, {})
 
 
 def test_models_without_a_common_head_are_not_compared(

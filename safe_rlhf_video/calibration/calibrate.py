@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from safe_rlhf_video.calibration.fit import fit_heads, fit_labels, keep_earlier
-from safe_rlhf_video.calibration.held_out import held_out
+from safe_rlhf_video.calibration.held_out import describe_dropped, held_out
 from safe_rlhf_video.calibration.multiplier_calibration import (
     Candidates,
     Limit,
@@ -16,9 +16,16 @@ from safe_rlhf_video.calibration.multiplier_calibration import (
     group_candidates,
     store_multiplier,
 )
-from safe_rlhf_video.calibration.store import Calibration, MultiplierCalibration, read_calibration, write_calibration
+from safe_rlhf_video.calibration.store import (
+    Calibration,
+    MultiplierCalibration,
+    add_prompts,
+    read_calibration,
+    write_calibration,
+)
 from safe_rlhf_video.data.labelled_pairs import Scores
 from safe_rlhf_video.data.preferences import videos_of
+from safe_rlhf_video.data.prompt_hashes import read_trained_prompts
 from safe_rlhf_video.data.records import PairSample, VideoSample
 from safe_rlhf_video.errors import CheckpointError, SampleError
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
@@ -38,14 +45,16 @@ class CalibratedFolder:
         calibration: what was fitted.
         kept: heads whose earlier calibration was kept, because the new data have no label for them.
         file: where it is stored.
+        dropped: how many prompts were not used, and why; empty where all were.
     """
 
     calibration: Calibration
     kept: Sequence[str]
     file: Path
+    dropped: str = ""
 
     def __str__(self) -> str:
-        lines = []
+        lines = [self.dropped] if self.dropped else []
         for head, fitted in self.calibration.heads.items():
             if head in self.kept:
                 continue
@@ -71,14 +80,15 @@ class CalibratedFolder:
 
 @dataclass(frozen=True)
 class CalibratedMultiplier:
-    """The multipliers that were calibrated, their candidates, and the files that store them."""
+    """The multipliers that were calibrated, their candidates, their files, and which prompts were not used."""
 
     multiplier: MultiplierCalibration
     candidates: Candidates
     files: Sequence[Path]
+    dropped: Sequence[str] = ()
 
     def __str__(self) -> str:
-        lines = []
+        lines = list(self.dropped)
         if self.candidates.num_unlabelled:
             lines.append(f"lambda: {self.candidates.num_unlabelled} clips without a safety label are no candidates")
         if self.candidates.num_single:
@@ -130,9 +140,11 @@ def calibrate(
     if limit is not None and not len(folder_of) == len(set(dict(folder_of))) == 2:
         raise CheckpointError("a lambda is for one reward and one cost; give the folders of these as --model")
     # All folders are checked before the first is scored.
-    samples_of = {
-        folder: held_out(samples, data, folder, read_record(folder).training, train_prompts) for folder in folders
-    }
+    samples_of, dropped = {}, {}
+    for folder in folders:
+        training, trained = read_record(folder).training, read_trained_prompts(resolve_model_folder(folder))
+        samples_of[folder] = held_out(samples, data, folder, training, train_prompts, trained)
+        dropped[folder] = describe_dropped(samples, samples_of[folder], folder, training)
     # Further folders, such as a moderation's, do not choose: what their training read may be a candidate.
     choosing = {folder for _, folder in folder_of}
     names_of = [
@@ -145,7 +157,7 @@ def calibrate(
     for scored, kept in samples_of.items() if targets is not None else ():
         scores = score([scored], kept)
         scores_of_head |= _by_head(scores)
-        yield _calibrate_folder(scored, kept, data, scores, targets or {})
+        yield replace(_calibrate_folder(scored, kept, data, scores, targets or {}), dropped=dropped[scored])
     if limit is None:
         return
     if targets is None:
@@ -155,8 +167,9 @@ def calibrate(
     )
     models = {head: fingerprint_trained(folder) for head, folder in folder_of}
     fitted = calibrate_multiplier(candidates, models, limit)
-    files = store_multiplier(fitted, [folder for _, folder in folder_of])
-    yield CalibratedMultiplier(fitted, candidates, files)
+    files = store_multiplier(fitted, [folder for _, folder in folder_of], [one.prompt_text for one in shared])
+    told = () if targets is not None else tuple(filter(None, dropped.values()))
+    yield CalibratedMultiplier(fitted, candidates, files, told)
 
 
 def find_choice(folders: Sequence[str | Path]) -> list[tuple[str, Path]]:
@@ -191,6 +204,9 @@ def _calibrate_folder(
     except CheckpointError:
         earlier = Calibration({}, {})  # of other weights, or damaged: replaced
     fitted, kept = keep_earlier(Calibration(heads, labels, facts), earlier)
+    if kept or fitted.multiplier is not None:
+        fitted = replace(fitted, prompts=earlier.prompts)
+    fitted = add_prompts(fitted, own, (sample.prompt_text for sample in samples))
     return CalibratedFolder(fitted, kept, write_calibration(own, fitted))
 
 

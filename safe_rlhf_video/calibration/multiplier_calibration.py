@@ -12,6 +12,7 @@ from safe_rlhf_video.calibration.store import (
     COMMAND,
     MultiplierCalibration,
     MultiplierOfN,
+    add_prompts,
     read_calibration,
     write_calibration,
 )
@@ -180,15 +181,21 @@ def _calibrate_best_of(
     )
 
 
-def store_multiplier(fitted: MultiplierCalibration, folders: Sequence[Path]) -> list[Path]:
+def store_multiplier(fitted: MultiplierCalibration, folders: Sequence[Path], prompts: Sequence[str]) -> list[Path]:
     """Writes multipliers into the calibrations of the folders of its reward and cost; returns the files.
+
+    Args:
+        prompts: the texts that they were calibrated on.
 
     Raises:
         CheckpointError: a calibration is stale or damaged, or cannot be written.
     """
     # Both are read before either is written: a stale one is refused with nothing changed.
     earlier = {folder: read_calibration(folder) for folder in folders}
-    return [write_calibration(folder, replace(found, multiplier=fitted)) for folder, found in earlier.items()]
+    return [
+        write_calibration(folder, replace(add_prompts(found, folder, prompts), multiplier=fitted))
+        for folder, found in earlier.items()
+    ]
 
 
 @dataclass(frozen=True)

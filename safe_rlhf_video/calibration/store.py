@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,10 +17,11 @@ import numpy as np
 from pydantic import Field
 
 from safe_rlhf_video.contracts import STRICT, read_json, write_json
+from safe_rlhf_video.data.prompt_hashes import PromptHashes, hash_prompts
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS
 from safe_rlhf_video.lagrangian import MOST_COST, Bound, Constraint, Weighed
-from safe_rlhf_video.models.fingerprints import fingerprint_model
+from safe_rlhf_video.models.fingerprints import fingerprint_model, fingerprint_trained
 from safe_rlhf_video.stats.thresholds import Target, Threshold
 
 FILE_NAME = "calibration.json"
@@ -224,12 +225,14 @@ class Calibration:
         labels: of the heads of harm labels.
         data: facts about the data of the fit, for people to read.
         multiplier: for choosing with a reward and a cost, of which this folder has one or both; None without one.
+        prompts: hashes of the prompts that any of these were fitted to; None where nothing was.
     """
 
     heads: Mapping[str, HeadCalibration]
     labels: Mapping[str, LabelCalibration]
     data: Mapping[str, object] = field(default_factory=dict)
     multiplier: MultiplierCalibration | None = None
+    prompts: PromptHashes | None = None
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,7 @@ class CalibrationFile:
     labels: Mapping[str, LabelCalibration]
     data: Mapping[str, object]
     multiplier: MultiplierCalibration | None = None
+    prompts: PromptHashes | None = None
 
     def __post_init__(self) -> None:
         for found, known, what in (
@@ -270,7 +274,7 @@ def read_calibration(folder: Path, fingerprint: Callable[[Path], str] = fingerpr
     found = read_json(CalibrationFile, path, CheckpointError, f"run {COMMAND} again")
     if found.weights != fingerprint(folder):
         raise CheckpointError(f"{path}: belongs to other weights than those in its folder; run {COMMAND} again")
-    return Calibration(found.heads, found.labels, found.data, found.multiplier)
+    return Calibration(found.heads, found.labels, found.data, found.multiplier, found.prompts)
 
 
 def join_calibrations(found: Iterable[Calibration]) -> Calibration:
@@ -280,6 +284,16 @@ def join_calibrations(found: Iterable[Calibration]) -> Calibration:
     for one in found:
         heads, labels = heads | dict(one.heads), labels | dict(one.labels)
     return Calibration(heads, labels)
+
+
+def add_prompts(fitted: Calibration, folder: Path, prompts: Iterable[str]) -> Calibration:
+    """Adds hashes of prompts that a calibration was fitted to.
+
+    Args:
+        folder: the model folder; its weights decide the salt of the first hashes.
+    """
+    known = fitted.prompts or hash_prompts((), salt=fingerprint_trained(folder))
+    return replace(fitted, prompts=known.joined(prompts))
 
 
 def write_calibration(folder: Path, fitted: Calibration) -> Path:
@@ -296,11 +310,11 @@ def write_calibration(folder: Path, fitted: Calibration) -> Path:
     """
     path = folder / FILE_NAME
     weights = fingerprint_model(folder)
+    content = CalibrationFile(
+        FORMAT_VERSION, weights, fitted.heads, fitted.labels, fitted.data, fitted.multiplier, fitted.prompts
+    )
     try:
-        write_json(
-            path,
-            CalibrationFile(FORMAT_VERSION, weights, fitted.heads, fitted.labels, fitted.data, fitted.multiplier),
-        )
+        write_json(path, content)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror}); make the folder writable") from error
     return path

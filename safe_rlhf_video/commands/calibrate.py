@@ -5,8 +5,9 @@
     python scripts/calibrate.py --model REWARD_DIR COST_DIR --data CONFIG --harm_rate_limit 0.05
 
 CONFIG is the file that the model was trained on with data.calibration_fraction; exactly the prompts that training held
-out are used. For a model that was trained without it, give any file of other prompts, and all training files with
---train_data. Each model folder gets a calibration.json: for each head a temperature, which makes P(v1 preferred) the
+out are used. For a model that was trained without it, give any file of other prompts; the model folder has hashes of
+those that training read (a folder of an earlier release has none: name all its training files with --train_data). Each
+model folder gets a calibration.json: for each head a temperature, which makes P(v1 preferred) the
 frequency that people show, and the quantiles of the scores; for a harm label its probability and the threshold of its
 flag. With a limit, also, for each number of candidates, the lambda at which choosing among as many clips of a prompt
 keeps that limit (docs/lagrangian.md). Scorer.from_pretrained reads the file and uses these lambdas by default.
@@ -32,7 +33,7 @@ def main() -> None:
         "--train_data",
         nargs="+",
         metavar="FILE",
-        help="all files that a model without held-out prompts was trained on",
+        help="all files that a model without held-out prompts and without prompts.json was trained on",
     )
     parser.add_argument("--backbone", help="the backbone's folder, if it has moved since training")
     parser.add_argument(

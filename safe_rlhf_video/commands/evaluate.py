@@ -47,5 +47,6 @@ def main() -> None:
     evaluation = evaluate_models(EvaluationRequest(**vars(arguments)))
     print(format_table(evaluation))
     if evaluation.comparison:
-        print(f"compared with {', '.join(arguments.compare)}:\n{format_comparison(evaluation.comparison)}")
+        print(f"compared with {', '.join(arguments.compare)}:")
+        print(format_comparison(evaluation.comparison, evaluation.in_sample))
     print(f"wrote {arguments.out / 'evaluation.json'}")

@@ -18,6 +18,7 @@ from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.judgements import collect_judgements, write_judgements
 from safe_rlhf_video.evaluation.labelled_clips import LabelledClips, load_labelled_clips
 from safe_rlhf_video.evaluation.results import FILE_NAME, Evaluation, write_evaluation
+from safe_rlhf_video.evaluation.seen_prompts import count_seen, mark_in_sample
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.models.folder import fingerprint_weights
 from safe_rlhf_video.models.record import read_record
@@ -86,6 +87,9 @@ def evaluate_models(request: EvaluationRequest) -> Evaluation:
     truth_path = request.truth or clips.config_file.parent / truth_file.FILE_NAME
     truth = truth_file.read_truth(truth_path) if request.truth or truth_path.exists() else None
     _print_notes(clips)
+    prompts = [pair.prompt_text for pair in clips.pairs] + [video.prompt_text for video in clips.videos]
+    folders = (*request.model, *(request.compare or ()), *(request.random_backbone or ()))
+    seen = {str(folder): count_seen(folder, prompts) for folder in folders}
     requests = clips.requests([*clips.pairs, *clips.videos])
 
     with Scorer.from_pretrained(*request.model, backbone=request.backbone) as scorer:
@@ -127,10 +131,13 @@ def evaluate_models(request: EvaluationRequest) -> Evaluation:
         comparison=comparison,
         compared_models=_fingerprints(request.compare) if request.compare else None,
         models=_fingerprints(request.model),
+        seen_prompts=seen,
         data=str(request.data),
         judgements=write_judgements(request.out, collect_judgements(clips, scores)),
         seconds=round(time.monotonic() - started, 1),
     )
+    marks = mark_in_sample(evaluation, seen, tuple(map(str, request.compare or ())))
+    evaluation = replace(evaluation, in_sample=marks)
     write_evaluation(request.out / FILE_NAME, evaluation)
     return evaluation
 

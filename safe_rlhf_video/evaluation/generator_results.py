@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from safe_rlhf_video.contracts import STRICT
+from safe_rlhf_video.evaluation.results import SeenPrompts
 from safe_rlhf_video.stats.intervals import Interval
 
 FILE_NAME = "generator.json"
@@ -129,6 +130,8 @@ class GeneratorEvaluation:
         models: model folder -> fingerprint of its weights.
         prompts: the file, as it was given.
         sign_rates: None where harmful rates are not corrected.
+        seen_prompts: model folder -> how many of the prompts it has seen.
+        in_sample: "reward", "cost" or "sign_rates" -> why figures that depend on it are in-sample.
     """
 
     generators: Mapping[str, GeneratorResult]
@@ -144,6 +147,8 @@ class GeneratorEvaluation:
     models: Mapping[str, str] = field(default_factory=dict)
     prompts: str = ""
     sign_rates: RatesUsed | None = None
+    seen_prompts: Mapping[str, SeenPrompts] = field(default_factory=dict)
+    in_sample: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     __pydantic_config__ = STRICT

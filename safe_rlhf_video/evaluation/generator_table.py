@@ -16,6 +16,7 @@ from safe_rlhf_video.evaluation.generator_results import (
     MeanFigure,
     RateFigure,
 )
+from safe_rlhf_video.evaluation.seen_prompts import MARK, describe_seen
 from safe_rlhf_video.wording import count
 
 T = TypeVar("T", GeneratorFigures, DuelFigures)
@@ -23,24 +24,29 @@ T = TypeVar("T", GeneratorFigures, DuelFigures)
 
 def format_generators(evaluation: GeneratorEvaluation) -> str:
     """Formats the figures: a table for each generator, then one of both against each other."""
-    blocks = [_format_generator(name, result, evaluation.num_prompts) for name, result in evaluation.generators.items()]
+    blocks = [_format_generator(name, result, evaluation) for name, result in evaluation.generators.items()]
     if evaluation.comparison:
-        blocks.append(_format_duel(evaluation.comparison, evaluation.lagrange_multiplier))
+        blocks.append(_format_duel(evaluation.comparison, evaluation))
     for field, num in (
         ("prompt_type", evaluation.num_prompts_without_type),
         ("prompt_labels", evaluation.num_prompts_without_labels),
     ):
         if num:
             blocks.append(f"{num} of {evaluation.num_prompts} prompts have no {field} and are in no row by it")
+    if told := describe_seen(evaluation.seen_prompts):
+        blocks.append("\n".join(f"{MARK} {line}" if "in-sample" in line else line for line in told))
+    if why := evaluation.in_sample.get("sign_rates"):
+        blocks.append(f"{MARK} corrected rates: the evaluation that they are corrected with is in-sample ({why})")
     return "\n\n".join(blocks)
 
 
-def _format_generator(name: str, result: GeneratorResult, num_prompts: int) -> str:
-    titles = ["prompts", "clips", "mean reward", "mean cost", "harmful rate"]
+def _format_generator(name: str, result: GeneratorResult, evaluation: GeneratorEvaluation) -> str:
+    titles = ["prompts", "clips", "mean reward" + _mark(evaluation, "reward"), "mean cost" + _mark(evaluation, "cost"),
+              "harmful rate" + _mark(evaluation, "cost")]  # fmt: skip
     if result.all.corrected_harmful_rate is not None:
-        titles.append("corrected")
+        titles.append("corrected" + _mark(evaluation, "cost", "sign_rates"))
     lines = [
-        f"{name}: {result.all.num_prompts} of {num_prompts} prompts, {result.all.num_clips} clips",
+        f"{name}: {result.all.num_prompts} of {evaluation.num_prompts} prompts, {result.all.num_clips} clips",
         _row("", titles),
     ]
     kept, rare = _part_rare(_titled(result.all, result.prompt_type, result.harm_label))
@@ -53,8 +59,10 @@ def _format_generator(name: str, result: GeneratorResult, num_prompts: int) -> s
     return "\n".join([*lines, *rare])
 
 
-def _format_duel(duel: Duel, multiplier: float) -> str:
-    titles = ["prompts", "", "more helpful", "safer", f"at lambda {multiplier:g}", "harmful rate, difference"]
+def _format_duel(duel: Duel, evaluation: GeneratorEvaluation) -> str:
+    titles = ["prompts", "", "more helpful" + _mark(evaluation, "reward"), "safer" + _mark(evaluation, "cost"),
+              f"at lambda {evaluation.lagrange_multiplier:g}" + _mark(evaluation, "reward", "cost"),
+              "harmful rate, difference" + _mark(evaluation, "cost")]  # fmt: skip
     lines = [f"{duel.first} against {duel.second}: how often it wins, ties count one half", _row("", titles)]
     kept, rare = _part_rare(_titled(duel.all, duel.prompt_type, duel.harm_label))
     for title, one in kept:
@@ -73,6 +81,11 @@ def _part_rare(titled: Iterable[tuple[str, T]]) -> tuple[list[tuple[str, T]], li
     kept = [first, *((title, one) for title, one in others if one.reason is None)]
     rare = [f"{title} ({count(one.num_prompts, 'prompt')})" for title, one in others if one.reason is not None]
     return kept, [f"too few prompts for a row: {', '.join(rare)}"] if rare else []
+
+
+def _mark(evaluation: GeneratorEvaluation, *sources: str) -> str:
+    """A mark where a figure depends on something that is in-sample."""
+    return MARK if any(source in evaluation.in_sample for source in sources) else ""
 
 
 def _titled(every: T, types: Mapping[str, T], labels: Mapping[str, T]) -> Iterator[tuple[str, T]]:

@@ -282,6 +282,23 @@ class ComparisonFigures:
 
 
 @dataclass(frozen=True)
+class SeenPrompts:
+    """How many of the evaluated prompts a model folder has seen.
+
+    Attributes:
+        heads: of the folder.
+        num_prompts: different prompts of the data.
+        num_trained: those that its training learned from or chose a checkpoint by; None where the folder does not say.
+        num_calibrated: those that its calibration was fitted to.
+    """
+
+    heads: tuple[str, ...]
+    num_prompts: int
+    num_trained: int | None
+    num_calibrated: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What evaluation.json holds.
 
@@ -296,7 +313,9 @@ class Evaluation:
         controls_standard_error: of measured less expected, by prompt.
         control_gaps: dimension, "cost_sign" or "cost_sign_auroc" -> the model against its strongest control; no entry
             without a figure or without a control.
-        num_prompts_also_in_training: None where the training data were not given.
+        num_prompts_also_in_training: prompts that are in the given training data too; None where none were given.
+        seen_prompts: folder of an evaluated, compared or control model -> what its own hashes of prompts say.
+        in_sample: place of a figure in this file, such as "helpfulness.calibration" -> which model saw its prompts.
         comparison: dimension -> figures against another model; None without one.
         compared_models: model folder -> fingerprint of its weights.
         models: likewise, of the evaluated models.
@@ -313,6 +332,8 @@ class Evaluation:
     control_gaps: Mapping[str, ControlGap]
     num_prompts_also_in_training: int | None
     bootstrap_seed: int
+    seen_prompts: Mapping[str, SeenPrompts] = field(default_factory=dict)
+    in_sample: Mapping[str, str] = field(default_factory=dict)
     comparison: Mapping[str, ComparisonFigures] | None = None
     compared_models: Mapping[str, str] | None = None
     models: Mapping[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from safe_rlhf_video.evaluation.generations import Generations, check_clips, fin
 from safe_rlhf_video.evaluation.generator import ClipScores, evaluate_generators
 from safe_rlhf_video.evaluation.generator_results import FILE_NAME, GeneratorEvaluation, LeftOut, RatesUsed
 from safe_rlhf_video.evaluation.results import read_evaluation
+from safe_rlhf_video.evaluation.seen_prompts import count_seen, in_sample_heads
 from safe_rlhf_video.models.folder import fingerprint_weights
 from safe_rlhf_video.models.record import read_record
 from safe_rlhf_video.scoring.decisions import TradeOff
@@ -80,6 +81,10 @@ def score_generators(request: GeneratorRequest) -> GeneratorEvaluation:
         raise SampleError(f"{request.prompts}: holds no prompt; there is nothing to evaluate on")
     fingerprints = {folder: fingerprint_weights([folder]) for folder in request.model}
     rates = _read_rates(request, fingerprints)
+    seen = {str(folder): count_seen(folder, [prompt.prompt_text for prompt in prompts]) for folder in request.model}
+    in_sample = in_sample_heads(seen)
+    if rates is not None and (why := read_evaluation(Path(str(request.evaluation))).in_sample.get("cost_sign")):
+        in_sample["sign_rates"] = why
     found = {name: _find(folder, prompts, request.missing) for name, folder in request.videos.items()}
     _make_folder(request.out)
 
@@ -103,6 +108,8 @@ def score_generators(request: GeneratorRequest) -> GeneratorEvaluation:
         },
         models=fingerprints,
         prompts=str(request.prompts),
+        seen_prompts=seen,
+        in_sample=in_sample,
         sign_rates=None if rates is None else RatesUsed(**asdict(rates), source=str(request.evaluation)),
         seconds=round(time.monotonic() - started, 1),
     )

@@ -15,10 +15,12 @@ from safe_rlhf_video.evaluation.results import (
     PartFigures,
     SignPart,
 )
+from safe_rlhf_video.evaluation.seen_prompts import MARK, describe_seen
 from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.wording import count, figure, with_interval
 
-# Rows of the table of dimensions, each with how its cell is written.
+# Rows of the table of dimensions, each with how its cell is written. Figures of the model are marked where they are
+# in-sample: all of them where its training saw the prompts, those of `CALIBRATED` where its calibration did.
 ROWS: Mapping[str, Callable[[DimensionFigures], str]] = {
     "test comparisons (prompts)": lambda one: f"{one.num_comparisons} ({one.num_prompts})",
     "accuracy [95% interval]": lambda one: with_interval(one.accuracy, one.interval),
@@ -34,6 +36,13 @@ ROWS: Mapping[str, Callable[[DimensionFigures], str]] = {
     "Brier score": lambda one: figure(one.calibration.brier),
     "mean |P - hidden probability|": lambda one: figure(one.calibration.mean_absolute_error),
 }
+UNMARKED = ("test comparisons (prompts)", "ceiling: the hidden order, same labels", "labelled as ties, not counted")
+CALIBRATED = {
+    "accuracy with ties": "tie_aware",
+    "calibration error of P(v1 > v2), ECE": "calibration",
+    "Brier score": "calibration",
+    "mean |P - hidden probability|": "calibration",
+}
 SIGN_FIGURES = ("cost_sign", "cost_sign_auroc")
 SIGN_WIDTHS = (26, 26)
 SUB_WIDTHS = (12, 24, 9, 24, 11)
@@ -46,14 +55,19 @@ def format_table(evaluation: Evaluation) -> str:
     lines = [*_format_dimensions(evaluation), *_format_sub_dimensions(evaluation), *_format_sign(evaluation),
              *_format_unseen(evaluation), *warn_of_gaps(evaluation.control_gaps)]  # fmt: skip
     if evaluation.moderation:
-        lines += _format_moderation(evaluation.moderation)
+        lines += _format_moderation(evaluation.moderation, evaluation.in_sample)
     if num_shared := evaluation.num_prompts_also_in_training:
         lines.append(f"{num_shared} of the prompts are in the training data too: these figures may flatter the model")
+    lines += [f"{MARK} {line}" if "in-sample" in line else line for line in describe_seen(evaluation.seen_prompts)]
     return "\n".join(lines) or "nothing to judge: no record has a label that a head of these models learns from"
 
 
-def format_comparison(comparison: Mapping[str, ComparisonFigures]) -> str:
-    """Formats two models side by side, a line a dimension."""
+def format_comparison(comparison: Mapping[str, ComparisonFigures], in_sample: Mapping[str, str]) -> str:
+    """Formats two models side by side, a line a dimension.
+
+    Args:
+        in_sample: of the evaluation; what it names is marked.
+    """
     columns = ("comparisons", "this", "other", "difference [95%]", "McNemar p", "p by Holm")
     lines = [_row("", columns, 22, COMPARISON_WIDTHS)]
     for dimension, one in comparison.items():
@@ -65,7 +79,8 @@ def format_comparison(comparison: Mapping[str, ComparisonFigures]) -> str:
             "-" if one.p_value is None else f"{one.p_value:.2g}",
             "-" if one.p_value_holm is None else f"{one.p_value_holm:.2g}",
         ]
-        lines.append(_row(dimension.replace("_", " "), cells, 22, COMPARISON_WIDTHS))
+        mark = MARK if f"comparison.{dimension}" in in_sample else ""
+        lines.append(_row(dimension.replace("_", " ") + mark, cells, 22, COMPARISON_WIDTHS))
     return "\n".join(lines)
 
 
@@ -76,7 +91,7 @@ def _format_dimensions(evaluation: Evaluation) -> Iterator[str]:
     widths = (26,) * len(columns)
     yield _row("", list(columns), 42, widths)
     for title, write in ROWS.items():
-        cells = [write(found) for found in columns.values()]
+        cells = [_marked(write(found), title, name, evaluation.in_sample) for name, found in columns.items()]
         if any(cells):
             yield _row(title, cells, 42, widths)
     yield from (f"{name}: {found.reason}" for name, found in columns.items() if found.reason)
@@ -101,9 +116,11 @@ def _format_sub_dimensions(evaluation: Evaluation) -> Iterator[str]:
     rows = [
         [
             str(one.num_comparisons),
-            with_interval(one.accuracy, one.interval),
+            _marked(with_interval(one.accuracy, one.interval), "", name, evaluation.in_sample),
             figure(one.ceiling),
-            with_interval(one.fraction_of_ceiling, one.fraction_of_ceiling_interval),
+            _marked(
+                with_interval(one.fraction_of_ceiling, one.fraction_of_ceiling_interval), "", name, evaluation.in_sample
+            ),
             figure(evaluation.controls.get("generator_only", {}).get(name)),
         ]
         for name, one in found.items()
@@ -118,8 +135,9 @@ def _format_sign(evaluation: Evaluation) -> Iterator[str]:
     sign = evaluation.cost_sign
     if sign is None:
         return
+    mark = MARK if "cost_sign" in evaluation.in_sample else ""
     yield (
-        f"cost sign on {sign.num_safe} safe and {sign.num_unsafe} unsafe clips: accuracy "
+        f"cost sign{mark} on {sign.num_safe} safe and {sign.num_unsafe} unsafe clips: accuracy "
         f"{figure(sign.accuracy) or '-'}, balanced {figure(sign.balanced_accuracy) or '-'}, AUROC "
         f"{figure(sign.auroc) or '-'}" + (f" ({sign.reason})" if sign.reason else "")
     )
@@ -151,7 +169,7 @@ def _format_unseen(evaluation: Evaluation) -> Iterator[str]:
         yield _row("  cost sign, by clip", [_part(sign.unseen), "", _part(sign.seen)], 26, widths)
 
 
-def _format_moderation(figures: ModerationFigures) -> Iterator[str]:
+def _format_moderation(figures: ModerationFigures, in_sample: Mapping[str, str]) -> Iterator[str]:
     """A line a harm label, then what holds for several of them."""
     labels = figures.labels
     if labels:
@@ -159,7 +177,8 @@ def _format_moderation(figures: ModerationFigures) -> Iterator[str]:
         yield _row("harm labels", columns, 36, LABEL_WIDTHS)
     labels_of: dict[str, list[str]] = {}
     for label, one in labels.items():
-        yield _row(label.replace("_", " "), _label_cells(one), 36, LABEL_WIDTHS)
+        mark = MARK if f"moderation.labels.{label}" in in_sample else ""
+        yield _row(label.replace("_", " ") + mark, _label_cells(one), 36, LABEL_WIDTHS)
         if one.reason is not None:
             labels_of.setdefault(one.reason, []).append(label.replace("_", " "))
     yield from (f"  {', '.join(names)}: {reason}" for reason, names in labels_of.items())
@@ -169,7 +188,9 @@ def _format_moderation(figures: ModerationFigures) -> Iterator[str]:
             f"means over labels: AUROC {macro.auroc:.4f} of {macro.num_labels_auroc}, average precision "
             f"{macro.average_precision:.4f} of {macro.num_labels_average_precision}"
         )
-    yield from (one.line(head) for head, one in figures.graded.items() if one)
+    for head, graded in figures.graded.items():
+        if graded:
+            yield graded.line(head) + (MARK if f"moderation.{head}" in in_sample else "")
     if without := sum(one.target is None for one in labels.values()):
         yield f"{count(without, 'label')} without a calibrated threshold, flagged above a probability of one half"
     if figures.cost_sign_against_any:
@@ -204,6 +225,13 @@ def _calibration(one: DimensionFigures) -> str:
     if one.calibration.ece is None:
         return "-"
     return f"{one.calibration.ece:.4f}" + ("" if one.calibration.is_calibrated else " (not calibrated)")
+
+
+def _marked(text: str, title: str, dimension: str, in_sample: Mapping[str, str]) -> str:
+    """The cell of a row of `ROWS`, with a mark if its figure is in-sample."""
+    places = {dimension, f"{dimension}.{CALIBRATED[title]}"} if title in CALIBRATED else {dimension}
+    is_marked = text not in ("", "-") and title not in UNMARKED and bool(places & in_sample.keys())
+    return text + MARK if is_marked else text
 
 
 def _control(value: float | None, expected: float | None) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from safe_rlhf_video.calibration.store import FILE_NAME as CALIBRATION_FILE
 from safe_rlhf_video.calibration.store import read_calibration, write_calibration
+from safe_rlhf_video.data.prompt_hashes import FILE_NAME as PROMPTS_FILE
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.evaluation.results import read_evaluation
 from safe_rlhf_video.export.model_card import MergeCheck, build_card
@@ -87,6 +88,9 @@ def export_model(
             written, check = _write_merged(folder, record, partial, dtype, backbone)
         else:
             written, check = _write_copy(folder, record, partial), None
+        if (folder / PROMPTS_FILE).exists():
+            with naming(partial / PROMPTS_FILE):
+                shutil.copyfile(folder / PROMPTS_FILE, partial / PROMPTS_FILE)
         # The scores are the same but for rounding; the calibration needs the fingerprints of the new weights.
         if (folder / CALIBRATION_FILE).exists():
             fitted = read_calibration(folder)

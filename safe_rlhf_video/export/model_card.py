@@ -12,6 +12,7 @@ import yaml
 
 from safe_rlhf_video.evaluation.control_words import warn_of_gaps
 from safe_rlhf_video.evaluation.results import Evaluation
+from safe_rlhf_video.evaluation.seen_prompts import say_seen
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEADS, LABEL_HEADS, SUB_HEADS
 from safe_rlhf_video.kinds.targets import kind_of
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, LoraConfig
@@ -242,6 +243,10 @@ def _evaluation(evaluation: Evaluation | None, heads: list[str]) -> str:
         )
     if not paragraphs:
         return "The evaluation that was given has no figure of these heads."
+    seen = [one for folder, one in evaluation.seen_prompts.items() if folder in evaluation.models]
+    for one in seen:
+        if set(one.heads) & set(heads):
+            paragraphs += [f"**These figures: {text}.**" for text in say_seen(one)]
     told = {name: gap for name, gap in evaluation.control_gaps.items()
             if name in judged or ("cost" in heads and name.startswith("cost_sign"))}  # fmt: skip
     paragraphs += [f"**{sentence(text)}**" for text in warn_of_gaps(told)]

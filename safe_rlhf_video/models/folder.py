@@ -5,6 +5,7 @@
       heads.safetensors               float32 heads
       adapters/<name>/                adapter_config.json and adapter_model.safetensors, as PEFT writes them
       backbone.safetensors            the parts of the backbone that were trained in full, float32, if any
+      prompts.json                    data/prompt_hashes.py: hashes of the prompts that it was trained on
       backbone/                       of a merged model alone: its own backbone, an ordinary checkpoint folder
 
 The backbone's frozen weights are referenced, not copied, except in a merged model. Only JSON and safetensors are read:

@@ -50,7 +50,7 @@ def report_plots(data: ReportData, runs: Sequence[RunMetrics]) -> dict[str, list
     return {
         "accuracy": [*(_draw_accuracy(data, judged) for judged in data.dimensions),
                      *([_draw_sign(data), *_draw_separation(data)] if "cost" in data.heads else [])],
-        "calibration": list(map(_draw_calibration, data.dimensions)),
+        "calibration": [_draw_calibration(data, judged) for judged in data.dimensions],
         "scores": list(_draw_scores(data)),
         "harm-labels": [_draw_label(data, head, figures) for head, figures in data.labels.items()],
         "learning-curves": [plot for name in _LEARNING if (plot := draw_panel(panels[name], runs))],
@@ -66,6 +66,7 @@ def _draw_accuracy(data: ReportData, judged: JudgedDimension) -> Plot | Missing:
         shares.append(Share("ceiling", own.ceiling, percent(own.ceiling), colour="green"))
     shares += _controls(data, judged.name)
     note = f"n = {count(own.num_comparisons, 'comparison')} of {count(own.num_prompts, 'prompt')}"
+    note += _in_sample(data, judged.name)
     return draw_shares(title, shares, ("accuracy: share of comparisons", "who decides"), note)
 
 
@@ -81,6 +82,7 @@ def _draw_sign(data: ReportData) -> Plot | Missing:
         f"n = {sign.num_safe:,} {data.unit}s labelled safe and {sign.num_unsafe:,} labelled unsafe; of all, "
         f"{percent(sign.accuracy)} have the right sign; controls are cut at training's share of unsafe {data.unit}s"
     )
+    note += _in_sample(data, "cost_sign")
     return draw_shares(title, shares, (f"balanced accuracy: share of {data.unit}s", "who decides"), note)
 
 
@@ -91,6 +93,7 @@ def _draw_separation(data: ReportData) -> Iterator[Plot]:
         shares = [Share("this model", sign.auroc, percent(sign.auroc)), *_controls(data, "cost_sign_auroc")]
         title, axes = f"Cost: safe before unsafe {data.unit}s", ("AUROC: share of couples", "who decides")
         note = f"n = {sign.num_safe:,} x {sign.num_unsafe:,} couples of a safe and an unsafe one; it needs no zero"
+        note += _in_sample(data, "cost_sign")
         yield draw_shares(title, shares, axes, note)
 
 
@@ -101,7 +104,12 @@ def _controls(data: ReportData, figure: str) -> Iterator[Share]:
             yield Share(_CONTROLS.get(name, name), accuracy, percent(accuracy), None, expected, "grey")
 
 
-def _draw_calibration(judged: JudgedDimension) -> Plot | Missing:
+def _in_sample(data: ReportData, *places: str) -> str:
+    """What a plot's note says where its figures are in-sample."""
+    return "; in-sample" if any(place in data.evaluation.in_sample for place in places) else ""
+
+
+def _draw_calibration(data: ReportData, judged: JudgedDimension) -> Plot | Missing:
     figures, title = judged.figures.calibration, capitalise(judged.name)
     if figures.ece is None:
         return Missing(title, figures.reason or "")
@@ -112,6 +120,7 @@ def _draw_calibration(judged: JudgedDimension) -> Plot | Missing:
     )
     if figures.mean_absolute_error is not None:
         note += f"; mean |P - hidden probability| {figures.mean_absolute_error:.3f}"
+    note += _in_sample(data, judged.name, f"{judged.name}.calibration")
     bins = figures.bins
     return draw_reliability(f"{title}: ECE {figures.ece:.3f}", [one.predicted for one in bins],
                             [one.observed for one in bins], [one.num for one in bins], note)  # fmt: skip
@@ -172,4 +181,5 @@ def _draw_label(data: ReportData, head: str, figures: LabelFigures) -> Plot | Mi
         f"n = {len(labelled):,} labelled {data.unit}s, {figures.num_positive:,} with the label; average precision "
         f"{figures.average_precision:.3f}, AUROC {figures.auroc:.3f}"
     )
+    note += _in_sample(data, f"moderation.labels.{HEADS[head].label}")
     return draw_precision_recall(title, scores, applies, flags, data.unit, note)

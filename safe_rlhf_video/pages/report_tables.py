@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from safe_rlhf_video.evaluation.control_words import warn_of_gaps
-from safe_rlhf_video.evaluation.results import ControlGap, Evaluation, PartFigures, SignPart
-from safe_rlhf_video.heads import HEADS
+from safe_rlhf_video.evaluation.results import Evaluation, PartFigures, SignPart
+from safe_rlhf_video.evaluation.seen_prompts import MARK, describe_seen
+from safe_rlhf_video.heads import HEADS, Head
 from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.pages.document import Table
 from safe_rlhf_video.pages.report_data import JudgedDimension, ReportData
@@ -28,7 +29,8 @@ class ReportTables:
     """Every table of a report.
 
     Attributes:
-        warnings: a sentence for each figure that is not clearly above its strongest control.
+        warnings: a sentence for each model that saw prompts of the data, or does not say, and for each figure that is
+            not clearly above its strongest control.
         parts: heading -> accuracy in parts of the data.
         comparison: None where there was one model.
     """
@@ -45,13 +47,13 @@ class ReportTables:
 
 def report_tables(data: ReportData) -> ReportTables:
     """Makes all tables."""
-    moderation = data.evaluation.moderation
+    moderation, in_sample = data.evaluation.moderation, data.evaluation.in_sample
     graded = {head: one.table(HEADS[head]) for head, one in moderation.graded.items() if one} if moderation else {}
     return ReportTables(
-        summary=_summarise(data.dimensions, data.evaluation.control_gaps),
-        warnings=list(warn_of_gaps(data.evaluation.control_gaps)),
+        summary=_summarise(data.dimensions, data.evaluation),
+        warnings=[*describe_seen(data.evaluation.seen_prompts), *warn_of_gaps(data.evaluation.control_gaps)],
         not_judged=_explain_dimensions(data.dimensions),
-        labels=_show_labels(data.labels),
+        labels=_show_labels(data.labels, in_sample),
         graded={head: Table(header, rows) for head, (header, *rows) in graded.items()},
         parts={heading: tables for heading, tables in _show_parts(data) if tables},
         comparison=_compare(data.evaluation),
@@ -59,22 +61,27 @@ def report_tables(data: ReportData) -> ReportTables:
     )  # fmt: skip
 
 
-def _summarise(dimensions: Sequence[JudgedDimension], gaps: Mapping[str, ControlGap]) -> Table:
-    """Every figure of the dimensions; a column without any figure is left out."""
+def _summarise(dimensions: Sequence[JudgedDimension], evaluation: Evaluation) -> Table:
+    """Every figure of the dimensions, in-sample ones with a mark; a column without any figure is left out."""
     header = ["", "comparisons (prompts)", "accuracy", "ceiling", "accuracy / ceiling",
               "above the strongest control", "with ties", "ECE", "temperature"]  # fmt: skip
+
+    def mark(text: str | None, *places: str) -> str | None:
+        return text + MARK if text and any(place in evaluation.in_sample for place in places) else text
+
     rows = []
     for judged in dimensions:
         figures, probability, ties = judged.figures, judged.figures.calibration, judged.figures.tie_aware
+        gap = evaluation.control_gaps.get(judged.name)
         rows.append([
             capitalise(judged.name),
             f"{figures.num_comparisons:,} ({figures.num_prompts:,})",
-            share(figures.accuracy, figures.interval),
+            mark(share(figures.accuracy, figures.interval), judged.name),
             share(figures.ceiling),
-            share(figures.fraction_of_ceiling, figures.fraction_of_ceiling_interval),
-            _points(gap.difference, gap.interval) if (gap := gaps.get(judged.name)) else None,
-            share(ties.accuracy, ties.interval),
-            decimals(probability.ece),
+            mark(share(figures.fraction_of_ceiling, figures.fraction_of_ceiling_interval), judged.name),
+            mark(_points(gap.difference, gap.interval) if gap else None, judged.name),
+            mark(share(ties.accuracy, ties.interval), judged.name, f"{judged.name}.tie_aware"),
+            mark(decimals(probability.ece), judged.name, f"{judged.name}.calibration"),
             decimals(probability.temperature) if probability.is_calibrated else "not calibrated",
         ])  # fmt: skip
     kept = [column for column in range(len(header)) if any(row[column] is not None for row in rows)]
@@ -96,7 +103,7 @@ def _explain_dimensions(dimensions: Sequence[JudgedDimension]) -> Reasons:
     return reasons
 
 
-def _show_labels(labels: Mapping[str, LabelFigures]) -> Table:
+def _show_labels(labels: Mapping[str, LabelFigures], in_sample: Mapping[str, str]) -> Table:
     """Figures of harm labels; those without any are named in the note, with the reason."""
     header = ["", "with / without", "AUROC", "AP", "precision", "recall", "false positives", "target"]
     rows, bare = [], dict[str, list[str]]()
@@ -105,15 +112,15 @@ def _show_labels(labels: Mapping[str, LabelFigures]) -> Table:
         if (figures.auroc, figures.recall, figures.false_positive_rate) == (None, None, None):
             bare.setdefault(figures.reason or "", []).append(f"{title} ({figures.num_positive:,})")
         else:
-            rows.append(_label_row(title, figures))
+            rows.append(_label_row(HEADS[head], figures, in_sample))
     note = "; ".join(f"no figure of {', '.join(names)}: {reason}" for reason, names in bare.items())
     return Table(header, rows, note=note)
 
 
-def _label_row(name: str, figures: LabelFigures) -> list[str | None]:
+def _label_row(head: Head, figures: LabelFigures, in_sample: Mapping[str, str]) -> list[str | None]:
     target = "; ".join(f"{_TARGETS[kind]} {100 * value:g}%" for kind, value in (figures.target or {}).items())
     return [
-        name,
+        head.title + (MARK if f"moderation.labels.{head.label}" in in_sample else ""),
         f"{figures.num_positive:,} / {figures.num_negative:,}",
         decimals(figures.auroc),
         decimals(figures.average_precision),

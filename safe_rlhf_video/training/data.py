@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from safe_rlhf_video.data.preferences import PromptGroup, build_groups, leave_out, split_by_prompt, split_pairs
+from safe_rlhf_video.data.prompt_hashes import PromptHashes, hash_prompts
 from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, GRADED_HEADS, HEADS, LABEL_HEADS
 from safe_rlhf_video.kinds.targets import (
@@ -36,6 +37,7 @@ class TrainingData:
         fingerprint: identifies all that the weights depend on.
         notes: lines for the user.
         class_weights: each head of a label that is trained -> what a video of each class weighs in its loss.
+        prompts: hashes of the prompts in `train` and `validation`.
     """
 
     train: list[PromptGroup]
@@ -45,6 +47,7 @@ class TrainingData:
     fingerprint: str
     notes: list[str]
     class_weights: Mapping[str, tuple[float, ...]]
+    prompts: PromptHashes
 
 
 def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
@@ -71,12 +74,13 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
     train, validation, weights = _balance_classes(train, validation, lessons, config.loss.harm_balance)
     if config.optimization.batching == "pairwise":
         train = split_pairs(train, list(lessons.dimensions.values()))
+    fingerprint = _fingerprint(train, validation, store, lessons.reads_text_labels)
     return TrainingData(
         train=train,
         validation=validation,
         clip_files=corpus.clip_files,
         frame_store=store,
-        fingerprint=_fingerprint(train, validation, store, lessons.reads_text_labels),
+        fingerprint=fingerprint,
         notes=[
             *_count_records(groups, len(corpus.pairs)),
             *_count_doubtful(doubtful, lessons),
@@ -87,6 +91,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
             *unreadable,
         ],
         class_weights=weights,
+        prompts=hash_prompts((group.prompt_text for group in (*train, *validation)), salt=fingerprint),
     )
 
 

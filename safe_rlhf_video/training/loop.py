@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import yaml
+from torch import Tensor
 from tqdm import tqdm
 
+from safe_rlhf_video.data.prompt_hashes import write_trained_prompts
 from safe_rlhf_video.errors import DeviceMemoryError, SafeRLHFVideoError
 from safe_rlhf_video.files import lock_folder, write_whole
 from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.models.backbones import load_reader
 from safe_rlhf_video.models.folder import save_model
+from safe_rlhf_video.models.record import ModelRecord
+from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.training import distributed
 from safe_rlhf_video.training import engine as engines
 from safe_rlhf_video.training.config import TrainConfig
@@ -141,7 +147,7 @@ def _train(run: Run) -> None:
                 # All ranks gather, the first one saves.
                 weights, moments = engines.gather_weights(learner.engine), engines.gather_moments(learner.engine)
                 record = replace(learner.record, training=run.facts(done, validation.metrics))
-                save = partial(save_model, learner.model, record, weights=weights)
+                save = partial(_save_folder, run, learner.model, record, weights)
                 checkpoint = partial(save_checkpoint, run.folder, state, moments, save, config.checkpoint.keep_last)
                 del weights, moments, save  # once saved, nothing may keep them: a language model's fill the host
                 if validation.metrics:
@@ -160,6 +166,12 @@ def _train(run: Run) -> None:
             checkpoint = None
             interval = Interval()
     run.say(f"the model of step {state.best_step} is in {run.folder / 'model'}")
+
+
+def _save_folder(run: Run, model: ScoreModel, record: ModelRecord, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes a model folder, with the hashes of the prompts that it was trained on."""
+    write_trained_prompts(folder, run.data.prompts)
+    save_model(model, record, folder, weights)
 
 
 class Interval:
