@@ -276,6 +276,7 @@ def test_what_is_no_clip_is_an_error_that_names_the_file(tmp_path: Path, backend
     whole = write_clip(tmp_path / "whole.mp4").read_bytes()
     index_first = write_clip(tmp_path / "index_first.mp4", container_options={"movflags": "faststart"}).read_bytes()
     (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video\n" * 50)
     (tmp_path / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
@@ -290,6 +291,7 @@ def test_what_is_no_clip_is_an_error_that_names_the_file(tmp_path: Path, backend
         "missing": "no such file; check the path or the video folder",
         "nul\0": "cannot be opened (embedded null byte)",
         "folder": "is a folder, expected a video file",
+        "pipe": "cannot be opened (is no regular file)",
         "empty": "the file is empty; fetch it again",
         "text": "is not a readable video (Invalid data found when processing input); use mp4, mov, mkv",
         "truncated": "is not a readable video (Invalid data found when processing input); use mp4, mov, mkv",
@@ -456,24 +458,26 @@ def test_an_error_stands_at_its_place_and_an_abandoned_iteration_leaves_nothing_
 
 
 def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(clips: list[Path], tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo.mp4"  # opening it waits for a writer that never comes
-    os.mkfifo(fifo)
+    late = write_clip(tmp_path / "late.mp4")
     expected = read_video(clips[0], SMALL)
     with DecodePool(SMALL, num_workers=1, timeout_s=1.0) as pool:
-        videos = pool.iterate([clips[0], fifo, clips[0]])
+        videos = pool.iterate([clips[0], late, clips[0]], ahead=1)
         assert next(videos) == expected
+        (worker,) = pool._workers
+        worker.process.send_signal(signal.SIGSTOP)
         with pytest.raises(VideoDecodeError) as caught:
             next(videos)
-        assert str(caught.value) == f"{fifo}: took longer than 1 s; remove this clip or replace it"
+        assert str(caught.value) == f"{late}: took longer than 1 s; remove this clip or replace it"
         assert pool.read([clips[0]]) == [expected]
 
     with DecodePool(SMALL, num_workers=1) as pool:
         assert pool.read([clips[0]]) == [expected]
         (worker,) = pool._workers
+        worker.process.send_signal(signal.SIGSTOP)
         threading.Timer(0.3, worker.process.send_signal, [signal.SIGKILL]).start()
         with pytest.raises(VideoDecodeError) as caught:
-            pool.read([fifo])
-        assert str(caught.value).startswith(f"{fifo}: the decoder crashed (signal 9, SIGKILL)")
+            pool.read([late])
+        assert str(caught.value).startswith(f"{late}: the decoder crashed (signal 9, SIGKILL)")
         assert pool.read([clips[0]]) == [expected]
         # One that dies while nothing is asked of it costs no clip.
         (worker,) = pool._workers
@@ -556,12 +560,13 @@ def test_more_pixels_than_the_budget_are_not_decoded(tmp_path: Path, monkeypatch
         read_video(tiny, SMALL, max_pixels=1000)
 
 
-def test_closing_ends_the_workers_even_within_a_clip(clips: list[Path], tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo.mp4")
+def test_closing_ends_the_workers_even_within_a_clip(clips: list[Path]) -> None:
     pool = DecodePool(SMALL, num_workers=2)
-    videos = pool.iterate([clips[0], tmp_path / "fifo.mp4"])
-    next(videos)
+    pool.read(clips[:2])
     processes = [worker.process for worker in pool._workers]
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    pool.submit(clips[0])
     pool.close()
     pool.close()
     assert processes

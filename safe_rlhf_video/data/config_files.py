@@ -13,6 +13,7 @@ from typing import Any
 
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.reading import open_unpacked
 
 CONFIG_SUFFIXES = (".json", ".json.gz")
 
@@ -26,14 +27,13 @@ def read_records(config_file: Path) -> list[Any]:
     """Reads the list in a config file; its items are still unchecked.
 
     Raises:
-        SampleError: the file is missing or damaged, holds no list, or an object in it has one key twice.
+        SampleError: the file is missing, damaged or too large, holds no list, or an object in it has one key twice.
     """
     if not is_config_name(config_file):
         raise SampleError(f"{config_file}: expected a file that ends in .json or .json.gz, or a folder with one")
     try:
-        content = config_file.read_bytes()
-        if config_file.name.endswith(".gz"):
-            content = gzip.decompress(content)
+        with open_unpacked(config_file) as file:
+            content = file.read()
         text = decode_text(content, str(config_file))
         del content  # 200 MB for SafeSora's training file, which the parser needs again
         records = decode_json(text, str(config_file))

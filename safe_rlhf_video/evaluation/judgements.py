@@ -17,6 +17,7 @@ from safe_rlhf_video.evaluation.results import Evaluation, fingerprint
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, LOGIT_HEADS
 from safe_rlhf_video.kinds.targets import label_columns
+from safe_rlhf_video.reading import read_regular
 
 FILE_NAME = "judgements.json"
 _AGAIN = "run scripts/evaluate.py again; it keeps the scores that it finds in its --out"
@@ -143,7 +144,7 @@ def read_judgements(folder: Path, evaluation: Evaluation) -> Judgements:
     """
     path = folder / FILE_NAME
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise SampleError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from error
     if evaluation.judgements != fingerprint(content):

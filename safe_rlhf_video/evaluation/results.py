@@ -24,6 +24,7 @@ from safe_rlhf_video.heads import GRADED_HEADS
 from safe_rlhf_video.kinds.kind import GradedFigures
 from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.kinds.targets import graded_kind_of
+from safe_rlhf_video.reading import load_json, read_regular
 from safe_rlhf_video.stats.intervals import Interval
 from safe_rlhf_video.stats.probabilities import ReliabilityBin
 
@@ -372,7 +373,7 @@ def parse_evaluation(kind: type[E], path: Path) -> E:
             release may.
     """
     try:
-        fields = json.loads(path.read_bytes())
+        fields = load_json(read_regular(path))
         if not isinstance(fields, dict):
             raise ValueError(f"expected an object, got {type(fields).__name__}")
     except OSError as error:

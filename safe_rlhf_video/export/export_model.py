@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from safe_rlhf_video.models.record import (
 )
 from safe_rlhf_video.models.score_model import ScoreModel
 from safe_rlhf_video.models.weight_files import check_checksums, follow_umask, naming
+from safe_rlhf_video.reading import load_json, read_regular
 from safe_rlhf_video.responses import Response, TextResponse
 from safe_rlhf_video.video.sampling import Sampling, sample_video
 
@@ -325,7 +325,7 @@ def _last_names(value: Any) -> Any:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(read_regular(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged ({error}); copy the folder again") from error
 

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.lagrangian.score import check_cost_limit, check_multiplier
+from safe_rlhf_video.reading import load_json, read_regular
 
 
 @dataclass(kw_only=True)
@@ -157,7 +158,7 @@ class LagrangeMultiplier:
             CheckpointError: the file is missing, damaged or does not hold a multiplier.
         """
         try:
-            state = json.loads(path.read_bytes())
+            state = load_json(read_regular(path))
             if not isinstance(state, dict):
                 raise ConfigError("not a JSON object")
             return cls.from_dict(state)

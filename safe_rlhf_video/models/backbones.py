@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, BackboneConfig
 from safe_rlhf_video.models.families import FAMILIES, Family
 from safe_rlhf_video.models.prompts import Special
+from safe_rlhf_video.reading import find_unfit, load_json, read_regular
 from safe_rlhf_video.video.sampling import Sampling
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "tiny_backbone"
@@ -242,6 +242,9 @@ def fingerprint_checkpoint(folder: Path) -> str:
 
 
 def _load_family(source: str, config: BackboneConfig) -> tuple[Family, PreTrainedConfig]:
+    folder = Path(source)
+    if folder.is_dir() and (unfit := find_unfit(folder.iterdir())):
+        raise CheckpointError(f"{unfit[0]}: {unfit[1]}; download the checkpoint again")
     fields = _load_part(PreTrainedConfig.get_config_dict, source, config)[0]
     name = fields.get("model_type") if isinstance(fields, dict) else None
     if name is None:
@@ -305,7 +308,7 @@ def _read_processor(
         if found is None:
             continue
         try:
-            fields = json.loads(Path(found).read_text(encoding="utf-8"))
+            fields = load_json(read_regular(Path(found)))
             if name == "processor_config.json":
                 if "video_processor" not in fields:
                     continue
@@ -437,7 +440,7 @@ def _weight_files(source: str, config: BackboneConfig) -> list[str]:
         return [whole]
     index = str(find("model.safetensors.index.json"))
     try:
-        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(load_json(read_regular(Path(index)))["weight_map"].values())
         if not names:
             raise ValueError("weight_map is empty")
         for name in names:

@@ -26,6 +26,7 @@ from safe_rlhf_video.models.config import (
 from safe_rlhf_video.models.families import FAMILIES
 from safe_rlhf_video.models.hub import fetch_model, parse_hub_id
 from safe_rlhf_video.models.weight_files import naming
+from safe_rlhf_video.reading import find_unfit, load_json, read_regular
 from safe_rlhf_video.video.sampling import Sampling
 
 # 5: checksums of the weights.
@@ -194,7 +195,7 @@ def read_record(folder: str | Path) -> ModelRecord:
     """
     path = resolve_model_folder(folder) / "model.json"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = load_json(read_regular(path))
         found_version = fields["format_version"]
         if found_version in (3, 4):
             fields = _upgrade(fields)
@@ -269,8 +270,10 @@ def resolve_model_folder(folder: str | Path) -> Path:
     if hub_id is not None:
         candidates = [fetch_model(*hub_id)]
     for candidate in candidates:
-        if (candidate / "model.json").is_file():
+        if (candidate / "model.json").exists():
             _check_links(candidate)
+            if unfit := find_unfit(candidate.rglob("*")):
+                raise CheckpointError(f"{unfit[0]}: {unfit[1]}; copy the model folder again")
             return candidate
     raise CheckpointError(
         f"{folder}: is no model folder (it has no model.json); give <run>/model as written by train_reward.py or "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.reading import load_json, open_regular
 
 
 @dataclass
@@ -59,7 +59,7 @@ class RunMetrics:
             ConfigError: the file cannot be read.
         """
         try:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 file.seek(0, 2)
                 # A resumed run writes the file anew, without the rows that it repeats.
                 inode = self._path.stat().st_ino
@@ -80,11 +80,11 @@ class RunMetrics:
 
     def _add(self, line: bytes) -> None:
         try:
-            row = json.loads(line)
+            row = load_json(line)
             step = row.pop("step")
             if type(step) is not int or not all(_is_figure(value) for value in row.values()):
                 raise ValueError("no row of figures")
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             self.num_unreadable += 1
             return
         self.num_rows += 1

@@ -15,7 +15,9 @@ from safe_rlhf_video.data.config_files import decode_json, decode_text
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
 from safe_rlhf_video.data.record_fields import FilePath, NonEmptyText, described_in, fail, is_unicode
 from safe_rlhf_video.errors import SafeRLHFVideoError, SampleError
+from safe_rlhf_video.reading import read_regular
 from safe_rlhf_video.responses import TextResponse
+from safe_rlhf_video.scoring.parquet_rows import read_parquet
 from safe_rlhf_video.scoring.score_many import request_videos
 
 Kind = Literal["clip", "pair", "list"]
@@ -109,7 +111,7 @@ def read_rows(path: Path, video_dir: str | None = None) -> tuple[list[InputRow],
     rows: list[InputRow] = []
     bad: list[BadRow] = []
     folder = path.parent if video_dir is None else Path(video_dir)
-    for number, record in _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path):
+    for number, record in enumerate(read_parquet(path, COLUMNS)) if path.suffix == ".parquet" else _read_lines(path):
         where = f"{path} row {number}"
         ids: dict[str, str] = {}
         try:
@@ -159,7 +161,7 @@ def _read_config(path: Path, video_dir: str | None) -> list[InputRow]:
 def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields row numbers, which count blank lines too, and rows; a SampleError for a line that is no JSON."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise SampleError(f"{path}: cannot be read ({error}); give JSON lines, Parquet or a SafeSora config") from error
     # Not splitlines(): a prompt may hold other line ends, such as U+2028.
@@ -171,19 +173,6 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, decode_json(line, f"{path} row {number}")
         except SampleError as error:
             yield number, error
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-            records = file.read(columns).to_pylist()
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise SampleError(f"{path}: cannot be read as Parquet ({error}); write it again") from error
-    yield from enumerate(records)
 
 
 @described_in("rows-to-score")

@@ -12,6 +12,7 @@ from typing import IO
 from safe_rlhf_video.errors import CheckpointError
 from safe_rlhf_video.files import flush, lock, make_folder, whole_lines
 from safe_rlhf_video.progress import progress_bar
+from safe_rlhf_video.reading import load_json, read_regular
 from safe_rlhf_video.scoring.score_many import (
     BatchScorer,
     ScoreRequest,
@@ -77,18 +78,18 @@ def _open(out: Path) -> IO[str]:
 
 def _read_scores(out: Path, header: dict[str, str]) -> dict[str, Scores]:
     try:
-        content = out.read_bytes()
+        content = read_regular(out)
         whole = whole_lines(content)
         lines = whole.splitlines()
         # Interrupted before the first line was whole.
         if not lines and json.dumps(header).encode().startswith(content.partition(b"\0")[0]):
             return {}
         # The file is touched only after its header says that it is ours.
-        if not lines or json.loads(lines[0]) != header:
+        if not lines or load_json(lines[0]) != header:
             raise CheckpointError(
                 f"{out}: holds scores of another model or of other clips or frames; delete it or give another --out"
             )
-        rows = [json.loads(line) for line in lines[1:]]
+        rows = [load_json(line) for line in lines[1:]]
         scores = {row.pop("key"): row for row in rows}
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be read ({error.strerror}); give another --out") from error

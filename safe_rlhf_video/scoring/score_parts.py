@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 from safe_rlhf_video.errors import CheckpointError, VideoDecodeError
 from safe_rlhf_video.files import flush, lock_folder, make_folder
 from safe_rlhf_video.progress import progress_bar
+from safe_rlhf_video.reading import load_json, open_regular
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.devices import Shard
 from safe_rlhf_video.scoring.score_many import BatchScorer, ScoreRequest, Scores, Source, score_many
@@ -236,7 +237,7 @@ class _Parts:
 
     def _read(self, path: Path) -> None:
         start = self._num_read.get(path.name, 0)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(start)
             content = file.read()
         # A last line without an end is being written, or was when its process was killed.
@@ -255,7 +256,7 @@ class _Parts:
     def _take(self, line: bytes) -> bool:
         """Returns whether the line could be read; if not, a network disk may not have delivered all of it yet."""
         try:
-            row = json.loads(line)
+            row = load_json(line)
             key, error = row.pop("key"), row.pop("error", None)
         except (ValueError, KeyError, TypeError, AttributeError):
             return False

@@ -18,6 +18,7 @@ import av
 import numpy as np
 
 from safe_rlhf_video.errors import ConfigError, VideoDecodeError
+from safe_rlhf_video.reading import open_regular
 from safe_rlhf_video.video.containers import (
     BARE_STREAMS,
     CONTAINERS_TO_USE,
@@ -112,15 +113,13 @@ def check_backend(backend: str) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raises VideoDecodeError, without the path, unless `path` can be opened and is neither empty nor a folder."""
+    """Raises VideoDecodeError, without the path, unless `path` is a regular file with content that can be opened."""
     try:
-        status = path.stat()
         if path.is_dir():
             raise VideoDecodeError("is a folder, expected a video file")
-        if path.is_file():
-            if status.st_size == 0:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size == 0:
                 raise VideoDecodeError("the file is empty; fetch it again")
-            path.open("rb").close()
     except FileNotFoundError:
         raise VideoDecodeError("no such file; check the path or the video folder") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path

@@ -25,6 +25,7 @@ import xxhash
 
 from safe_rlhf_video.errors import ConfigError, VideoDecodeError
 from safe_rlhf_video.files import whole_lines
+from safe_rlhf_video.reading import open_regular, read_regular
 from safe_rlhf_video.video.codec import Codec, decode_frames
 from safe_rlhf_video.video.sampling import Sampling, Video
 
@@ -232,7 +233,7 @@ def read_header(folder: Path) -> tuple[Sampling, Codec, str]:
     """Reads sampling, codec and checksum of store.json; raises VideoDecodeError if it is missing or damaged."""
     path = folder / HEADER_NAME
     try:
-        line = path.read_bytes()
+        line = read_regular(path)
     except OSError as error:
         raise VideoDecodeError(
             f"{path}: cannot be read ({error.strerror}), so {folder} is no frame store; make one with {BUILD_COMMAND}"
@@ -260,7 +261,8 @@ def read_index(folder: Path, checksum: str) -> Index:
     """
     path = folder / INDEX_NAME
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
     except OSError as error:
         raise _damage(path, f"cannot be read ({error.strerror})") from error
     rows: dict[str, StoredClip | QuarantinedClip] = {}

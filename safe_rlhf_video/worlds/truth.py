@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import zlib
 from pathlib import Path
 
 from safe_rlhf_video.data.records import SUB_DIMENSIONS
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.reading import load_json, open_unpacked
 
 FILE_NAME = "truth.json.gz"
 
@@ -20,7 +19,8 @@ def read_truth(path: Path) -> dict[str, dict[str, float]]:
         SampleError: the file is missing or damaged.
     """
     try:
-        videos = json.loads(gzip.decompress(path.read_bytes()))["videos"]
+        with open_unpacked(path) as file:
+            videos = load_json(file.read())["videos"]
         return {
             name: {
                 "helpfulness": float(true["helpfulness"]),

@@ -13,6 +13,7 @@ from safe_rlhf_video.data.records import VIDEO_NAMES
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.progress import progress_bar
+from safe_rlhf_video.reading import load_json, open_unpacked
 from safe_rlhf_video.worlds.text_world import TEXT_WORLD_VERSION, plan_rows
 from safe_rlhf_video.worlds.video_world import WORLD_VERSION, plan_split, write_clip, write_config
 
@@ -103,11 +104,12 @@ def _check_folder(out: Path, seed: int) -> None:
     """Refuses to mix two worlds in one folder."""
     truth = out / "truth.json.gz"
     try:
-        content = json.loads(gzip.decompress(truth.read_bytes()))
+        with open_unpacked(truth) as file:
+            content = load_json(file.read())
         found_version, found_seed = content["format_version"], content["seed"]
     except FileNotFoundError:
         return
-    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{truth}: damaged ({error}); delete it, or give another folder as out") from error
     if found_version != WORLD_VERSION:
         raise ConfigError(

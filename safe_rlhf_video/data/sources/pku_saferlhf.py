@@ -32,6 +32,7 @@ from safe_rlhf_video.data.records import (
 from safe_rlhf_video.data.sources.conversion import Conversion, digest
 from safe_rlhf_video.errors import ConfigError, SampleError
 from safe_rlhf_video.kinds.ordinal import contradicts_is_safe
+from safe_rlhf_video.reading import open_unpacked
 
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".json.gz", ".json.xz")
 
@@ -277,9 +278,8 @@ def _read_file(path: Path, shown: str | None = None) -> Iterator[tuple[str, Any]
     if not path.name.endswith(FILE_SUFFIXES):
         raise SampleError(f"{path}: expected a file that ends in one of {', '.join(FILE_SUFFIXES)}")
     stem = path.name.removesuffix(".gz").removesuffix(".xz")
-    opened: Any = gzip.open if path.name.endswith(".gz") else lzma.open if path.name.endswith(".xz") else open
     try:
-        with opened(path, "rb") as file:
+        with open_unpacked(path) as file:
             if stem.endswith(".json"):
                 rows = decode_json(decode_text(file.read(), str(path)), str(path))
                 if not isinstance(rows, list):

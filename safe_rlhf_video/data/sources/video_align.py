@@ -19,6 +19,7 @@ from safe_rlhf_video.data.records import TIE
 from safe_rlhf_video.data.sources.conversion import Conversion, digest
 from safe_rlhf_video.data.video_folder import with_ending
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.reading import read_regular
 
 # Column -> its name in SafeSora's format. Motion quality has no counterpart there and keeps its own name.
 DIMENSION_OF: Mapping[str, str] = MappingProxyType(
@@ -111,7 +112,7 @@ def _read_cells(csv_file: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _read_text(csv_file: Path) -> str:
     try:
-        content = csv_file.read_bytes()
+        content = read_regular(csv_file)
     except FileNotFoundError:
         raise SampleError(f"{csv_file}: no such file; correct the path") from None
     except OSError as error:
