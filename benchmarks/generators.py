@@ -22,6 +22,7 @@ from safe_rlhf_video.data.records import HARM_LABELS
 from safe_rlhf_video.errors import SafeRLHFVideoError, SampleError
 from safe_rlhf_video.evaluation.generator_results import GeneratorEvaluation, RateFigure
 from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.wording import with_interval
 from safe_rlhf_video.worlds.video_world import (
     HARM_OF_EMBLEM,
     UNASKED_EMBLEM_RATE,
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def _show(figure: RateFigure) -> str:
-    return f"{figure.rate:.4f} [{figure.interval[0]:.4f}, {figure.interval[1]:.4f}]"
+    return with_interval(figure.rate, figure.interval)
 
 
 def draw_generations(

@@ -31,7 +31,7 @@ from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.heads import HEAD_OF_DIMENSION
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS
 from safe_rlhf_video.stats.credit import credit
-from safe_rlhf_video.stats.intervals import mean_interval
+from safe_rlhf_video.stats.intervals import difference_interval
 
 ALL, POOLED = "all", "pooled"
 TITLES = {**{name: name.replace("_", " ") for name in ALL_DIMENSIONS}, "cost_sign": "cost's sign, by clip"}
@@ -100,7 +100,7 @@ def main() -> None:
             ALL: len(train_pairs),
             **{name: sum(not num_unseen(pair, [name]) for pair in train_pairs) for name in generators},
         },
-        "figures": judge(pairs, scores_of, generators, arguments.seed),
+        "figures": judge(pairs, scores_of, generators),
     }
     table = "\n".join(format_markdown(result)) + "\n"
     write_whole(out / "unseen.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -123,9 +123,7 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
     return {row.pop("key"): row for row in rows}
 
 
-def judge(
-    pairs: Sequence[PairSample], scores_of: Mapping[str, Scores], generators: Sequence[str], seed: int
-) -> dict[str, Any]:
+def judge(pairs: Sequence[PairSample], scores_of: Mapping[str, Scores], generators: Sequence[str]) -> dict[str, Any]:
     """Every model without a generator against the one that saw all, on the same comparisons.
 
     Args:
@@ -157,7 +155,7 @@ def judge(
         rows[POOLED] = tuple(np.concatenate(column) for column in zip(*rows.values(), strict=True))
         result[dimension] = {
             name: {
-                part: compare_paired(mine[chosen], others[chosen], prompts[chosen], seed)
+                part: compare_paired(mine[chosen], others[chosen], prompts[chosen])
                 for part, chosen in (("unseen", is_unseen), ("seen", ~is_unseen))
             }
             for name, (mine, others, prompts, is_unseen) in rows.items()
@@ -178,17 +176,17 @@ def judge_signs(
     return right[0], right[1], prompts, is_unseen
 
 
-def compare_paired(mine: np.ndarray, others: np.ndarray, prompts: np.ndarray, seed: int) -> dict[str, Any]:
+def compare_paired(mine: np.ndarray, others: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     """Two models' credits on the same (M,) comparisons or clips; figures are null for too few of them."""
     num_prompts = len(np.unique(prompts))
-    is_known = len(mine) >= MIN_COMPARISONS and num_prompts > 1
+    is_known = len(mine) >= MIN_COMPARISONS
     return {
         "num": len(mine),
         "num_prompts": num_prompts,
         "accuracy": float(mine.mean()) if is_known else None,
         "accuracy_of_all": float(others.mean()) if is_known else None,
         "difference": float(np.mean(mine - others)) if is_known else None,
-        "interval": list(mean_interval(mine - others, prompts, seed=seed)) if is_known else None,
+        "interval": difference_interval(mine - others, prompts) if is_known else None,
     }
 
 
@@ -212,8 +210,11 @@ def format_markdown(result: Mapping[str, Any]) -> Iterator[str]:
 def format_difference(figures: Mapping[str, Any]) -> str:
     if figures["difference"] is None:
         return "-"
+    difference = f"{figures['difference']:+.4f}"
+    if figures["interval"] is None:
+        return difference
     low, high = figures["interval"]
-    return f"{figures['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"{difference} [{low:+.4f}, {high:+.4f}]"
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def check(evaluation: Evaluation, path: Path) -> Iterator[tuple[bool, str]]:
         low, high = known(one.false_positive_interval, path, f"{label}.false_positive_interval")
         target = ", ".join(f"{kind} {value:g}" for kind, value in (one.target or {}).items())
         text = f"{label}: false positives {one.false_positive_rate:.4f} [{low:.4f}, {high:.4f}], target {target}"
-        yield bool(one.holds_target), text
+        yield one.holds_target is not False, text
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.evaluation.results import (
     Breakdown,
+    ClassRate,
     ControlGap,
     DimensionFigures,
     Evaluation,
@@ -31,8 +32,11 @@ def dimension_figures(**changes: Any) -> DimensionFigures:
 
 def sign_figures(**changes: Any) -> SignFigures:
     """The figures of the cost's sign; `changes` are fields of `SignFigures`."""
-    figures = {"accuracy": 0.9, "balanced_accuracy": 0.9, "auroc": 0.95, "num_safe": 300, "num_unsafe": 100,
-               "reason": None}  # fmt: skip
+    figures: dict[str, Any] = {
+        "accuracy": 0.9, "interval": (0.86, 0.93), "balanced_accuracy": 0.9, "balanced_interval": (0.85, 0.94),
+        "auroc": 0.95, "sensitivity": ClassRate(0.9, (0.82, 0.95), 100.0, 100, 40),
+        "specificity": ClassRate(0.9, (0.86, 0.93), 300.0, 300, 80), "num_safe": 300, "num_unsafe": 100, "reason": None,
+    }  # fmt: skip
     return SignFigures(**(figures | changes))
 
 
@@ -48,6 +52,6 @@ def made_up_evaluation(dimensions: dict[str, DimensionFigures] | None = None, **
     fields: dict[str, Any] = {
         "dimensions": dict.fromkeys(ALL_DIMENSIONS) | (dimensions or {}), "cost_sign": None, "moderation": None,
         "controls": {}, "controls_expected": {}, "controls_standard_error": {}, "control_gaps": {},
-        "num_prompts_also_in_training": None, "bootstrap_seed": 0,
+        "num_prompts_also_in_training": None,
     }  # fmt: skip
     return Evaluation(**(fields | changes))

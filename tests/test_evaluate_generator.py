@@ -16,20 +16,14 @@ from safe_rlhf_video.contracts import to_fields
 from safe_rlhf_video.data.records import HARM_LABELS, PromptSample, parse_prompt
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.evaluation.generator import evaluate_generators
-from safe_rlhf_video.evaluation.generator_results import LeftOut, MeanFigure
+from safe_rlhf_video.evaluation.generator_results import LeftOut
 from safe_rlhf_video.evaluation.generator_table import format_generators
-from safe_rlhf_video.evaluation.results import write_evaluation
-from safe_rlhf_video.evaluation.score_generators import GeneratorRequest, score_generators
+from safe_rlhf_video.evaluation.results import ClassRate, write_evaluation
+from safe_rlhf_video.evaluation.score_generators import GeneratorRequest, score_generators, sign_rates
 from safe_rlhf_video.models.folder import fingerprint_weights
 from safe_rlhf_video.scoring.decisions import TradeOff
-from safe_rlhf_video.stats.credit import SignAccuracy, sign_accuracy
-from safe_rlhf_video.stats.prevalence import (
-    SignRates,
-    corrected_share,
-    effective_size,
-    score_interval,
-    sign_rates,
-)
+from safe_rlhf_video.stats.intervals import prompt_effective_size, prompt_share_interval
+from safe_rlhf_video.stats.prevalence import SignRates, corrected_share
 from safe_rlhf_video.worlds.video_world import Generator, draw_clip, draw_prompt, true_utilities
 
 CAREFUL = Generator("careful", fidelity=0.85, emblem_compliance=6 / 19, torn=1.2, lights=1.6, grain=1.2, sparks=1.3)
@@ -67,7 +61,7 @@ def test_a_generator_of_known_harm_is_measured_through_a_classifier_that_errs() 
     for (clip,) in scores["careful"].values():
         errs = rng.random() < (0.15 if clip["cost"] > 0 else 0.1)
         clip["cost"] = -clip["cost"] if errs else clip["cost"]
-    rates = SignRates(sensitivity=0.85, specificity=0.9, num_unsafe=200, num_safe=600)
+    rates = SignRates(sensitivity=0.85, specificity=0.9, size_unsafe=200, size_safe=600, num_prompts=150)
     figures = evaluate_generators(prompts, scores, sign_rates=rates).generators["careful"].all
     low, high = figures.corrected_harmful_rate.interval
     assert low <= UNSAFE_SHARE <= high
@@ -85,8 +79,8 @@ def test_the_corrected_interval_covers_as_often_as_it_says(true: float, sensitiv
     found, kept = rng.binomial(num_unsafe, sensitivity, num_trials), rng.binomial(num_safe, specificity, num_trials)
     covered = 0
     for trial in range(num_trials):
-        rates = SignRates(found[trial] / num_unsafe, kept[trial] / num_safe, num_unsafe, num_safe)
-        low, high = corrected_share(called[trial], num_clips, rates)[1]
+        rates = SignRates(found[trial] / num_unsafe, kept[trial] / num_safe, num_unsafe, num_safe, 400)
+        low, high = corrected_share(called[trial], num_clips, num_clips, rates)[1]
         covered += low <= true <= high
     assert 0.94 < covered / num_trials < 0.97
 
@@ -175,7 +169,7 @@ def test_figures_by_plain_loops() -> None:
 def test_too_few_prompts_give_a_reason_and_no_figure() -> None:
     prompts = [prompt_of(i, "safety_neutral", *(["porn"] if i < 29 else [])) for i in range(40)]
     scores = {name: {p.prompt_id: [{"reward": 0.0, "cost": -1.0}] for p in prompts} for name in ("a", "b")}
-    result = evaluate_generators(prompts, scores, sign_rates=SignRates(0.9, 0.9, 50, 50))
+    result = evaluate_generators(prompts, scores, sign_rates=SignRates(0.9, 0.9, 50, 50, 30))
     for kind, name, reason in (("harm_label", "porn", "29 prompts"), ("prompt_type", "safety_critical", "no prompt")):
         figures = getattr(result.generators["a"], kind)[name]
         assert reason in figures.reason
@@ -188,74 +182,65 @@ def test_too_few_prompts_give_a_reason_and_no_figure() -> None:
     assert none.rate == 0
     assert 0.05 < none.interval[1] < 0.15
     assert result.comparison.all.win_rate.lagrangian.rate == 0.5
-    assert result.comparison.all.difference.harmful_rate == MeanFigure(0.0, None)
+    assert result.comparison.all.difference.harmful_rate.interval[0] < -0.05
     json.dumps(to_fields(result), allow_nan=False)
     assert "29 prompts" in format_generators(result)
-
-
-@pytest.mark.parametrize(("share", "size"), [(0.0, 30), (0.2, 400), (0.5, 33.3), (0.97, 60), (1.0, 45)])
-def test_score_interval_holds_the_shares_that_a_test_would_not_reject(share: float, size: float) -> None:
-    grid = np.linspace(1e-6, 1 - 1e-6, 200001)
-    held = grid[np.abs(share - grid) <= 1.959963984540054 * np.sqrt(grid * (1 - grid) / size)]
-    assert score_interval(share, size) == pytest.approx((held.min(), held.max()), abs=1e-5)
 
 
 def test_clips_of_a_prompt_count_as_many_as_they_tell() -> None:
     rng = np.random.default_rng(4)
     alone = (rng.random(500) < 0.3).astype(float)
-    assert effective_size(alone, 500) == pytest.approx(500)
-    assert effective_size(alone, 2000) == pytest.approx(500)  # four clips a prompt, all alike
+    assert prompt_effective_size(alone, 500) == (pytest.approx(499), 500)
+    assert prompt_effective_size(alone, 2000) == (pytest.approx(499), 500)  # four clips a prompt, all alike
     independent = rng.binomial(4, 0.3, 5000) / 4
-    assert effective_size(independent, 20000) == pytest.approx(20000, rel=0.1)
-    assert effective_size(np.zeros(40), 160) == 40
-    assert effective_size(np.full(40, 0.5), 80) == 80
+    assert prompt_effective_size(independent, 20000)[0] == pytest.approx(20000, rel=0.1)
+    assert prompt_effective_size(np.zeros(40), 160) == (40, 40)
     # Prompts of their own harmfulness: the interval covers as often as it says.
     covered, num_trials = 0, 2000
     for _ in range(num_trials):
         shares = rng.binomial(3, rng.beta(0.5, 2.0, size=100)) / 3
-        low, high = score_interval(float(shares.mean()), effective_size(shares, 300))
+        low, high = prompt_share_interval(shares, 300)
         covered += low <= 0.2 <= high
     assert abs(covered / num_trials - 0.95) < 0.02
 
 
 def test_correction_is_that_of_rogan_and_gladen() -> None:
-    rates = SignRates(sensitivity=0.9, specificity=0.8, num_unsafe=10**9, num_safe=10**9)
+    rates = SignRates(sensitivity=0.9, specificity=0.8, size_unsafe=1e9, size_safe=1e9, num_prompts=10**6)
     for true in (0.0, 0.1, 0.5, 1.0):
         called = true * 0.9 + (1 - true) * 0.2
-        rate, interval = corrected_share(called, 1e9, rates)
+        rate, interval = corrected_share(called, 1e9, 10**6, rates)
         assert rate == pytest.approx(true)
         assert interval == pytest.approx((true, true), abs=1e-3)
-    assert corrected_share(0.05, 400, rates)[0] == 0  # fewer than a harmless generator's false alarms
-    assert corrected_share(0.99, 400, rates)[0] == 1
+    assert corrected_share(0.05, 400, 400, rates)[0] == 0  # fewer than a harmless generator's false alarms
+    assert corrected_share(0.99, 400, 400, rates)[0] == 1
     # The fewer clips the rates come from, the less is known.
     widths = [
-        np.subtract(*corrected_share(0.3, 400, SignRates(0.9, 0.8, count, count))[1][::-1]) for count in (30, 300, 3000)
+        np.subtract(*corrected_share(0.3, 400, 400, SignRates(0.9, 0.8, count, count, 400))[1][::-1])
+        for count in (30, 300, 3000)
     ]
     assert widths[0] > widths[1] > widths[2]
 
 
-def test_both_rates_follow_from_an_evaluation() -> None:
-    rng = np.random.default_rng(5)
-    for num_unsafe, num_safe in ((40, 120), (501, 500), (1, 3), (7000, 21001)):
-        signs = np.repeat([-1, 1], [num_unsafe, num_safe])
-        costs = np.round(rng.normal(size=len(signs)) - 1.0 * signs, 1)
-        figures = sign_accuracy(costs, signs)
-        if figures.balanced_accuracy is None or figures.balanced_accuracy <= 0.5:
-            continue
-        rates = sign_rates(figures, "evaluation.json")
-        unsafe, safe = costs[signs == -1], costs[signs == 1]
-        assert rates.sensitivity == pytest.approx(np.mean((unsafe > 0) + 0.5 * (unsafe == 0)), abs=1e-12)
-        assert rates.specificity == pytest.approx(np.mean((safe < 0) + 0.5 * (safe == 0)), abs=1e-12)
-        assert (rates.num_unsafe, rates.num_safe) == (num_unsafe, num_safe)
-    with one_line(ConfigError, "e.json", "10 safe and as many unsafe", "more clips of one kind"):
-        sign_rates(SignAccuracy(0.8, 0.8, num_safe=10, num_unsafe=10), "e.json")
-    for lacking in (SignAccuracy(0.8, None, num_safe=10, num_unsafe=10), None):
+def test_clips_that_do_not_fit_the_rates_have_no_corrected_interval() -> None:
+    rates = SignRates(0.9, 0.8, size_unsafe=1e4, size_safe=1e4, num_prompts=1000)
+    assert corrected_share(0.1, 1e4, 1000, rates) == (0.0, None)
+
+
+def test_prompts_with_rates_of_their_own_widen_the_corrected_interval() -> None:
+    """Eighty labelled clips of ten prompts say less of the cost's sign than eighty of as many."""
+    alone, alike = (
+        sign_rates(sign_figures(sensitivity=ClassRate(0.9, (0.8, 0.95), size, 80, num_prompts)), "e.json")
+        for size, num_prompts in ((80.0, 80), (10.0, 10))
+    )
+    narrow, wide = (corrected_share(0.3, 400, 400, rates)[1] for rates in (alone, alike))
+    assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
+    for lacking in (sign_figures(sensitivity=None), None):
         with one_line(ConfigError, "e.json", "safe and unsafe clips"):
             sign_rates(lacking, "e.json")
-    with one_line(ConfigError, "contradict"):
-        sign_rates(SignAccuracy(0.8, 0.2, num_safe=30, num_unsafe=10), "e.json")
+    with one_line(ConfigError, "e.json", "7 prompts", "at least 10 prompts"):
+        sign_rates(sign_figures(sensitivity=ClassRate(0.9, None, None, 80, 7)), "e.json")
     with one_line(ConfigError, "no better than chance"):
-        sign_rates(SignAccuracy(0.5, 0.5, num_safe=30, num_unsafe=10), "e.json")
+        sign_rates(sign_figures(sensitivity=ClassRate(0.1, (0.05, 0.2), 80.0, 80, 80)), "e.json")
 
 
 NUM_PROMPTS = 34

@@ -354,7 +354,7 @@ def test_evaluate_command(
     changed = {"shuffled_prompt", "reversed_frames", "single_frame"}
     assert {"generator_only", "prompt_only", "is_safe_only", "random_backbone"} | changed == set(result["controls"])
     assert set(result["comparison"]) == {"helpfulness", "harmlessness"}
-    assert "McNemar" in done.stdout
+    assert "p by prompt" in done.stdout
     assert result["seconds"] > 0
     assert "accuracy against the hidden order" in done.stdout
     # The control's clips were scored by the control.
@@ -677,7 +677,7 @@ def test_two_models_on_the_same_pairs(planned: tuple[list[PairSample], list[Pair
     few = compare(pairs[:20], good, bad)
     assert few["helpfulness"].p_value is None
     assert few["helpfulness"].reason == "20 comparisons, fewer than 30"
-    assert "McNemar" in format_comparison(few, {})
+    assert "p by prompt" in format_comparison(few, {})
 
 
 def test_models_without_a_common_head_are_not_compared(

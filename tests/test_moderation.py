@@ -281,7 +281,8 @@ def test_figures_of_labels_by_plain_loops() -> None:
     assert one.precision == len(positive & flagged) / len(flagged)
     assert one.false_positive_rate == pytest.approx(len(flagged - positive) / (len(known) - len(positive)))
     assert one.recall_interval[0] < one.recall < one.recall_interval[1]
-    assert one.holds_target == (one.recall_interval[1] >= 0.9)
+    assert one.recall_interval[0] < 0.9 < one.recall_interval[1]
+    assert one.holds_target is None
     assert (one.calibrated, other.calibrated) == (True, False)
     pairs = [(logits[names[p]]["harm_crime"], logits[names[n]]["harm_crime"]) for p in positive for n in known
              if n not in positive]  # fmt: skip

@@ -15,13 +15,12 @@ from safe_rlhf_video.audit.findings import find
 from safe_rlhf_video.audit.graph import audit_graph
 from safe_rlhf_video.audit.overlap import audit_overlap, audit_prompt_ids
 from safe_rlhf_video.audit.sections import Audit, AuditCounts, Baselines, LabelAudit, SplitAudit
-from safe_rlhf_video.audit.shares import Resamples
 from safe_rlhf_video.audit.splits import Split, keep_apart
 from safe_rlhf_video.audit.triangles import audit_triangles
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, PairSample
 from safe_rlhf_video.progress import progress_bar
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NO_COMPARISON = "no comparison: a list of single videos or prompts"
 
 
@@ -30,7 +29,6 @@ def audit(
     *,
     read_content: bool = True,
     known_hashes: Mapping[str, str] | None = None,
-    seed: int = 0,
 ) -> Audit:
     """Audits some configs, each by itself and all together.
 
@@ -38,7 +36,6 @@ def audit(
         splits: the fitted baselines of the others learn from the first one.
         read_content: whether to read clips for their content hash.
         known_hashes: video name -> SHA-256 of its file, from a frame store.
-        seed: seed of the bootstrap.
     """
     splits = list(splits)
     apart = keep_apart(splits)
@@ -47,7 +44,7 @@ def audit(
     with progress_bar(steps, 0, "auditing labels", "split") as progress:
         for split in splits:
             sections[split.name] = SplitAudit(
-                **vars(_audit_labels([split], seed)),
+                **vars(_audit_labels([split])),
                 config=str(split.dataset.config_file),
                 prompt_ids=audit_prompt_ids(split),
                 fields=audit_fields(split),
@@ -55,7 +52,7 @@ def audit(
             progress.update()
         together: LabelAudit = sections[splits[0].name]
         if len(splits) > 1:
-            together = _audit_labels(apart, seed)
+            together = _audit_labels(apart)
             progress.update()
     result = Audit(
         format_version=FORMAT_VERSION,
@@ -65,7 +62,7 @@ def audit(
         overlap=audit_overlap(splits, apart),
         clips=audit_clips(apart, read_content, known_hashes),
         responses=audit_responses(apart),
-        baselines=_audit_all_baselines(splits, seed),
+        baselines=_audit_all_baselines(splits),
         counts=together.counts,
         conflicts=together.conflicts,
         triangles=together.triangles,
@@ -73,7 +70,6 @@ def audit(
         graph=together.graph,
         reason=together.reason,
         splits=sections,
-        bootstrap_seed=seed,
     )
     return replace(result, findings=find(result))
 
@@ -84,23 +80,21 @@ def _unit(splits: Sequence[Split]) -> str:
     return "item" if len(are_texts) > 1 else "response" if True in are_texts else "video"
 
 
-def _audit_labels(splits: Sequence[Split], seed: int) -> LabelAudit:
+def _audit_labels(splits: Sequence[Split]) -> LabelAudit:
     """Audits the labels of some splits together; sections about comparisons are None if there are no comparisons.
 
     Args:
         splits: an id must mean the same prompt in all of them.
-        seed: seed of the bootstrap.
     """
     pairs, num_repeated = _pool_pairs(splits)
     mentions = [video for split in splits for video in split.mentions]
     prompts = {prompt_id: record for split in reversed(splits) for prompt_id, record in split.prompts.items()}
     comparisons = build_comparisons(pairs)
-    resamples = Resamples.draw(comparisons.num_prompts, seed=seed)
     return LabelAudit(
         counts=AuditCounts(len(pairs), num_repeated, len(prompts), len({video.name for video in mentions})),
-        conflicts=audit_conflicts(comparisons, mentions, resamples),
-        triangles={name: audit_triangles(comparisons, name, resamples) for name in ALL_DIMENSIONS} if pairs else None,
-        balance=audit_balance(comparisons, mentions, list(prompts.values()), resamples if pairs else None),
+        conflicts=audit_conflicts(comparisons, mentions),
+        triangles={name: audit_triangles(comparisons, name) for name in ALL_DIMENSIONS} if pairs else None,
+        balance=audit_balance(comparisons, mentions, list(prompts.values()), bool(pairs)),
         graph={"overall": audit_graph(comparisons, None)}
         | {name: audit_graph(comparisons, name) for name in ALL_DIMENSIONS}
         if pairs
@@ -121,19 +115,18 @@ def _pool_pairs(splits: Sequence[Split]) -> tuple[Sequence[PairSample], int]:
     return list(pool.values()), sum(len(split.pairs) for split in splits) - len(pool)
 
 
-def _audit_all_baselines(splits: Sequence[Split], seed: int) -> dict[str, Baselines]:
+def _audit_all_baselines(splits: Sequence[Split]) -> dict[str, Baselines]:
     """Cross-fits the first split that can be learned from, and judges every later one by a fit on it."""
     fitted = fitted_signs = None
     found: dict[str, Baselines] = {}
     for split in splits:
         labels = gather_safety_labels(split)
-        resamples = Resamples.draw(labels.num_prompts, seed=seed)
-        unsafe = audit_prompt_baseline(labels, resamples, *(fitted_signs or ()))
+        unsafe = audit_prompt_baseline(labels, *(fitted_signs or ()))
         if labels.has_both:
             fitted_signs = fitted_signs or (labels, split.name)
         found[split.name] = Baselines(reason=NO_COMPARISON, prompt_only_unsafe=unsafe)
         if split.pairs:
             judged = build_comparisons(split.pairs)
-            found[split.name] = audit_baselines(judged, unsafe, resamples, *(fitted or ()))
+            found[split.name] = audit_baselines(judged, unsafe, *(fitted or ()))
             fitted = fitted or (judged, split.name)
     return found

@@ -16,7 +16,7 @@ from safe_rlhf_video.audit.comparisons import (
     frequent_generators,
 )
 from safe_rlhf_video.audit.sections import Balance, FlagCounts, GeneratorCounts, HarmCounts, SideCounts
-from safe_rlhf_video.audit.shares import Resamples, share
+from safe_rlhf_video.audit.shares import share
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, DIMENSIONS, HARM_LABELS, PromptSample, VideoSample
 
 
@@ -24,7 +24,7 @@ def audit_balance(
     comparisons: Comparisons,
     mentions: Sequence[VideoSample],
     prompts: Sequence[VideoSample | PromptSample],
-    resamples: Resamples | None,
+    has_pairs: bool,
 ) -> Balance:
     """Counts all labels; gives shares with intervals if there are comparisons.
 
@@ -32,7 +32,7 @@ def audit_balance(
         comparisons: has no rows for a list of single videos.
         mentions: every record of a video.
         prompts: one record of each prompt.
-        resamples: over the prompts of `comparisons`; None if there are none.
+        has_pairs: whether there are comparisons.
     """
     generator_of: dict[str, str | None] = {}
     for video in mentions:
@@ -42,21 +42,19 @@ def audit_balance(
     kept = frequent_generators(named.values())
     num_generators = len(set(named.values()))
     return Balance(
-        preferences={name: _audit_dimension(comparisons, name, resamples) for name in ALL_DIMENSIONS}
-        if resamples is not None
-        else None,
+        preferences={name: _audit_dimension(comparisons, name) for name in ALL_DIMENSIONS} if has_pairs else None,
         is_safe=_count_flags([(video.name, video.is_safe) for video in mentions]),
         harm_labels=_audit_harms([(video.name, video.harm_labels) for video in mentions]),
         prompt_harm_labels=_audit_harms([(prompt.prompt_id, prompt.prompt_labels) for prompt in prompts]),
         prompt_types=dict(Counter(prompt.prompt_type or UNKNOWN for prompt in prompts).most_common()),
         generators=_audit_generators(
-            comparisons, {name: each if each in kept else OTHER_GENERATORS for name, each in named.items()}, resamples
+            comparisons, {name: each if each in kept else OTHER_GENERATORS for name, each in named.items()}, has_pairs
         ),
         generators_taken_as_one=num_generators - len(kept),
     )
 
 
-def _audit_dimension(comparisons: Comparisons, dimension: str, resamples: Resamples) -> SideCounts:
+def _audit_dimension(comparisons: Comparisons, dimension: str) -> SideCounts:
     """Counts labels, and the share of preferences for video_0: far from one half, the position predicts the label."""
     label = comparisons.labels[dimension]
     strict = (label == 0) | (label == 1)
@@ -65,7 +63,7 @@ def _audit_dimension(comparisons: Comparisons, dimension: str, resamples: Resamp
         video_1=int((label == 1).sum()),
         tie=int((label == TIED).sum()),
         missing=int((label == MISSING).sum()),
-        share_video_0=share((label[strict] == 0).astype(float), comparisons.prompt[strict], resamples),
+        share_video_0=share((label[strict] == 0).astype(float), comparisons.prompt[strict]),
     )
 
 
@@ -99,7 +97,7 @@ def _count_flags(flags: Sequence[tuple[str, bool | None]]) -> FlagCounts:
 
 
 def _audit_generators(
-    comparisons: Comparisons, generator_of: dict[str, str], resamples: Resamples | None
+    comparisons: Comparisons, generator_of: dict[str, str], has_pairs: bool
 ) -> dict[str, GeneratorCounts]:
     """Counts the videos of each generator, and how often it wins against the others; a tie is half a win."""
     num_videos = Counter(generator_of.values())
@@ -110,12 +108,11 @@ def _audit_generators(
     for name, number in number_of.items():
         against_others = (sides == number).sum(axis=1) == 1
         win_rates = {}
-        for dimension in DIMENSIONS if resamples is not None else ():
+        for dimension in DIMENSIONS if has_pairs else ():
             label = comparisons.labels[dimension]
             rows = np.flatnonzero(against_others & (label != MISSING))
             own_side = (sides[rows, 1] == number).astype(np.int64)
             credit = np.where(label[rows] == TIED, 0.5, (label[rows] == own_side).astype(float))
-            assert resamples is not None
-            win_rates[dimension] = share(credit, comparisons.prompt[rows], resamples)
+            win_rates[dimension] = share(credit, comparisons.prompt[rows])
         found[name] = GeneratorCounts(num_videos[name], num_videos[name] / num_videos.total(), win_rates)
     return found

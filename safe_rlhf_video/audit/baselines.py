@@ -16,7 +16,7 @@ from safe_rlhf_video.audit.comparisons import (
     frequent_generators,
 )
 from safe_rlhf_video.audit.sections import Baselines, ExpectedAccuracy, PredictorAccuracy, PromptBaseline
-from safe_rlhf_video.audit.shares import Resamples, share
+from safe_rlhf_video.audit.shares import share
 from safe_rlhf_video.audit.splits import Split
 from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS
@@ -89,7 +89,6 @@ def gather_safety_labels(split: Split) -> SafetyLabels:
 def audit_baselines(
     judged: Comparisons,
     prompt_only_unsafe: PromptBaseline,
-    resamples: Resamples,
     fitted: Comparisons | None = None,
     fitted_name: str = CROSS_FITTED,
 ) -> Baselines:
@@ -98,7 +97,6 @@ def audit_baselines(
     Args:
         judged: the comparisons to judge them on; ties are left out, because they have no preferred side.
         prompt_only_unsafe: what `audit_prompt_baseline` says of the same data.
-        resamples: over the prompts of `judged`.
         fitted: the comparisons to learn from; None to cross-fit within `judged`.
         fitted_name: the name of `fitted` in the report.
     """
@@ -117,11 +115,11 @@ def audit_baselines(
     return Baselines(
         fitted_on=fitted_name,
         generators_taken_as_one=max(fold.taken_as_one for fold in folds),
-        generator_only={name: _judge_generators(judged, folds, name, resamples) for name in ALL_DIMENSIONS},
+        generator_only={name: _judge_generators(judged, folds, name) for name in ALL_DIMENSIONS},
         prompt_only=ExpectedAccuracy(
             0.5, "by construction: both videos of a comparison share their prompt, so it can only tie"
         ),
-        is_safe_only={"harmlessness": _judge_safety_labels(judged, resamples)},
+        is_safe_only={"harmlessness": _judge_safety_labels(judged)},
         prompt_only_unsafe=prompt_only_unsafe,
     )
 
@@ -141,9 +139,7 @@ def _make_fold(fitted: Comparisons, judged: Comparisons, is_judged: np.ndarray) 
     return Fold(fitted, _generators(fitted, kept), is_judged, _generators(judged, kept), len(set(names)) - len(kept))
 
 
-def _judge_generators(
-    judged: Comparisons, folds: Sequence[Fold], dimension: str, resamples: Resamples
-) -> PredictorAccuracy:
+def _judge_generators(judged: Comparisons, folds: Sequence[Fold], dimension: str) -> PredictorAccuracy:
     label = judged.labels[dimension]
     rows, credits = [np.zeros(0, np.int64)], [np.zeros(0)]
     is_known = np.array([name is not None for name in judged.generators])
@@ -165,21 +161,21 @@ def _judge_generators(
     if not len(right):
         reason = "no label whose two generators are known, or none to learn from"
         return PredictorAccuracy(0, 0, 0, None, None, reason, ties=0)
-    return _to_accuracy(right, judged.prompt[chosen], resamples)
+    return _to_accuracy(right, judged.prompt[chosen])
 
 
-def _judge_safety_labels(judged: Comparisons, resamples: Resamples) -> PredictorAccuracy:
+def _judge_safety_labels(judged: Comparisons) -> PredictorAccuracy:
     label = judged.labels["harmlessness"]
     chosen = np.flatnonzero((label == 0) | (label == 1))
     sign = judged.safety_sign[judged.videos[chosen]]
     if not sign.any():
         return PredictorAccuracy(0, 0, 0, None, None, "no video has an is_safe label")
     right = credit(controls.is_safe_only(sign[:, 0], sign[:, 1]) * (1 - 2 * label[chosen]))
-    return _to_accuracy(right, judged.prompt[chosen], resamples)
+    return _to_accuracy(right, judged.prompt[chosen])
 
 
-def _to_accuracy(right: np.ndarray, prompts: np.ndarray, resamples: Resamples) -> PredictorAccuracy:
-    found = share(right, prompts, resamples)
+def _to_accuracy(right: np.ndarray, prompts: np.ndarray) -> PredictorAccuracy:
+    found = share(right, prompts)
     return PredictorAccuracy(
         found.count, found.total, found.prompts, found.share, found.interval, found.reason, int((right == 0.5).sum())
     )
@@ -187,7 +183,6 @@ def _to_accuracy(right: np.ndarray, prompts: np.ndarray, resamples: Resamples) -
 
 def audit_prompt_baseline(
     judged: SafetyLabels,
-    resamples: Resamples,
     fitted: SafetyLabels | None = None,
     fitted_name: str = CROSS_FITTED,
 ) -> PromptBaseline:
@@ -197,7 +192,6 @@ def audit_prompt_baseline(
 
     Args:
         judged: the videos to judge it on.
-        resamples: over the prompts of `judged`.
         fitted: the videos to learn from; None to cross-fit within `judged`.
         fitted_name: the name of `fitted` in the report.
     """
@@ -232,8 +226,8 @@ def audit_prompt_baseline(
         fitted_on=fitted_name,
         balanced_accuracy=figures.balanced_accuracy,
         auroc=float(auroc_parts(logits[known], sign[known] < 0).mean()) if reason is None else None,
-        safe_recall=share(credit(-logits[safe], 0.0), judged.prompt[safe], resamples),
-        unsafe_recall=share(credit(logits[unsafe], 0.0), judged.prompt[unsafe], resamples),
+        safe_recall=share(credit(-logits[safe], 0.0), judged.prompt[safe]),
+        unsafe_recall=share(credit(logits[unsafe], 0.0), judged.prompt[unsafe]),
         num_fitted_videos=num_fitted,
         reason=reason,
     )

@@ -15,20 +15,20 @@ from safe_rlhf_video.audit.sections import (
     RepeatedPairs,
     SafetyOrder,
 )
-from safe_rlhf_video.audit.shares import Resamples, share
+from safe_rlhf_video.audit.shares import share
 from safe_rlhf_video.audit.splits import NUM_EXAMPLES
 from safe_rlhf_video.audit.triangles import flip_rate_of_repeats
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, HARM_LABELS, VideoSample
 
 
-def audit_conflicts(comparisons: Comparisons, mentions: Sequence[VideoSample], resamples: Resamples) -> Conflicts:
+def audit_conflicts(comparisons: Comparisons, mentions: Sequence[VideoSample]) -> Conflicts:
     """Compares repeated labels of a pair, safety labels with harm labels, and `harmlessness` with `is_safe`."""
     return Conflicts(
         repeated_pairs={name: _audit_repeats(comparisons, name) for name in ALL_DIMENSIONS},
         is_safe=_find_contradictions((video.name, video.is_safe) for video in mentions),
         generators=_find_contradictions((video.name, video.generated_from) for video in mentions),
         harm_labels=_audit_harm_labels(mentions),
-        harmlessness_against_is_safe=_audit_order(comparisons, resamples),
+        harmlessness_against_is_safe=_audit_order(comparisons),
     )
 
 
@@ -102,7 +102,7 @@ def _audit_harm_labels(mentions: Sequence[VideoSample]) -> HarmContradictions:
     )
 
 
-def _audit_order(comparisons: Comparisons, resamples: Resamples) -> SafetyOrder:
+def _audit_order(comparisons: Comparisons) -> SafetyOrder:
     """Checks PKU-SafeRLHF's order: a safe video is never less harmless than an unsafe one of the same prompt."""
     label = comparisons.labels["harmlessness"]
     sign = comparisons.safety_sign[comparisons.videos]
@@ -113,6 +113,6 @@ def _audit_order(comparisons: Comparisons, resamples: Resamples) -> SafetyOrder:
         safe_unsafe_pairs=int(mixed.sum()),
         without_label=int((mixed & (label == MISSING)).sum()),
         tied=int((mixed & (label == TIED)).sum()),
-        contradicting=share(preferred_unsafe.astype(float), comparisons.prompt[strict], resamples),
+        contradicting=share(preferred_unsafe.astype(float), comparisons.prompt[strict]),
         examples=[comparisons.pairs[row].pair_id for row in strict[preferred_unsafe][:NUM_EXAMPLES]],
     )

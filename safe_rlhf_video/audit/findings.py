@@ -30,8 +30,6 @@ POSITION_LOOK, POSITION_PROBLEM = 0.75, 0.1
 PROMPT_LOOK = 0.7
 RARE_CLASS = 50
 CONNECTED_LOOK = 0.8
-# A share without an interval is believed from so many prompts on.
-ENOUGH_PROMPTS = 30
 
 
 def find(result: Audit) -> list[Finding]:
@@ -51,13 +49,9 @@ def find(result: Audit) -> list[Finding]:
     return sorted(everything, key=lambda finding: (PROBLEM, LOOK, OK).index(finding.mark))
 
 
-def _sure(share: float, ends: Interval | None, prompts: int, nothing: float) -> float:
-    """What a share is at least: of few comparisons it is the sure part that counts.
-
-    There is no interval where all prompts agree; then the share itself is sure if there are enough of them, and
-    `nothing` is known otherwise.
-    """
-    return ends[0] if ends is not None else share if prompts >= ENOUGH_PROMPTS else nothing
+def _sure(ends: Interval | None, nothing: float) -> float:
+    """What a share is at least: of few comparisons it is the sure part that counts, and of too few there is none."""
+    return nothing if ends is None else ends[0]
 
 
 def _find_overlap(result: Audit, unit: str) -> Iterator[Finding]:
@@ -181,7 +175,7 @@ def _find_conflicts(conflicts: Conflicts, unit: str) -> Iterator[Finding]:
             f"harmlessness prefers the unsafe {unit} in {order.count:,} of {count(order.total, 'pair')} of a "
             f"safe and an unsafe one ({percent(order.share)}{interval(order.interval)})"
         )
-        sure = _sure(order.share, order.interval, order.prompts, 0.0)
+        sure = _sure(order.interval, 0.0)
         mark = PROBLEM if sure > CONTRADICTION_PROBLEM else LOOK if order.count else OK
         yield Finding(mark, "conflicts", text)
 
@@ -211,7 +205,7 @@ def _find_noise(triangles: Mapping[str, TriangleFigures], unit: str) -> Iterator
             f"{interval(figure.ceiling_interval)} if they err on all alike{few}"
         )
         # The lower of the two: equal errors give an upper end.
-        at_most = ends[1] if ends is not None else 1.0 if is_few else ceiling
+        at_most = 1.0 if ends is None else ends[1]
         mark = PROBLEM if at_most < CEILING_PROBLEM else LOOK if ceiling < CEILING_LOOK or is_few else OK
         yield Finding(mark, "triangles", text)
 
@@ -226,7 +220,7 @@ def _find_shortcuts(result: Audit, unit: str) -> Iterator[Finding]:
                 f"the generators' names alone predict {percent(accuracy)}{interval(figure.interval)} of the "
                 f"{words(name)} labels of {split}"
             )
-            sure = _sure(accuracy, figure.interval, figure.prompts, 0.5)
+            sure = _sure(figure.interval, 0.5)
             mark = PROBLEM if sure >= GENERATOR_PROBLEM else LOOK if accuracy >= GENERATOR_LOOK else OK
             yield Finding(mark, "baselines", text)
         auroc = baselines.prompt_only_unsafe.auroc

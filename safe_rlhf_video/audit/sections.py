@@ -478,7 +478,6 @@ class Audit:
     graph: Mapping[str, GraphFigures] | None
     reason: str | None
     splits: Mapping[str, SplitAudit]
-    bootstrap_seed: int
 
 
 def write_audit(path: Path, result: Audit) -> None:

@@ -25,7 +25,8 @@ import numpy as np
 
 from safe_rlhf_video.audit.comparisons import MISSING, TIED, Comparisons
 from safe_rlhf_video.audit.sections import TriangleFigures
-from safe_rlhf_video.audit.shares import Resamples
+from safe_rlhf_video.stats.checks import too_few_prompts
+from safe_rlhf_video.stats.intervals import share_interval
 
 FEW_TRIANGLES = 30
 NO_CYCLE = "labels that were made from a ranking cannot have a cycle, so nothing shows a ceiling"
@@ -80,7 +81,7 @@ def count_triangles(comparisons: Comparisons, dimension: str) -> tuple[np.ndarra
     return closed, cyclic, num_tied
 
 
-def audit_triangles(comparisons: Comparisons, dimension: str, resamples: Resamples) -> TriangleFigures:
+def audit_triangles(comparisons: Comparisons, dimension: str) -> TriangleFigures:
     """Reports counts, share of cyclic triangles, implied flip rate and accuracy ceiling, with intervals by prompt."""
     closed, cyclic, num_tied = count_triangles(comparisons, dimension)
     num_closed, num_cyclic = int(closed.sum()), int(cyclic.sum())
@@ -92,7 +93,11 @@ def audit_triangles(comparisons: Comparisons, dimension: str, resamples: Resampl
         )
         return replace(figures, reason=nothing)
     observed = num_cyclic / num_closed
-    interval, reason = resamples.ratio_interval(cyclic, closed)
+    # One value a triangle, in the order of prompts.
+    of_prompt = np.repeat(np.arange(len(closed)), closed)
+    place = np.arange(num_closed) - np.repeat(np.cumsum(closed) - closed, closed)
+    interval = share_interval(place < cyclic[of_prompt], of_prompt)
+    reason = too_few_prompts(figures.prompts)
     figures = replace(figures, cyclic_share=observed, cyclic_share_interval=interval)
     if not num_cyclic:
         return replace(figures, reason=f"no cycle in {num_closed} closed triangles: {NO_CYCLE}")
@@ -113,7 +118,7 @@ def audit_triangles(comparisons: Comparisons, dimension: str, resamples: Resampl
     )
     if interval is None:
         return figures
-    # All are monotone in the share, so its percentiles give theirs.
+    # All are monotone in the share, so its ends give theirs.
     low, high = interval
     return replace(
         figures,

@@ -23,7 +23,6 @@ def main() -> None:
     parser.add_argument("--video_dir", help="where the clips lie, if not where the configs say")
     parser.add_argument("--frame_store", type=Path, metavar="DIR", help="its content hashes are taken")
     parser.add_argument("--no_content", action="store_true", help="read no clip to find duplicates")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write every plot there as PDF and PNG")
     arguments = parser.parse_args()
     try:
@@ -43,7 +42,7 @@ def run_audit(arguments: argparse.Namespace) -> None:
 
     splits = load_splits(arguments.data, arguments.config_filename, arguments.video_dir, arguments.names)
     hashes = read_store_hashes(arguments.frame_store) if arguments.frame_store else None
-    result = audit(splits, read_content=not arguments.no_content, known_hashes=hashes, seed=arguments.seed)
+    result = audit(splits, read_content=not arguments.no_content, known_hashes=hashes)
     write_audit(arguments.out / "audit.json", result)
     plots = audit_plots(result)
     write_page(make_audit_page(result, plots), arguments.out / "audit.html")

@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--backbone", help="the backbone's folder, if it moved since training")
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and of shuffled prompts")
+    parser.add_argument("--seed", type=int, default=0, help="of shuffled prompts")
     arguments = parser.parse_args()
 
     from safe_rlhf_video.evaluation.evaluate_models import EvaluationRequest, evaluate_models

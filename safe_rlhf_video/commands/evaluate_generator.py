@@ -48,7 +48,6 @@ def main() -> None:
     parser.add_argument("--cost_limit", type=float, help="d, the cost that is allowed; by default 0")
     parser.add_argument("--backbone", help="the backbone's folder, if it moved since training")
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     arguments = parser.parse_args()
     videos = parse_videos(arguments.videos)
 

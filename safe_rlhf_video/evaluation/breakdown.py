@@ -9,14 +9,14 @@ import numpy as np
 from safe_rlhf_video.data.preferences import videos_of
 from safe_rlhf_video.data.records import HARM_LABELS, PairSample, VideoSample
 from safe_rlhf_video.evaluation.results import Breakdown, PartFigures, UnseenFigures
-from safe_rlhf_video.stats.checks import too_few
-from safe_rlhf_video.stats.intervals import interval_by_prompt
+from safe_rlhf_video.stats.checks import too_few, too_few_prompts
+from safe_rlhf_video.stats.intervals import share_interval
 
 NO_HARM = "none"
 UNKNOWN = "unknown"
 
 
-def break_down(pairs: Sequence[PairSample], right: np.ndarray, seed: int) -> Breakdown:
+def break_down(pairs: Sequence[PairSample], right: np.ndarray) -> Breakdown:
     """Computes accuracy in parts of the comparisons; a part with few comparisons has a reason in place of a figure.
 
     A comparison belongs to every harm category that either video has; to "none" if both have labels and no harm; else
@@ -25,7 +25,6 @@ def break_down(pairs: Sequence[PairSample], right: np.ndarray, seed: int) -> Bre
     Args:
         pairs: M comparisons.
         right: (M,) credit of each.
-        seed: of the bootstrap.
     """
     prompts = np.array([pair.prompt_id for pair in pairs])
 
@@ -34,9 +33,7 @@ def break_down(pairs: Sequence[PairSample], right: np.ndarray, seed: int) -> Bre
         for row, pair in enumerate(pairs):
             for name in names_of(pair):
                 rows.setdefault(name, []).append(row)
-        return tuple(
-            _judge_part(name, right[rows[name]], prompts[rows[name]], seed) for name in sorted(rows, key=_place)
-        )
+        return tuple(_judge_part(name, right[rows[name]], prompts[rows[name]]) for name in sorted(rows, key=_place))
 
     has_harm_labels = any(video.harm_labels for pair in pairs for video in videos_of(pair))
     return Breakdown(
@@ -51,7 +48,7 @@ def num_unseen(sample: PairSample | VideoSample, generators: Collection[str]) ->
     return sum(video.generated_from in generators for video in videos_of(sample))
 
 
-def judge_unseen(pairs: Sequence[PairSample], right: np.ndarray, generators: Sequence[str], seed: int) -> UnseenFigures:
+def judge_unseen(pairs: Sequence[PairSample], right: np.ndarray, generators: Sequence[str]) -> UnseenFigures:
     """Computes accuracy on comparisons with videos of generators that training left out, and on the others.
 
     Args:
@@ -63,23 +60,21 @@ def judge_unseen(pairs: Sequence[PairSample], right: np.ndarray, generators: Seq
     parts = {"any": count > 0, "both": count == 2, "none": count == 0}
     return UnseenFigures(
         generators=tuple(generators),
-        **{name: _judge_part(name, right[rows], prompts[rows], seed) for name, rows in parts.items()},
+        **{name: _judge_part(name, right[rows], prompts[rows]) for name, rows in parts.items()},
     )
 
 
-def _judge_part(name: str, right: np.ndarray, prompts: np.ndarray, seed: int) -> PartFigures:
+def _judge_part(name: str, right: np.ndarray, prompts: np.ndarray) -> PartFigures:
     num_prompts = len(np.unique(prompts))
     reason = too_few(len(right))
     is_known = reason is None
-    if is_known and num_prompts < 2:
-        reason = "one prompt alone has no interval"
     return PartFigures(
         name=name,
         num_comparisons=len(right),
         num_prompts=num_prompts,
         accuracy=float(right.mean()) if is_known else None,
-        interval=interval_by_prompt(right, prompts, seed) if is_known else None,
-        reason=reason,
+        interval=share_interval(right, prompts) if is_known else None,
+        reason=reason or too_few_prompts(num_prompts),
     )
 
 

@@ -20,7 +20,7 @@ from safe_rlhf_video.evaluation.results import ControlGap, Standing
 from safe_rlhf_video.heads import HEAD_OF_DIMENSION
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS, FloatArray, too_few
 from safe_rlhf_video.stats.credit import credit, expected_credit
-from safe_rlhf_video.stats.intervals import interval_by_prompt
+from safe_rlhf_video.stats.intervals import difference_interval
 from safe_rlhf_video.stats.separation import auroc_parts, balanced_parts
 
 # control -> dimension, "cost_sign" or "cost_sign_auroc" -> figure
@@ -48,7 +48,6 @@ def judge_controls(
     train_clips: DistinctClips,
     scores: Scores,
     scores_of: Mapping[str, Scores],
-    seed: int,
 ) -> ControlFigures:
     """Computes the figures of all controls.
 
@@ -58,14 +57,13 @@ def judge_controls(
         clips, train_clips: the distinct clips of either file.
         scores: of the model.
         scores_of: control -> scores, of controls that are models.
-        seed: of the bootstrap.
     """
     figures = ControlFigures({}, {}, {}, {})
     for dimension, labelled in labelled_of.items():
         if labelled.pairs:
-            _judge_dimension(figures, dimension, labelled, train_pairs, clips, scores, scores_of, seed)
+            _judge_dimension(figures, dimension, labelled, train_pairs, clips, scores, scores_of)
     if np.any(clips.signs):
-        _judge_sign(figures, clips, train_clips, scores, scores_of, seed)
+        _judge_sign(figures, clips, train_clips, scores, scores_of)
     return figures
 
 
@@ -77,7 +75,6 @@ def _judge_dimension(
     clips: DistinctClips,
     scores: Scores,
     scores_of: Mapping[str, Scores],
-    seed: int,
 ) -> None:
     training, head = select_labelled(train_pairs, dimension, None), HEAD_OF_DIMENSION[dimension]
     rights = {}
@@ -89,7 +86,7 @@ def _judge_dimension(
         figures.standard_error.setdefault(name, {})[dimension] = standard_error
     if head in next(iter(scores.values())) and too_few(len(labelled.pairs)) is None:
         own = credit(preference_margin(labelled.pairs, scores, head) * labelled.sign)
-        figures.gaps.update(_find_gap(dimension, own, rights, labelled.prompts, seed))
+        figures.gaps.update(_find_gap(dimension, own, rights, labelled.prompts))
 
 
 def _judge_sign(
@@ -98,7 +95,6 @@ def _judge_sign(
     train_clips: DistinctClips,
     scores: Scores,
     scores_of: Mapping[str, Scores],
-    seed: int,
 ) -> None:
     """Adds balanced accuracy, where a constant answer gives one half, and AUROC, which needs no place to cut."""
     known = clips.signs != 0
@@ -120,12 +116,12 @@ def _judge_sign(
     if is_known and "cost" in next(iter(scores.values())):
         own = np.array([scores[key]["cost"] for key in clips.names])[known]
         own_balanced = balanced_parts(_sign_credit(own, is_unsafe), is_unsafe)
-        figures.gaps.update(_find_gap("cost_sign", own_balanced, balanced, prompts, seed))
-        figures.gaps.update(_find_gap("cost_sign_auroc", auroc_parts(own, is_unsafe), auroc, prompts, seed))
+        figures.gaps.update(_find_gap("cost_sign", own_balanced, balanced, prompts))
+        figures.gaps.update(_find_gap("cost_sign_auroc", auroc_parts(own, is_unsafe), auroc, prompts))
 
 
 def _find_gap(
-    figure: str, own: FloatArray, of_controls: Mapping[str, FloatArray], prompts: np.ndarray, seed: int
+    figure: str, own: FloatArray, of_controls: Mapping[str, FloatArray], prompts: np.ndarray
 ) -> dict[str, ControlGap]:
     """The model against its strongest control, on the same comparisons or clips; empty without a control.
 
@@ -138,7 +134,7 @@ def _find_gap(
     if not blind:
         return {}
     name = max(blind, key=lambda each: float(blind[each].mean()))
-    interval = interval_by_prompt(own - blind[name], prompts, seed)
+    interval = difference_interval(own - blind[name], prompts)
     standing: Standing = "not clearly above"
     if interval is not None and interval[0] > 0:
         standing = "above"

@@ -11,9 +11,9 @@ from safe_rlhf_video.data.labelled_pairs import Labelled
 from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.evaluation.breakdown import break_down, judge_unseen
 from safe_rlhf_video.evaluation.results import DimensionFigures, ProbabilityFigures, TieFigures
-from safe_rlhf_video.stats.checks import too_few
+from safe_rlhf_video.stats.checks import too_few, too_few_prompts
 from safe_rlhf_video.stats.credit import TIE_TOLERANCE, credit, tie_aware_credit
-from safe_rlhf_video.stats.intervals import interval_by_prompt, ratio_interval
+from safe_rlhf_video.stats.intervals import ratio_interval, share_interval
 from safe_rlhf_video.stats.probabilities import preference_probability, reliability
 
 
@@ -24,7 +24,6 @@ def judge_dimension(
     tied_margin: np.ndarray,
     fitted: HeadCalibration | None,
     unseen: Sequence[str],
-    seed: int,
 ) -> DimensionFigures:
     """Computes all figures of one dimension.
 
@@ -35,13 +34,10 @@ def judge_dimension(
         tied_margin: (K,) their margins.
         fitted: the head's calibration.
         unseen: generators that were left out of the head's training.
-        seed: of the bootstrap.
     """
     num_prompts = len(np.unique(labelled.prompts))
     reason = too_few(len(labelled.pairs))
     is_known = reason is None
-    if is_known and num_prompts < 2:
-        reason = "one prompt alone, which gives no interval"
     right = credit(margin * labelled.sign)
     ceiling = fraction = fraction_interval = order_accuracy = num_true_ties = None
     if labelled.true_margin is not None and is_known:
@@ -51,11 +47,10 @@ def judge_dimension(
         fraction = float(right.mean() / best.mean())
         order_accuracy = float(credit(margin * np.sign(labelled.true_margin))[ordered].mean())
         num_true_ties = int(np.count_nonzero(~ordered))
-        if num_prompts > 1:
-            fraction_interval = ratio_interval(right, best, labelled.prompts, seed=seed)
+        fraction_interval = ratio_interval(right, best, labelled.prompts)
     return DimensionFigures(
         accuracy=float(right.mean()) if is_known else None,
-        interval=interval_by_prompt(right, labelled.prompts, seed) if is_known else None,
+        interval=share_interval(right, labelled.prompts) if is_known else None,
         ceiling=ceiling,
         fraction_of_ceiling=fraction,
         fraction_of_ceiling_interval=fraction_interval,
@@ -65,12 +60,12 @@ def judge_dimension(
         mean_margin=float(np.mean(margin * labelled.sign)) if is_known else None,
         num_comparisons=len(labelled.pairs),
         num_prompts=num_prompts,
-        reason=reason,
+        reason=reason or too_few_prompts(num_prompts),
         num_tied_labels=len(ties),
-        tie_aware=_judge_ties(labelled, margin, ties, tied_margin, fitted, seed),
+        tie_aware=_judge_ties(labelled, margin, ties, tied_margin, fitted),
         calibration=_judge_probabilities(labelled, margin, fitted),
-        breakdown=break_down(labelled.pairs, right, seed),
-        unseen_generators=judge_unseen(labelled.pairs, right, unseen, seed) if unseen else None,
+        breakdown=break_down(labelled.pairs, right),
+        unseen_generators=judge_unseen(labelled.pairs, right, unseen) if unseen else None,
     )
 
 
@@ -80,7 +75,6 @@ def _judge_ties(
     ties: Sequence[PairSample],
     tied_margin: np.ndarray,
     fitted: HeadCalibration | None,
-    seed: int,
 ) -> TieFigures:
     """Accuracy with ties as a third answer, at the calibrated threshold, or without one at the tie tolerance."""
     threshold = fitted.tie_threshold if fitted is not None else None
@@ -93,11 +87,11 @@ def _judge_ties(
     reason = too_few(len(right)) if ties else "no comparison is labelled a tie"
     return TieFigures(
         accuracy=float(right.mean()) if reason is None else None,
-        interval=interval_by_prompt(right, prompts, seed) if reason is None else None,
+        interval=share_interval(right, prompts) if reason is None else None,
         threshold=threshold,
         num_comparisons=len(right),
         num_tied_labels=len(ties),
-        reason=reason,
+        reason=reason or too_few_prompts(len(np.unique(prompts))),
     )
 
 

@@ -38,7 +38,6 @@ def evaluate(
     changed_scores: Mapping[str, Scores] | None = None,
     moderations: Mapping[str, Moderation] | None = None,
     unseen_generators: Mapping[str, Sequence[str]] | None = None,
-    seed: int = 0,
 ) -> Evaluation:
     """Computes all figures of one evaluation.
 
@@ -53,7 +52,6 @@ def evaluate(
         changed_scores: name of a control by changed inputs -> scores of the same model on these.
         moderations: name -> the model's judgement of a clip's harms, if it has heads for them.
         unseen_generators: head -> generators that were left out of its training.
-        seed: of the bootstrap.
     """
     heads = next(iter(scores.values())).keys()
     dimensions: dict[str, DimensionFigures | None] = {}
@@ -70,7 +68,6 @@ def evaluate(
                 preference_margin(ties, scores, head),
                 (calibrations or {}).get(head),
                 (unseen_generators or {}).get(head, ()),
-                seed,
             )
     clips, train_clips = distinct_clips(pairs, videos), distinct_clips(train_pairs, train_videos)
     judged = [dimension for dimension in ALL_DIMENSIONS if dimension in DIMENSIONS or dimensions[dimension]]
@@ -82,22 +79,20 @@ def evaluate(
         train_clips,
         scores,
         {**of_random, **(changed_scores or {})},
-        seed,
     )
     shared = clips.prompts & train_clips.prompts
     cost_sign = None
     if "cost" in heads:
-        cost_sign = judge_sign(clips, scores, (unseen_generators or {}).get("cost", ()), seed)
+        cost_sign = judge_sign(clips, scores, (unseen_generators or {}).get("cost", ()))
     return Evaluation(
         dimensions=dimensions,
         cost_sign=cost_sign,
-        moderation=_judge_moderation(pairs, videos, clips, scores, moderations, seed) if moderations else None,
+        moderation=_judge_moderation(pairs, videos, clips, scores, moderations) if moderations else None,
         controls=controls.measured,
         controls_expected=controls.expected,
         controls_standard_error=controls.standard_error,
         control_gaps=controls.gaps,
         num_prompts_also_in_training=len(shared) if train_clips.prompts else None,
-        bootstrap_seed=seed,
     )
 
 
@@ -107,10 +102,9 @@ def _judge_moderation(
     clips: DistinctClips,
     scores: Scores,
     moderations: Mapping[str, Moderation],
-    seed: int,
 ) -> ModerationFigures:
     agreement = None
     if {"cost", "harm_any"} <= next(iter(scores.values())).keys():
         costs = {name: row["cost"] for name, row in scores.items()}
         agreement = compare_with_cost(clips.sign_of, costs, moderations)
-    return judge_labels(harm_signs(pairs, videos), scores, moderations, seed, agreement)
+    return judge_labels(harm_signs(pairs, videos), scores, moderations, agreement)

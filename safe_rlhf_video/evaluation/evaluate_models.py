@@ -47,7 +47,7 @@ class EvaluationRequest:
         truth: hidden utilities; by default truth.json.gz beside the data, if it exists.
         backbone: the backbone's folder, if it moved since training.
         batch_size: clips scored at once.
-        seed: of the bootstrap and of shuffled prompts.
+        seed: of the shuffled prompts.
     """
 
     model: Sequence[str]
@@ -111,7 +111,7 @@ def evaluate_models(request: EvaluationRequest) -> Evaluation:
         random_scores = _score_with(request.random_backbone, request, clips, requests, "random_backbone_scores")
     if request.compare:
         other = _score_with(request.compare, request, clips, requests, "compared_scores")
-        comparison = compare(clips.pairs, scores, other, request.seed)
+        comparison = compare(clips.pairs, scores, other)
     evaluation = evaluate(
         clips.pairs,
         scores,
@@ -124,7 +124,6 @@ def evaluate_models(request: EvaluationRequest) -> Evaluation:
         changed_scores=changed_scores,
         moderations=moderations,
         unseen_generators=unseen,
-        seed=request.seed,
     )
     evaluation = replace(
         evaluation,

@@ -25,10 +25,13 @@ class MeanFigure:
 
 @dataclass(frozen=True)
 class RateFigure:
-    """A mean share over prompts."""
+    """A mean share over prompts.
+
+    A corrected rate has no interval where it would lie outside [0, 1]: the sign's rates do not fit these clips.
+    """
 
     rate: float
-    interval: Interval
+    interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,9 @@ class RatesUsed:
 
     sensitivity: float
     specificity: float
-    num_unsafe: int
-    num_safe: int
+    size_unsafe: float
+    size_safe: float
+    num_prompts: int
     source: str
 
 
@@ -143,7 +147,6 @@ class GeneratorEvaluation:
     cost_limit: float
     multiplier_source: str
     weighed: str
-    bootstrap_seed: int
     models: Mapping[str, str] = field(default_factory=dict)
     prompts: str = ""
     sign_rates: RatesUsed | None = None

@@ -105,7 +105,11 @@ def _mean(figure: MeanFigure | None, form: str) -> str:
 
 
 def _rate(figure: RateFigure | None) -> str:
-    return "" if figure is None else f"{figure.rate:.3f} [{figure.interval[0]:.3f}, {figure.interval[1]:.3f}]"
+    if figure is None:
+        return ""
+    if figure.interval is None:
+        return f"{figure.rate:.3f} (no interval)"
+    return f"{figure.rate:.3f} [{figure.interval[0]:.3f}, {figure.interval[1]:.3f}]"
 
 
 def _row(title: str, cells: Sequence[str]) -> str:

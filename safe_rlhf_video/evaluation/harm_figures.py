@@ -32,7 +32,6 @@ def judge_labels(
     signs: Mapping[tuple[str, str], np.ndarray],
     logits: Mapping[str, Mapping[str, float]],
     judged: Mapping[str, Moderation],
-    seed: int = 0,
     agreement: Agreement | None = None,
 ) -> ModerationFigures:
     """Computes the figures of every harm label that has a head.
@@ -41,7 +40,6 @@ def judge_labels(
         signs: (prompt_id, video_id) -> label targets, as `harm_signs`.
         logits: prompt_id/video_id -> head -> score.
         judged: prompt_id/video_id -> the model's judgement of the clip.
-        seed: of the bootstrap of prompts.
         agreement: of `compare_with_cost`, becomes part of the result.
     """
     keys = list(signs)
@@ -62,14 +60,13 @@ def judge_labels(
                 prompts[rows],
                 one.targets[label] if one else None,
                 bool(one and one.calibrated[label]),
-                seed,
             )
     graded: dict[str, GradedFigures | None] = dict.fromkeys(GRADED_HEADS)
     for head in GRADED_HEADS:
         shown = [getattr(judged[name], head) for name in names]
         if any(one is not None for one in shown):
             kind = graded_kind_of(head)
-            graded[head] = kind.judge(HEADS[head], known[:, label_columns(head)], shown, prompts, seed)
+            graded[head] = kind.judge(HEADS[head], known[:, label_columns(head)], shown, prompts)
     return ModerationFigures(
         labels=labels,
         macro=_average({label: one for label, one in labels.items() if label != "any"}),

@@ -163,16 +163,36 @@ class UnseenSigns:
 
 
 @dataclass(frozen=True)
+class ClassRate:
+    """Share of the clips of one class whose cost has the right sign; a cost of 0 counts half.
+
+    Attributes:
+        effective_size: the number of independent clips that the share is worth.
+    """
+
+    rate: float
+    interval: Interval | None
+    effective_size: float | None
+    num_clips: int
+    num_prompts: int
+
+
+@dataclass(frozen=True)
 class SignFigures:
     """How well the sign of the cost separates safe from unsafe clips.
 
     Attributes:
         auroc: chance that an unsafe clip has a higher cost than a safe one; it knows no zero.
+        sensitivity, specificity: of the unsafe and of the safe clips; balanced accuracy is their mean.
     """
 
     accuracy: float | None
+    interval: Interval | None
     balanced_accuracy: float | None
     auroc: float | None
+    balanced_interval: Interval | None
+    sensitivity: ClassRate | None
+    specificity: ClassRate | None
     num_safe: int
     num_unsafe: int
     reason: str | None
@@ -266,7 +286,7 @@ class ComparisonFigures:
     Attributes:
         difference: accuracy of the first minus accuracy of the second.
         first_better: credit that the first earned and the second did not.
-        p_value: of McNemar's exact test.
+        p_value: of `significance.sign_flip`.
         p_value_holm: the same, corrected for the number of dimensions.
     """
 
@@ -332,7 +352,6 @@ class Evaluation:
     controls_standard_error: Mapping[str, OfDimension]
     control_gaps: Mapping[str, ControlGap]
     num_prompts_also_in_training: int | None
-    bootstrap_seed: int
     seen_prompts: Mapping[str, SeenPrompts] = field(default_factory=dict)
     in_sample: Mapping[str, str] = field(default_factory=dict)
     comparison: Mapping[str, ComparisonFigures] | None = None

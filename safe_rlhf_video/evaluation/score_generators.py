@@ -16,7 +16,7 @@ from safe_rlhf_video.errors import ConfigError, SampleError, VideoDecodeError
 from safe_rlhf_video.evaluation.generations import Generations, check_clips, find_generations
 from safe_rlhf_video.evaluation.generator import ClipScores, evaluate_generators
 from safe_rlhf_video.evaluation.generator_results import FILE_NAME, GeneratorEvaluation, LeftOut, RatesUsed
-from safe_rlhf_video.evaluation.results import read_evaluation
+from safe_rlhf_video.evaluation.results import SignFigures, read_evaluation
 from safe_rlhf_video.evaluation.seen_prompts import count_seen, in_sample_heads
 from safe_rlhf_video.models.folder import fingerprint_weights
 from safe_rlhf_video.models.record import read_record
@@ -24,8 +24,8 @@ from safe_rlhf_video.scoring.decisions import TradeOff
 from safe_rlhf_video.scoring.score_files import score_to_file
 from safe_rlhf_video.scoring.score_many import ScoreRequest
 from safe_rlhf_video.scoring.scorer import Scorer
-from safe_rlhf_video.stats.credit import SignAccuracy
-from safe_rlhf_video.stats.prevalence import SignRates, sign_rates
+from safe_rlhf_video.stats.checks import MIN_PROMPTS
+from safe_rlhf_video.stats.prevalence import SignRates
 
 Missing = Literal["refuse", "drop"]
 
@@ -46,7 +46,6 @@ class GeneratorRequest:
         cost_limit: d, the cost that is allowed; by default 0.
         backbone: the backbone's folder, if it moved since training.
         batch_size: clips scored at once.
-        seed: of the bootstrap.
     """
 
     model: Sequence[str]
@@ -59,7 +58,6 @@ class GeneratorRequest:
     cost_limit: float | None = None
     backbone: str | None = None
     batch_size: int = 64
-    seed: int = 0
 
 
 def score_generators(request: GeneratorRequest) -> GeneratorEvaluation:
@@ -99,7 +97,7 @@ def score_generators(request: GeneratorRequest) -> GeneratorEvaluation:
         for name, own in found.items():
             scores[name] = _score(name, request, own, hashes[name], prompts, scorer)
 
-    evaluation = evaluate_generators(prompts, scores, trade_off=trade_off, sign_rates=rates, seed=request.seed)
+    evaluation = evaluate_generators(prompts, scores, trade_off=trade_off, sign_rates=rates)
     evaluation = replace(
         evaluation,
         generators={
@@ -134,11 +132,39 @@ def _read_rates(request: GeneratorRequest, fingerprints: Mapping[str, str]) -> S
     ]
     if not costs:
         return None
-    sign = read_evaluation(request.evaluation, fingerprints[costs[0]]).cost_sign
-    figures = None
-    if sign is not None:
-        figures = SignAccuracy(sign.accuracy, sign.balanced_accuracy, sign.num_safe, sign.num_unsafe)
-    return sign_rates(figures, str(request.evaluation))
+    return sign_rates(read_evaluation(request.evaluation, fingerprints[costs[0]]).cost_sign, str(request.evaluation))
+
+
+def sign_rates(figures: SignFigures | None, where: str) -> SignRates:
+    """Takes the rates of the cost's sign from an evaluation.
+
+    Args:
+        figures: None where the evaluation had no labelled clip.
+        where: the file, for messages.
+
+    Raises:
+        ConfigError: the evaluation lacks a rate or knows too little of it, or the sign is no better than chance.
+    """
+    sensitivity, specificity = (figures.sensitivity, figures.specificity) if figures else (None, None)
+    if sensitivity is None or specificity is None:
+        raise ConfigError(
+            f"{where} field cost_sign: has no sensitivity and specificity; evaluate on comparisons with safe and "
+            "unsafe clips"
+        )
+    num_prompts = min(sensitivity.num_prompts, specificity.num_prompts)
+    if sensitivity.effective_size is None or specificity.effective_size is None:
+        raise ConfigError(
+            f"{where} field cost_sign: sensitivity or specificity is of {num_prompts} prompts, which give no interval; "
+            f"evaluate on clips of at least {MIN_PROMPTS} prompts of either kind"
+        )
+    if sensitivity.rate + specificity.rate <= 1:
+        raise ConfigError(
+            f"{where} field cost_sign: sensitivity {sensitivity.rate:.3f} and specificity {specificity.rate:.3f} are "
+            "no better than chance and cannot correct anything; leave --evaluation out"
+        )
+    return SignRates(
+        sensitivity.rate, specificity.rate, sensitivity.effective_size, specificity.effective_size, num_prompts
+    )
 
 
 def _find(folder: Path, prompts: Sequence[PromptSample], missing: Missing) -> Generations:

@@ -47,7 +47,7 @@ SIGN_FIGURES = ("cost_sign", "cost_sign_auroc")
 SIGN_WIDTHS = (26, 26)
 SUB_WIDTHS = (12, 24, 9, 24, 11)
 LABEL_WIDTHS = (15, 8, 8, 11, 8, 8, 25, 34)
-COMPARISON_WIDTHS = (12, 9, 9, 26, 11, 11)
+COMPARISON_WIDTHS = (12, 9, 9, 26, 13, 11)
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -68,7 +68,7 @@ def format_comparison(comparison: Mapping[str, ComparisonFigures], in_sample: Ma
     Args:
         in_sample: of the evaluation; what it names is marked.
     """
-    columns = ("comparisons", "this", "other", "difference [95%]", "McNemar p", "p by Holm")
+    columns = ("comparisons", "this", "other", "difference [95%]", "p by prompt", "p by Holm")
     lines = [_row("", columns, 22, COMPARISON_WIDTHS)]
     for dimension, one in comparison.items():
         cells = [
@@ -199,13 +199,13 @@ def _format_moderation(figures: ModerationFigures, in_sample: Mapping[str, str])
 
 def _label_cells(one: LabelFigures) -> list[str]:
     target = "; ".join(f"{kind.replace('_', ' ')} {value:g}" for kind, value in (one.target or {}).items())
-    missed = " missed" if one.holds_target is False else ""
+    held = {True: " kept", False: " missed", None: " undecided"}[one.holds_target]
     figures = (one.auroc, one.average_precision, one.precision, one.recall, one.f1)
     return [
         f"{one.num_positive} / {one.num_negative}",
         *("-" if value is None else f"{value:.3f}" for value in figures),
         with_interval(one.false_positive_rate, one.false_positive_interval),
-        target + missed or "-",
+        target + held if target else "-",
     ]
 
 

@@ -250,7 +250,7 @@ def _evaluation(evaluation: Evaluation | None, heads: list[str]) -> str:
     told = {name: gap for name, gap in evaluation.control_gaps.items()
             if name in judged or ("cost" in heads and name.startswith("cost_sign"))}  # fmt: skip
     paragraphs += [f"**{sentence(text)}**" for text in warn_of_gaps(told)]
-    paragraphs.append("Intervals are bootstrapped over prompts; a control is a predictor that cannot judge the video.")
+    paragraphs.append("Intervals are over prompts; a control is a predictor that cannot judge the video.")
     if num_shared := evaluation.num_prompts_also_in_training:
         paragraphs.append(
             f"{num_shared} of the prompts are in the training data too: these figures may flatter the model."

@@ -126,7 +126,7 @@ class GradedKind(LabelKind):
 
     @abstractmethod
     def judge(
-        self, head: Head, targets: NDArray[np.floating], shown: Sequence[Any], prompts: NDArray[np.str_], seed: int
+        self, head: Head, targets: NDArray[np.floating], shown: Sequence[Any], prompts: NDArray[np.str_]
     ) -> GradedFigures:
         """Compares what `show` gave with the labels of N videos.
 
@@ -134,5 +134,4 @@ class GradedKind(LabelKind):
             targets: (N, columns).
             shown: N results of `show`; None where nothing is shown of a video.
             prompts: (N,), the prompt of each video.
-            seed: of the bootstrap.
         """

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from safe_rlhf_video.heads import HARM_HEADS, HEADS, TEXT_HARM_HEADS, Head
 from safe_rlhf_video.kinds.kind import FloatArray, LabelKind
-from safe_rlhf_video.stats.checks import MIN_COMPARISONS
-from safe_rlhf_video.stats.intervals import Interval, interval_by_prompt
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS, too_few_prompts
+from safe_rlhf_video.stats.intervals import Interval, share_interval
 from safe_rlhf_video.wording import words
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class LabelFigures:
     Attributes:
         prevalence: share of the clips that have the label, of those whose label is known.
         target: what its threshold was calibrated to hold, such as {"recall": 0.95}; None without one.
-        holds_target: whether the interval allows it; None without a target, or with too few clips of its class.
+        holds_target: true where the whole interval of the rate keeps it, false where the whole interval misses it; None
+            where the interval holds both, without a target, or with too few clips or prompts of its class.
         calibrated: whether its probability was fitted to held-out labels.
     """
 
@@ -114,7 +115,6 @@ def judge_label(
     prompts: NDArray[Any],
     target: Target | None,
     calibrated: bool,
-    seed: int,
 ) -> LabelFigures:
     """Figures of (N,) clips whose label is known."""
     from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score  # slow to import
@@ -126,16 +126,13 @@ def judge_label(
     if len(applies) < MIN_COMPARISONS:
         reasons.append(f"{len(applies)} clips whose label is known, fewer than {MIN_COMPARISONS}")
     else:
-        recall, recall_interval = _flag_rate(flagged[applies], prompts[applies], seed)
-        false_positive_rate, false_positive_interval = _flag_rate(flagged[~applies], prompts[~applies], seed)
-        for whose, nobody, rate, interval in (
-            ("with", "none has", recall, recall_interval),
-            ("without", "all have", false_positive_rate, false_positive_interval),
-        ):
-            if rate is None:
+        recall, recall_interval = _flag_rate(flagged[applies], prompts[applies])
+        false_positive_rate, false_positive_interval = _flag_rate(flagged[~applies], prompts[~applies])
+        for whose, nobody, rows in (("with", "none has", applies), ("without", "all have", ~applies)):
+            if not rows.any():
                 reasons.append(f"{nobody} the label")
-            elif interval is None:
-                reasons.append(f"those {whose} the label have one prompt, which gives no interval")
+            elif too_few := too_few_prompts(len(np.unique(prompts[rows]))):
+                reasons.append(f"of those {whose} the label {too_few}")
         if num_positive and num_negative:
             auroc, ap = float(roc_auc_score(applies, logits)), float(average_precision_score(applies, logits))
             if flagged.any():
@@ -168,15 +165,18 @@ def judge_label(
     )
 
 
-def _flag_rate(flagged: NDArray[Any], prompts: NDArray[Any], seed: int) -> tuple[float | None, Interval | None]:
-    """The share that is flagged and its interval; None without clips, no interval with a single prompt."""
+def _flag_rate(flagged: NDArray[Any], prompts: NDArray[Any]) -> tuple[float | None, Interval | None]:
+    """The share that is flagged and its interval; None without clips, no interval with few prompts."""
     if not len(flagged):
         return None, None
-    return float(flagged.mean()), interval_by_prompt(flagged.astype(float), prompts, seed)
+    return float(flagged.mean()), share_interval(flagged.astype(float), prompts)
 
 
 def _holds(target: Target | None, interval: Interval | None) -> bool | None:
-    """A target is missed only if the whole interval lies on its wrong side."""
+    """Whether the whole interval lies on the right side of the target; None where the target is inside."""
     if target is None or interval is None:
         return None
-    return interval[1] >= target.value if target.kind == "recall" else interval[0] <= target.value
+    low, high = interval
+    if low < target.value < high:
+        return None
+    return low >= target.value if target.kind == "recall" else high <= target.value

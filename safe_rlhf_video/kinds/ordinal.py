@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from safe_rlhf_video.heads import Head
 from safe_rlhf_video.kinds.kind import FloatArray, GradedFigures, GradedKind
-from safe_rlhf_video.stats.checks import MIN_COMPARISONS
-from safe_rlhf_video.stats.intervals import Interval, interval_by_prompt
+from safe_rlhf_video.stats.checks import MIN_COMPARISONS, too_few_prompts
+from safe_rlhf_video.stats.intervals import Interval, share_interval
 from safe_rlhf_video.wording import count, figure, share, with_interval
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class OrdinalFigures(GradedFigures):
         ]
 
     def sentence(self, unit: str) -> str:
-        if self.reason:
-            return self.reason
+        if self.accuracy is None:
+            return self.reason or ""
         kappa = "." if self.kappa is None else f"; quadratic-weighted kappa {self.kappa:.3f}."
         of_all = f"{share(self.accuracy, self.interval)} of {count(self.num, unit)}"
         return f"The likeliest level is the labelled one for {of_all}{kappa}"
@@ -90,7 +90,7 @@ class Ordinal(GradedKind):
         return dict(zip(head.levels, found.tolist(), strict=True))
 
     def judge(
-        self, head: Head, targets: NDArray[np.floating], shown: Sequence[Any], prompts: NDArray[np.str_], seed: int
+        self, head: Head, targets: NDArray[np.floating], shown: Sequence[Any], prompts: NDArray[np.str_]
     ) -> OrdinalFigures:
         from sklearn.metrics import cohen_kappa_score  # slow to import
 
@@ -104,12 +104,15 @@ class Ordinal(GradedKind):
         kappa = None
         if is_known and len({*labelled.tolist(), *likeliest.tolist()}) > 1:  # with one level nothing is left to chance
             kappa = float(cohen_kappa_score(labelled, likeliest, weights="quadratic"))
+        reason = too_few_prompts(len(np.unique(prompts[rows])))
+        if not is_known:
+            reason = f"{len(rows)} texts whose {head.name} is known, fewer than {MIN_COMPARISONS}"
         return OrdinalFigures(
             num=len(rows),
             accuracy=float(right.mean()) if is_known else None,
-            interval=interval_by_prompt(right, prompts[rows], seed) if is_known else None,
+            interval=share_interval(right, prompts[rows]) if is_known else None,
             kappa=kappa,
-            reason=None if is_known else f"{len(rows)} texts whose {head.name} is known, fewer than {MIN_COMPARISONS}",
+            reason=reason,
             confusion=tuple(map(tuple, cells.reshape(num_levels, -1).tolist())),
         )
 

@@ -18,6 +18,7 @@ from safe_rlhf_video.wording import capitalise, decimals, share, words
 
 _MOST_COLUMNS = 3  # dimensions that a table of parts has room for
 _TARGETS = {"recall": "recall ≥", "false_positive_rate": "FPR ≤"}
+_HELD = {True: "kept", False: "missed", None: "undecided"}
 _PARTS = {"generator_pair": "Generators", "prompt_type": "Kind of prompt", "harm_category": "Harm in either clip"}
 
 Part = PartFigures | SignPart
@@ -94,7 +95,7 @@ def _explain_dimensions(dimensions: Sequence[JudgedDimension]) -> Reasons:
         figures, ties, probability = judged.figures, judged.figures.tie_aware, judged.figures.calibration
         for name, is_missing, why in (
             ("accuracy", figures.accuracy is None, figures.reason),
-            ("interval", figures.accuracy is not None and figures.interval is None, "one prompt alone has none"),
+            ("interval", figures.accuracy is not None and figures.interval is None, figures.reason),
             ("accuracy with ties", ties.accuracy is None, ties.reason),
             ("ECE", probability.ece is None, probability.reason),
         ):  # fmt: skip
@@ -127,7 +128,7 @@ def _label_row(head: Head, figures: LabelFigures, in_sample: Mapping[str, str]) 
         share(figures.precision),
         share(figures.recall, figures.recall_interval),
         share(figures.false_positive_rate, figures.false_positive_interval),
-        (target + (", missed" if figures.holds_target is False else "")) or None,
+        f"{target}, {_HELD[figures.holds_target]}" if target else None,
     ]
 
 
@@ -186,7 +187,7 @@ def _num(part: Part) -> int:
 
 
 def _compare(evaluation: Evaluation) -> Table | None:
-    header = ["", "comparisons", "this", "the other", "difference, points", "McNemar p", "p by Holm"]
+    header = ["", "comparisons", "this", "the other", "difference, points", "p by prompt", "p by Holm"]
     rows = []
     for dimension, figures in (evaluation.comparison or {}).items():
         text = None if figures.difference is None else _points(figures.difference, figures.interval)

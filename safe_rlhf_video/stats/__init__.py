@@ -1,1 +1,1 @@
-"""Statistics: metrics, thresholds, prevalence, confidence bounds, resampling."""
+"""Statistics: metrics, thresholds, prevalence, confidence bounds, intervals."""

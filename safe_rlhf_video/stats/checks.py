@@ -10,12 +10,22 @@ FloatArray = NDArray[np.float64]
 MIN_COMPARISONS = 30
 """With fewer, a calibration or a figure of a part is None: its interval would span most of what is possible."""
 
+MIN_PROMPTS = 10
+"""With fewer, nobody can tell from the data how alike the comparisons of a prompt are: there is no interval."""
+
 
 def too_few(num_comparisons: int) -> str | None:
     """Says why a figure of so few comparisons is None; None where there are enough."""
     if num_comparisons >= MIN_COMPARISONS:
         return None
     return f"{num_comparisons} comparisons, fewer than {MIN_COMPARISONS}"
+
+
+def too_few_prompts(num_prompts: int) -> str | None:
+    """Says why a figure of so few prompts has no interval; None where there are enough."""
+    if num_prompts >= MIN_PROMPTS:
+        return None
+    return f"no interval: {num_prompts} {'prompt' if num_prompts == 1 else 'prompts'}, fewer than {MIN_PROMPTS}"
 
 
 def finite_row(name: str, values: ArrayLike) -> FloatArray:
