@@ -17,6 +17,10 @@ class VideoDecodeError(SafeRLHFVideoError):
     """A clip could not be read; the message names the file."""
 
 
+class DecoderError(SafeRLHFVideoError):
+    """A decoding process does not start or was killed; that says nothing about the clip."""
+
+
 class CheckpointError(SafeRLHFVideoError):
     """A model or checkpoint folder is incomplete, damaged or does not fit the run."""
 

@@ -8,13 +8,14 @@ import functools
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.serving.client_limits import ClientLimits
 from safe_rlhf_video.serving.model_thread import ModelFailedError, ModelThread
 from safe_rlhf_video.serving.request_body import LARGE_BODY_BYTES, MAX_VALUES, parse_object, read_fields
-from safe_rlhf_video.serving.request_clips import Uploads
+from safe_rlhf_video.serving.request_clips import UploadFolder, Uploads
 from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.service import Service, hide_folder
 from safe_rlhf_video.serving.settings import ServerSettings, read_key
+from safe_rlhf_video.video import pool as video_pool
 
 PROMPT = "a red circle moving left at night"
 HARMS = {"harms": ("harm_any", "harm_violence")}
@@ -415,7 +417,7 @@ def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     full = functools.partial(open, "/dev/full", "wb")
     monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda **_: full())
     with pytest.raises(HTTPException) as stored:
-        Uploads(tmp_path).store([bytes(50_000)])
+        Uploads(UploadFolder(tmp_path)).store([bytes(50_000)])
     assert stored.value.status_code == 503
     assert "cannot be stored on the server" in stored.value.detail
 
@@ -510,7 +512,8 @@ def test_a_prompt_that_the_backbone_does_not_take_is_the_clients_fault(
 
     async def ask() -> list[Any]:
         service = Service(scorer, SETTINGS)
-        asked = [service.score([prompt], {"video": root / "0.mp4"}) for prompt in (tokens, PROMPT)]
+        uploads = Uploads(service._upload_folder)
+        asked = [service.score([prompt], {"video": root / "0.mp4"}, uploads) for prompt in (tokens, PROMPT)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         service.close()
         return found
@@ -576,6 +579,62 @@ def test_one_clip_of_a_batch_fails_alone() -> None:
     assert sum(sizes) == 23
 
 
+def test_uploads_outlive_a_cleaner_and_those_who_read_them(tmp_path: Path) -> None:
+    folder = UploadFolder(tmp_path)
+    reader: Future[Any] = Future()
+    reader.set_running_or_notify_cancel()
+    with Uploads(folder) as uploads:
+        first = uploads.store([b"a", b"b"])
+        assert first.read_bytes() == b"ab"
+        shutil.rmtree(first.parent)
+        read, other = uploads.store([b"c"]), uploads.store([b"d"])
+        assert read.parent != first.parent  # nobody else can have made it
+        assert read.parent.stat().st_mode & 0o777 == 0o700
+        uploads.hold(read, reader)
+        waiting: Future[Any] = Future()
+        uploads.hold(other, waiting)
+    assert (read.exists(), other.exists(), waiting.cancelled()) == (True, False, True)
+    reader.set_result(None)
+    assert not read.exists()
+    folder.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_unreadable_upload_of_several_leaves_no_trace_in_the_log(server: RunningServer, root: Path) -> None:
+    before = server.log.read_text()
+    parts = [("prompt", PROMPT), ("videos", b"no video"), *[("videos", root / f"{number}.mp4") for number in (1, 2, 3)]]
+    for _ in range(5):
+        assert "videos[0]: is not a readable video" in server.upload("/rank", parts).error
+    assert server.post("/score", score_of()).status == 200
+    assert server.log.read_text() == before
+
+
+def test_a_killed_decoder_is_no_fault_of_the_clip(scorer: Scorer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(kills: int) -> Any:
+        service = Service(scorer, SETTINGS)
+        killed: list[int] = []
+        ask_worker = video_pool._Worker.ask
+
+        def kill_and_ask(worker: Any, *arguments: Any) -> Any:
+            if len(killed) < kills:
+                killed.append(worker.process.pid)
+                worker.process.kill()
+            return ask_worker(worker, *arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(video_pool._Worker, "ask", kill_and_ask)
+            scored = service.score([PROMPT], {"video": root / "0.mp4"}, Uploads(service._upload_folder))
+            (found,) = await asyncio.gather(scored, return_exceptions=True)
+        service.close()
+        return found
+
+    assert_close({head: float(values[0]) for head, values in asyncio.run(ask(1)).items()},
+                 scorer.score(PROMPT, root / "0.mp4"))  # fmt: skip
+    error = asyncio.run(ask(2))
+    assert (error.status_code, "was killed" in error.detail, "Retry-After" in error.headers) == (503, True, True)
+    assert str(root) not in error.detail
+
+
 class Panic(BaseException):
     """As a panic in Rust arrives in Python."""
 
@@ -613,8 +672,9 @@ def test_what_is_no_exception_ends_neither_the_thread_nor_the_others(scorer: Sco
 
     async def ask(service: Service) -> tuple[Any, Any]:
         scored = service.score
+        uploads = Uploads(service._upload_folder)
         service._model._score_batch = score_batch
-        caught = await asyncio.gather(scored(["panic"], {"video": root / "0.mp4"}), return_exceptions=True)
+        caught = await asyncio.gather(scored(["panic"], {"video": root / "0.mp4"}, uploads), return_exceptions=True)
         service.require_life()
         service._model.close(5)
         with pytest.raises(HTTPException) as dead:

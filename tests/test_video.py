@@ -15,6 +15,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import forked_decoders
@@ -24,7 +25,7 @@ from clips import write_clip, write_size_changing_clip, write_sound
 from hostile_clips import Watch, write_tricks
 from PIL import Image
 
-from safe_rlhf_video.errors import ConfigError, VideoDecodeError
+from safe_rlhf_video.errors import ConfigError, DecoderError, VideoDecodeError
 from safe_rlhf_video.video import decoding
 from safe_rlhf_video.video import pool as video_pool
 from safe_rlhf_video.video.decoding import read_video
@@ -457,7 +458,9 @@ def test_an_error_stands_at_its_place_and_an_abandoned_iteration_leaves_nothing_
     assert pool.read(clips[::-1]) == [read_video(path, SMALL) for path in reversed(clips)]
 
 
-def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(clips: list[Path], tmp_path: Path) -> None:
+def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(
+    clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     late = write_clip(tmp_path / "late.mp4")
     expected = read_video(clips[0], SMALL)
     with DecodePool(SMALL, num_workers=1, timeout_s=1.0) as pool:
@@ -472,18 +475,68 @@ def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(clips: list[
 
     with DecodePool(SMALL, num_workers=1) as pool:
         assert pool.read([clips[0]]) == [expected]
+        # A worker that is killed says nothing about its clip: another one reads it.
+        killed: list[int] = []
+        ask = video_pool._Worker.ask
+
+        def kill_and_ask(worker: Any, *arguments: Any) -> Any:
+            if len(killed) < kills:
+                killed.append(worker.process.pid)
+                worker.process.send_signal(signal.SIGKILL)
+            return ask(worker, *arguments)
+
+        monkeypatch.setattr(video_pool._Worker, "ask", kill_and_ask)
+        kills = 1
+        assert pool.read([clips[0]]) == [expected]
+        assert len(killed) == 1
+        kills = 3
+        with pytest.raises(DecoderError) as lost:
+            pool.read([clips[0]])
+        assert str(lost.value).startswith(f"{clips[0]}: 2 decoding processes, one after the other, were killed")
+        assert "signal 9, SIGKILL" in str(lost.value)
+        assert len(set(killed)) == 3
+        assert pool.read([clips[0]]) == [expected]
+        # One that crashes does.
         (worker,) = pool._workers
         worker.process.send_signal(signal.SIGSTOP)
-        threading.Timer(0.3, worker.process.send_signal, [signal.SIGKILL]).start()
+        worker.process.send_signal(signal.SIGSEGV)  # takes effect when it goes on
+        threading.Timer(0.3, worker.process.send_signal, [signal.SIGCONT]).start()
         with pytest.raises(VideoDecodeError) as caught:
             pool.read([late])
-        assert str(caught.value).startswith(f"{late}: the decoder crashed (signal 9, SIGKILL)")
+        assert str(caught.value).startswith(f"{late}: the decoder crashed (signal 11, SIGSEGV)")
         assert pool.read([clips[0]]) == [expected]
         # One that dies while nothing is asked of it costs no clip.
         (worker,) = pool._workers
         worker.process.kill()
         worker.process.wait()
         assert pool.read([clips[0]]) == [expected]
+
+
+def test_a_worker_knows_no_secrets(clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = ("SAFE_RLHF_VIDEO_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN")
+    for name in secrets:
+        monkeypatch.setenv(name, "a secret")
+    monkeypatch.delenv(forked_decoders.ADDRESS, raising=False)
+    with DecodePool(SMALL, num_workers=1) as pool:
+        assert not pool.is_started
+        pool.start().result(60)
+        assert pool.is_started
+        assert pool.read(clips[:1]) == [read_video(clips[0], SMALL)]
+        (worker,) = pool._workers
+        known = Path(f"/proc/{worker.process.pid}/environ").read_bytes().decode()
+    names = {entry.partition("=")[0] for entry in known.split("\0")}
+    assert "PATH" in names
+    assert not names & set(secrets)
+    assert "a secret" not in known
+
+
+def test_a_clip_that_goes_away_while_it_is_read_is_an_error(clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: Path) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(decoding, "_read_index", gone)
+    with pytest.raises(VideoDecodeError, match=r"0\.mp4: cannot be read \(No such file or directory\)"):
+        read_video(clips[0], SMALL)
 
 
 def test_decoding_needs_no_stderr_and_only_strings_in_sys_path(clips: list[Path]) -> None:

@@ -101,13 +101,13 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
         """Rewards of many clips, each for its prompt, in the forms of OpenRLHF and align-anything."""
         service.require_decider()
         async with service.receive(request, read_trainer_request) as (asked, uploads):
-            scores = await service.score(asked.prompts, await service.clips.find(asked.clips, uploads))
+            scores = await service.score(asked.prompts, await service.clips.find(asked.clips, uploads), uploads)
             table = {head: found.tolist() for head, found in scores.items()}
             return remote_reward.build_answer(table, scorer.resolve_trade_off(None))
 
     async def _score(asked: ClipRequest | PairRequest | RankRequest, uploads: Uploads) -> dict[str, np.ndarray]:
         files = await service.clips.find(asked.clips, uploads)
-        return await service.score([asked.prompt] * len(files), files)
+        return await service.score([asked.prompt] * len(files), files, uploads)
 
 
 def _add_state(app: FastAPI, service: Service, key: Sequence[Any]) -> None:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import os
+import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from fastapi import HTTPException
 
 from safe_rlhf_video.contracts import show
-from safe_rlhf_video.errors import VideoDecodeError
+from safe_rlhf_video.errors import DecoderError, VideoDecodeError
 from safe_rlhf_video.serving.request_models import RequestClip
 from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.settings import ServerSettings
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Sampling, Video
+
+_log = logging.getLogger(__name__)
 
 # Of base64 it holds whole groups of four characters.
 _PIECE_BYTES = 1 << 20
@@ -27,12 +34,46 @@ _PIECE_BYTES = 1 << 20
 MAX_PATH_CHARS = 4096
 
 
-class Uploads:
-    """The clips that one request brought, as files that only the server's user can read; gone with its block."""
+class UploadFolder:
+    """A private folder for uploads; a new one where somebody, such as a cleaner of temporary files, has removed it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        parent: the folder that holds it; the system's for temporary files by default.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        self._parent = parent
+        self._lock = threading.Lock()
+        self._folders = [self._make()]
+
+    def open_file(self) -> IO[bytes]:
+        """Opens a new file, which stays when it is closed; any thread may call it. Raises OSError."""
+        with self._lock:
+            # Not the same name again: somebody else may have made that one meanwhile.
+            if not self._folders[-1].is_dir():
+                self._folders.append(self._make())
+            folder = self._folders[-1]
+        return tempfile.NamedTemporaryFile(dir=folder, delete=False)
+
+    def remove(self) -> None:
+        """Removes the folder with all that is in it."""
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _make(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="safe_rlhf_video-uploads-", dir=self._parent))
+
+
+class Uploads:
+    """The clips that one request brought, as files that only the server's user can read.
+
+    They go with its block; a file that is being decoded goes after that: what was decoded in vain would be an error.
+    """
+
+    def __init__(self, folder: UploadFolder) -> None:
         self._folder = folder
         self._paths: list[Path] = []
+        self._readers: dict[Path, Future[Video]] = {}
         self._is_closed = False
 
     def __enter__(self) -> Uploads:
@@ -41,7 +82,11 @@ class Uploads:
     def __exit__(self, *_: object) -> None:
         self._is_closed = True
         for path in self._paths:
-            path.unlink(missing_ok=True)
+            reader = self._readers.get(path)
+            if reader is None or reader.cancel() or reader.done():
+                path.unlink(missing_ok=True)
+            else:
+                reader.add_done_callback(partial(_unlink, path))
 
     def store(self, pieces: Iterable[bytes]) -> Path:
         """Writes the pieces to a new file; any thread may call it.
@@ -51,7 +96,7 @@ class Uploads:
         """
         path = None
         try:
-            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
+            with self._folder.open_file() as file:
                 path = Path(file.name)
                 self._paths.append(path)
                 file.writelines(pieces)
@@ -61,6 +106,14 @@ class Uploads:
             if path is not None and self._is_closed:  # the request was given up meanwhile
                 path.unlink(missing_ok=True)
         return path
+
+    def hold(self, path: Path, reader: Future[Video]) -> None:
+        """Keeps a file until its reader is done."""
+        self._readers[path] = reader
+
+
+def _unlink(path: Path, _: object) -> None:
+    path.unlink(missing_ok=True)
 
 
 class ClipReader:
@@ -124,21 +177,26 @@ class ClipReader:
             "paths without prompts as responses",
         )
 
-    async def read(self, path: Path, name: str) -> Video:
+    async def read(self, path: Path, name: str, uploads: Uploads) -> Video:
         """Decodes one clip; cancelling it while it waits for its turn saves the work.
 
         Raises:
-            HTTPException: the clip cannot be read.
+            HTTPException: the clip cannot be read, or cannot be decoded now.
         """
         try:
-            video = await asyncio.wrap_future(self._pool.submit(path))
+            reader = self._pool.submit(path)
+            uploads.hold(path, reader)
+            video = await asyncio.wrap_future(reader)
         except VideoDecodeError as error:
             self._metrics.decode_failures.inc()
             # Clients do not learn where the file is on the server.
             reason = str(error).removeprefix(f"{path}: ").replace(str(path), name)
             raise HTTPException(400, f"{name}: {reason}") from error
-        except RuntimeError as error:  # the pool is closed, or no decoding process starts
-            raise HTTPException(503, f"{name}: cannot be decoded now; try again later") from error
+        except (DecoderError, RuntimeError) as error:  # RuntimeError: the pool is closed
+            self._metrics.decoder_failures.inc()
+            _log.error("%s", str(error).replace(str(path), name))
+            message = f"{name}: the decoding process does not start or was killed, which may not be the clip's fault"
+            raise HTTPException(503, f"{message}; try again later", {"Retry-After": "10"}) from error
         self._metrics.decoded.inc()
         return video
 

@@ -58,8 +58,15 @@ def _check_not_empty(text: str) -> str:
     return text
 
 
+def _check_base64(text: str) -> str:
+    if not text.isascii():  # decoding says the rest; this text takes up to four times its size
+        raise ValueError("is not base64; encode the whole file")
+    return _check_not_empty(text)
+
+
 # Not by min_length, which would refuse a lone surrogate: to clients, a path with one is a path without a file.
 Text = Annotated[str, AfterValidator(_check_not_empty)]
+Base64 = Annotated[str, AfterValidator(_check_base64)]
 
 
 class _PromptedPath(NamedTuple):
@@ -77,7 +84,7 @@ class RequestClip(BaseModel):
     )
 
     path: Text = Field(default_factory=str, examples=["clips/0.mp4"])
-    data: Text = Field(default_factory=str, description="Base64 of the file.", json_schema_extra={"format": "byte"})
+    data: Base64 = Field(default_factory=str, description="Base64 of the file.", json_schema_extra={"format": "byte"})
     _part: UploadFile | None = None
     _whole_path: str | None = None
 
@@ -147,6 +154,8 @@ CostLimit = Annotated[
     Annotated[float, Field(ge=-MAX_COST_LIMIT, le=MAX_COST_LIMIT)] | None,
     Field(description="d, the cost that is allowed; GET /model returns the default."),
 ]
+# Not kept: it may be as large as the body.
+Unused = Annotated[Any, AfterValidator(lambda _: None)]
 # Trainers with more servers than samples send empty lists.
 Prompts = Annotated[list[Prompt], BeforeValidator(_check_count)]
 # Validators run from the last to the first.
@@ -231,7 +240,7 @@ class OpenRLHFRequest(ScoringRequest):
 
     prompts: Prompts
     query: Query
-    labels: Any = None
+    labels: Unused = None
 
 
 class AlignAnythingRequest(ScoringRequest):
@@ -239,7 +248,7 @@ class AlignAnythingRequest(ScoringRequest):
 
     prompts: Prompts
     responses: Responses
-    golden_responses: Any = None
+    golden_responses: Unused = None
 
 
 def read_trainer_request(fields: dict[str, Any], settings: ServerSettings) -> OpenRLHFRequest | AlignAnythingRequest:

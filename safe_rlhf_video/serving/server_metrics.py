@@ -36,6 +36,13 @@ class ServerMetrics:
         self.decode_failures = Counter(
             "decode_failures", "Clips that could not be decoded.", (), PREFIX, registry=registry
         )
+        self.decoder_failures = Counter(
+            "decoder_failures",
+            "Clips whose decoding process did not start or was killed.",
+            (),
+            PREFIX,
+            registry=registry,
+        )
         self.refused = Counter(
             "refused", "Requests and connections beyond a limit, by limit.", ("limit",), PREFIX, registry=registry
         )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,10 +22,11 @@ from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.serving.client_limits import ClientLimits
 from safe_rlhf_video.serving.model_thread import ModelThread
 from safe_rlhf_video.serving.request_body import read_fields
-from safe_rlhf_video.serving.request_clips import ClipReader, Uploads
+from safe_rlhf_video.serving.request_clips import ClipReader, UploadFolder, Uploads
 from safe_rlhf_video.serving.request_models import PairRequest, RankRequest, ScoringRequest
 from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.settings import ServerSettings
+from safe_rlhf_video.video.sampling import Video
 
 Scores = dict[str, float]
 Result = TypeVar("Result")
@@ -53,7 +53,7 @@ class Service:
         # Clients do not learn in which folder of this machine the backbone is.
         self.facts = replace(scorer.facts, backbone=hide_folder(scorer.facts.backbone))
         self.is_stopping = False
-        self._upload_folder = Path(tempfile.mkdtemp(prefix="safe_rlhf_video-uploads-"))
+        self._upload_folder = UploadFolder()
         self.limits = ClientLimits(settings, self.metrics)
         self._parsing = asyncio.Lock()
         self.clips = ClipReader(settings, scorer.record.sampling, self.metrics)
@@ -95,8 +95,8 @@ class Service:
             async with self.within_time() as timeout, contextlib.AsyncExitStack() as stack:
                 uploads = stack.enter_context(Uploads(self._upload_folder))
                 body = stack.enter_context(self.limits.body(client))
-                fields = await read_fields(request, self.settings, body, self._parsing, stack)
-                asked = read(fields, self.settings)
+                # Of its fields, only what the request names is kept: the text of a body may be large.
+                asked = read(await read_fields(request, self.settings, body, self._parsing, stack), self.settings)
                 self._require_running()
                 stack.enter_context(self.limits.place(client))
                 self.limits.take_clips(client, len(asked.clips) - 1)
@@ -151,14 +151,15 @@ class Service:
         self.clips.close()
         self._model.close(self.settings.shutdown_s)
         self.scorer.close()
-        shutil.rmtree(self._upload_folder, ignore_errors=True)
+        self._upload_folder.remove()
 
-    async def score(self, prompts: Sequence[str], files: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    async def score(self, prompts: Sequence[str], files: Mapping[str, Path], uploads: Uploads) -> dict[str, np.ndarray]:
         """Decodes and scores the clips of a request.
 
         Args:
             prompts: (N,), one for each clip.
             files: (N,), by the names that messages use for the clips.
+            uploads: of the request; they stay while they are decoded.
 
         Returns:
             head -> float64 (N,); equal clips with equal prompts have equal scores, to the last bit.
@@ -170,7 +171,7 @@ class Service:
         try:
             rows = await _together(
                 [
-                    self._score_one(prompt, path, name, known, len(files) == 1)
+                    self._score_one(prompt, partial(self.clips.read, path, name, uploads), name, known, len(files) == 1)
                     for prompt, (name, path) in zip(prompts, files.items(), strict=True)
                 ]
             )
@@ -180,10 +181,15 @@ class Service:
         return {head: np.array([row[head] for row in rows]) for head in self.scorer.heads}
 
     async def _score_one(
-        self, prompt: str, path: Path, name: str, known: dict[tuple[str, str], asyncio.Future[Scores]], is_only: bool
+        self,
+        prompt: str,
+        read: Callable[[], Coroutine[Any, Any, Video]],
+        name: str,
+        known: dict[tuple[str, str], asyncio.Future[Scores]],
+        is_only: bool,
     ) -> Scores:
         async with self._decoded:
-            video = await self.clips.read(path, name)
+            video = await read()
             key = (prompt, "" if is_only else await asyncio.to_thread(content_digest, video))
             if key not in known:
                 known[key] = asyncio.wrap_future(self._model.submit(prompt, video))

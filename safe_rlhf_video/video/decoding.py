@@ -102,6 +102,8 @@ def read_video(
         return Video(repeat_frames(frames, repeats[places]), seconds)
     except VideoDecodeError as error:
         raise VideoDecodeError(f"{path}: {error}") from error
+    except OSError as error:  # it was there a moment ago
+        raise VideoDecodeError(f"{path}: cannot be read ({_reason(error)}); check the file and its disk") from error
 
 
 def check_backend(backend: str) -> None:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from safe_rlhf_video.errors import ConfigError, VideoDecodeError
+from safe_rlhf_video.errors import ConfigError, DecoderError, VideoDecodeError
 from safe_rlhf_video.video.codec import Codec
 from safe_rlhf_video.video.decoding import MAX_CLIP_PIXELS, Backend, check_backend
 from safe_rlhf_video.video.sampling import Sampling, Video
@@ -37,6 +37,15 @@ START_TIMEOUT_S = 120.0
 
 # Memory that a worker may use to decode one clip. Eight frames of 8K video take 1.6 GB.
 MEMORY_BYTES = 8 << 30
+
+# Signals that end a worker from outside: the system's when memory is short, or a person's. Others show that the clip
+# has crashed the decoder.
+_KILLS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT})
+_NUM_TRIES = 2  # for a clip whose worker was killed
+
+# What a worker may know of this process's environment; nothing else, because keys and tokens stand there.
+_VARIABLES = frozenset({"PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "VIRTUAL_ENV", "CONDA_PREFIX"})
+_VARIABLE_PREFIXES = ("LC_", "PYTHON", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "GLIBC_", "LD_", "DECORD_")
 
 # By default a pipe holds 64 KiB; a clip of a megabyte would wake both ends twenty times.
 _PIPE_BYTES = 1 << 20
@@ -67,7 +76,9 @@ class EncodedClip:
 class DecodePool:
     """Reads clips in worker processes that start when they are first needed.
 
-    Use it as a context manager or call `close()`. Any thread of the process that made a pool may use it.
+    Use it as a context manager or call `close()`. Any thread of the process that made a pool may use it. A clip whose
+    worker was killed, by the system when memory is short, is tried twice; all methods that read clips then raise
+    DecoderError, as they do if no worker starts.
 
     Args:
         sampling: which frames of a clip to keep, and their size.
@@ -143,10 +154,25 @@ class DecodePool:
     def submit(self, path: str | os.PathLike[str]) -> Future[Video]:
         """Decodes one clip in its turn; cancelling the future before that saves the work.
 
-        The future raises VideoDecodeError if the clip cannot be read, RuntimeError if no worker starts.
+        The future raises VideoDecodeError if the clip cannot be read.
         """
         self._check_usable()
         return self._threads.submit(self._decode, _place(path))
+
+    def start(self) -> Future[None]:
+        """Starts a worker in the turn of the clips that wait, unless the thread whose turn it is has one."""
+        self._check_usable()
+
+        def start() -> None:
+            self._worker()
+
+        return self._threads.submit(start)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a worker runs."""
+        with self._lock:
+            return any(worker.process.poll() is None for worker in self._workers)
 
     def iterate(self, paths: Iterable[str | os.PathLike[str]], ahead: int = 64) -> Iterator[Video]:
         """Decodes clips while earlier ones are used, and yields them in the order of `paths`.
@@ -231,18 +257,30 @@ class DecodePool:
 
     def _ask(self, place: "_Place", wishes: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """The answer of this thread's worker: header, timestamps float64 (T,), bytes uint8 (N,)."""
-        worker = getattr(self._own, "worker", None)
+        for _ in range(_NUM_TRIES):
+            worker = self._worker()
+            try:
+                return worker.ask({"path": place.path, "folder": place.folder, **wishes}, self._timeout_s)
+            except _WorkerLost as loss:
+                worker.stop()
+                self._own.worker = None
+                with self._lock:
+                    self._workers.discard(worker)
+                if not loss.was_killed:
+                    raise VideoDecodeError(f"{place.path}: {loss}; remove this clip or replace it") from loss
+                lost = loss
+        raise DecoderError(
+            f"{place.path}: {_NUM_TRIES} decoding processes, one after the other, were killed while they read it "
+            f"({lost}); if memory is short, use fewer workers, and run it again"
+        ) from lost
+
+    def _worker(self) -> "_Worker":
+        """The worker of this thread, which runs."""
+        worker: _Worker | None = getattr(self._own, "worker", None)
         if worker is None or worker.process.poll() is not None:  # no fault of a clip
             worker = self._start_worker()
             self._own.worker = worker
-        try:
-            return worker.ask({"path": place.path, "folder": place.folder, **wishes}, self._timeout_s)
-        except _WorkerLost as loss:
-            worker.stop()
-            self._own.worker = None
-            with self._lock:
-                self._workers.discard(worker)
-            raise VideoDecodeError(f"{place.path}: {loss}; remove this clip or replace it") from loss
+        return worker
 
     def _start_worker(self) -> "_Worker":
         with self._lock:
@@ -268,19 +306,28 @@ def _place(path: str | os.PathLike[str]) -> _Place:
 class _WorkerLost(Exception):
     """Raised when a worker has died or is late; the message says which."""
 
+    def __init__(self, message: str, was_killed: bool = False) -> None:
+        super().__init__(message)
+        self.was_killed = was_killed
+
 
 class _Worker:
     """One worker process, used by one thread."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "safe_rlhf_video.video.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=_stderr(),
-            bufsize=0,
-            env=_environment(),
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "safe_rlhf_video.video.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=_stderr(),
+                bufsize=0,
+                env=_environment(),
+            )
+        except OSError as error:
+            raise DecoderError(
+                f"a decoding process did not start ({error.strerror}); free memory, processes or open files"
+            ) from error
         assert self.process.stdout is not None
         if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux
             with contextlib.suppress(OSError):  # the system may allow less
@@ -293,7 +340,7 @@ class _Worker:
         except (_WorkerLost, TimeoutError) as error:
             self.stop()
             reason = str(error) or f"took longer than {START_TIMEOUT_S:g} s"
-            raise RuntimeError(f"a decoding process did not start: {reason}; its output on stderr says more") from error
+            raise DecoderError(f"a decoding process did not start: {reason}; its output on stderr says more") from error
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """Sends a request; raises VideoDecodeError if the clip cannot be read, _WorkerLost if the process is lost."""
@@ -343,15 +390,22 @@ class _Worker:
                     raise TimeoutError
                 received = os.readv(self.process.stdout.fileno(), [buffer])
                 if received == 0:
-                    raise _WorkerLost(f"the decoder crashed ({_describe_end(self.process)})")
+                    end, was_killed = _describe_end(self.process)
+                    raise _WorkerLost(f"the decoder {'was killed' if was_killed else 'crashed'} ({end})", was_killed)
                 buffer = buffer[received:]
 
 
 def _environment() -> dict[str, str]:
-    """The environment of a worker: it finds the packages that this process finds, and none in the working folder."""
+    """The environment of a worker: it finds the packages that this process finds, and no secrets.
+
+    It does not look for packages in the working folder.
+    """
     # Absolute, because a worker changes its folder. Some programs put a Path there, which Python skips.
     entries = [os.path.abspath(entry) for entry in sys.path if entry and isinstance(entry, str)]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(entries), "PYTHONSAFEPATH": "1"}
+    known = {
+        name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith(_VARIABLE_PREFIXES)
+    }
+    return known | {"PYTHONPATH": os.pathsep.join(entries), "PYTHONSAFEPATH": "1"}
 
 
 def _stderr() -> int | None:
@@ -363,14 +417,15 @@ def _stderr() -> int | None:
     return None
 
 
-def _describe_end(process: "subprocess.Popen[bytes]") -> str:
+def _describe_end(process: "subprocess.Popen[bytes]") -> tuple[str, bool]:
+    """How a worker has ended, and whether a kill from outside has ended it."""
     # The pipe closes a moment before the exit status is there.
     try:
         code = process.wait(timeout=1.0)
     except subprocess.TimeoutExpired:
-        return "it closed its pipe"
+        return "it closed its pipe", False
     if code >= 0:
-        return f"exit code {code}"
+        return f"exit code {code}", False
     with contextlib.suppress(ValueError):
-        return f"signal {-code}, {signal.Signals(-code).name}"
-    return f"signal {-code}"
+        return f"signal {-code}, {signal.Signals(-code).name}", -code in _KILLS
+    return f"signal {-code}", False
