@@ -82,8 +82,8 @@ def test_calibration_split_takes_its_share_and_must_leave_some(world: Path) -> N
 
 
 HEADS = {
-    "reward": calibrate_head(np.tile([3.0, 3.0, -3.0], 20), np.zeros(60), 20, np.linspace(-2, 2, 301)),
-    "cost": calibrate_head(np.tile([1.0, 1.0, 1.0, -1.0], 10), np.zeros(40), 10, [0.0, 1.0]),
+    "reward": calibrate_head(np.tile([3.0, 3.0, -3.0], 20), np.zeros(60), np.arange(60) // 3, np.linspace(-2, 2, 301)),
+    "cost": calibrate_head(np.tile([3.0, 3.0, 3.0, -3.0], 10), np.zeros(40), np.arange(40) // 4, [0.0, 1.0]),
 }
 
 
@@ -99,8 +99,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_calibration_of_a_head_and_its_file_by_hand(folders: tuple[Path, Path]) -> None:
     margin = np.array([2.0] * 30 + [-2.0] * 10 + [0.1, -0.2, 5.0])
-    one = calibrate_head(margin, np.arange(43) >= 40, 12, [3.0, 1.0, 2.0])
-    assert one.temperature == pytest.approx(2.0 / np.log(3.0))
+    one = calibrate_head(margin, np.arange(43) >= 40, np.arange(43) % 12, [3.0, 1.0, 2.0])
+    assert one.temperature == one.fitted == pytest.approx(2.0 / np.log(3.0))
     assert (one.num_comparisons, one.num_prompts, one.reason) == (40, 12, None)
     assert one.tie_threshold == 0.2
     assert one.log_loss is not None
@@ -109,7 +109,7 @@ def test_calibration_of_a_head_and_its_file_by_hand(folders: tuple[Path, Path]) 
     assert one.log_loss < one.log_loss_before
     assert one.reference is not None
     assert (one.reference.mean, one.reference.std, one.reference.quantiles[50]) == (2.0, 1.0, 2.0)
-    few = calibrate_head(margin[:20], np.zeros(20), 3, [])
+    few = calibrate_head(margin[:20], np.zeros(20), np.arange(20), [])
     assert few.temperature is None
     assert few.reference is None
     assert few.reason == "20 comparisons, fewer than 30"
@@ -124,7 +124,7 @@ def test_calibration_of_a_head_and_its_file_by_hand(folders: tuple[Path, Path]) 
 
 
 def test_what_new_data_say_nothing_of_is_kept() -> None:
-    nothing = calibrate_head([], [], 0, [0.5, 1.0])
+    nothing = calibrate_head([], [], [], [0.5, 1.0])
     unlabelled = calibrate_label([], [], [], Target("recall", 0.9))
     earlier = Calibration(HEADS, {"harm_any": LABEL, "harm_crime": LABEL}, {"data": "pairs.json"})
     new = Calibration({"reward": nothing, "cost": HEADS["cost"]}, {"harm_any": LABEL, "harm_crime": unlabelled}, {})
@@ -134,7 +134,7 @@ def test_what_new_data_say_nothing_of_is_kept() -> None:
     assert found.labels == earlier.labels
     assert found.data == {"kept": {"heads": kept, "data": "pairs.json"}}
     # Of a head that the new data do speak of, the new is told, even that it cannot be fitted.
-    few = calibrate_head([1.0, -1.0], np.zeros(2), 2, [])
+    few = calibrate_head([1.0, -1.0], np.zeros(2), ["a", "b"], [])
     assert keep_earlier(Calibration({"reward": few}, {}), earlier) == (Calibration({"reward": few}, {}), [])
 
 
@@ -303,11 +303,11 @@ def test_calibrate_command(
         fields = json.loads((folder / "model.json").read_text())
         fields["training"] |= {"calibration_fraction": 0.9, "seed": 3}
         (folder / "model.json").write_text(json.dumps(fields))
-    expected: dict[str, list[float]] = {"helpfulness": [], "harmlessness": []}
+    expected: dict[str, list[tuple[float, str]]] = {"helpfulness": [], "harmlessness": []}
     names: set[tuple[str, str]] = set()
 
     def label_by_the_models(records: list[Record]) -> None:
-        """As the untrained models would, but for every fourth comparison: so there is something to fit."""
+        """As the untrained models would, but for every twentieth comparison: so there is something to fit."""
         clips = PairDataset.load(world / "config-train.json.gz")
         with Scorer.from_pretrained(*folders, device="cpu") as scorer:
             made = scorer.iterate([video.prompt_text for video in clips.videos], clips.video_files(clips.videos))
@@ -321,10 +321,10 @@ def test_calibrate_command(
                 ("helpfulness", first["reward"] - second["reward"]),
                 ("harmlessness", second["cost"] - first["cost"]),
             ):
-                is_right = number % 4 > 0
+                is_right = number % 20 > 0
                 record[dimension] = "video_0" if (margin > 0) == is_right else "video_1"
                 if is_held_out:
-                    expected[dimension].append(abs(margin) if is_right else -abs(margin))
+                    expected[dimension].append((abs(margin) if is_right else -abs(margin), record["prompt_text"]))
 
     data = edited_world(label_by_the_models) / "config-train.json.gz"
     arguments = ["--model", *folders, "--data", data, "--video_dir", world / "videos"]
@@ -335,7 +335,9 @@ def test_calibrate_command(
     main()
     for folder, head, dimension in zip(folders, ("reward", "cost"), expected, strict=True):
         fitted = read_calibration(folder).heads[head]
-        assert fitted.temperature == pytest.approx(fit_temperature(expected[dimension]).temperature, rel=1e-3)
+        again = fit_temperature(*zip(*expected[dimension], strict=True))
+        assert fitted.temperature == fitted.fitted == pytest.approx(again.temperature, rel=1e-3)
+        assert fitted.standard_error == pytest.approx(again.standard_error, rel=1e-3)
         assert fitted.num_comparisons == len(expected[dimension])
         assert fitted.reference is not None
         assert fitted.reference.num == len(names)

@@ -38,7 +38,7 @@ def judged() -> tuple[list[PairSample], dict[str, dict[str, float]], dict[str, S
 
         return {name: one(video_id) for name, video_id in names.items()}
 
-    exact = HeadCalibration(1.0, None, 1000, 300, 0.5, 0.5, None, None)
+    exact = HeadCalibration(1.0, 1.0, 0.1, None, 1000, 300, 0.5, 0.5, None, None)
     changed = {name: scores(3.0) for name in CONTROLS}
     heads = ("reward", "cost", *SUB_DIMENSIONS)
     result = evaluate(

@@ -123,7 +123,8 @@ def test_a_copy_scores_to_the_bit(setting: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_calibration_is_handed_on(merge: bool, tmp_path: Path) -> None:
     folder = write(tmp_path / "model")
-    fitted = Calibration({"reward": calibrate_head(np.tile([2.0, 2.0, -1.0], 20), np.zeros(60), 9, [0.0, 1.0])}, {},
+    head = calibrate_head(np.tile([3.0, 3.0, -3.0], 20), np.zeros(60), np.arange(60), [0.0, 1.0])
+    fitted = Calibration({"reward": head}, {},
                          {"data": "/home/somebody/comparisons.json", "num_prompts": 9})  # fmt: skip
     models = dict.fromkeys(("reward", "cost"), fingerprint_trained(folder))
     candidates = Candidates([[0.0, 1.0]] * 40, [[0.0, 1.0]] * 40, [[0, 0]] * 40)

@@ -116,7 +116,8 @@ def test_temperature_is_the_minimum_and_knows_no_sides():
     random = np.random.default_rng(1)
     true = 1.5 * random.normal(size=4000)
     label = np.where(random.random(4000) < preference_probability(true), 1.0, -1.0)
-    fitted = fit_temperature(3 * true * label)
+    alone = np.arange(4000)
+    fitted = fit_temperature(3 * true * label, alone)
     assert fitted.temperature == pytest.approx(3.0, rel=0.1)
     grid = np.linspace(1.5, 6.0, 4501)
     losses = [np.logaddexp(0, -3 * true * label / t).mean() for t in grid]
@@ -124,12 +125,37 @@ def test_temperature_is_the_minimum_and_knows_no_sides():
     assert fitted.log_loss == pytest.approx(min(losses), abs=1e-8)
     assert fitted.log_loss_before == pytest.approx(np.logaddexp(0, -3 * true * label).mean())
     # Sides and the order of comparisons exchanged; the second moves the sums' last bits.
-    assert fit_temperature((-3 * true) * (-label)) == fitted
-    assert fit_temperature((3 * true * label)[::-1]).temperature == pytest.approx(fitted.temperature, rel=1e-12)
+    assert fit_temperature((-3 * true) * (-label), alone) == fitted
+    assert fit_temperature((3 * true * label)[::-1], alone).temperature == pytest.approx(fitted.temperature, rel=1e-12)
     # In closed form: margins of one size with a share p right have T = margin / logit(p).
-    two_thirds = fit_temperature([2.0] * 40 + [-2.0] * 20)
+    two_thirds = fit_temperature([2.0] * 40 + [-2.0] * 20, range(60))
     assert two_thirds.temperature == pytest.approx(2.0 / math.log(2), rel=1e-12)
-    assert fit_temperature([2e-8] * 40 + [-2e-8] * 20).temperature == pytest.approx(2e-8 / math.log(2), rel=1e-9)
+    small = fit_temperature([2e-8] * 40 + [-2e-8] * 20, range(60))
+    assert small.temperature == pytest.approx(2e-8 / math.log(2), rel=1e-9)
+
+
+@pytest.mark.parametrize(("num_prompts", "of_prompt"), [(30, 1), (60, 4), (100, 5)])
+def test_a_temperature_is_kept_only_where_it_is_better_than_none(num_prompts, of_prompt):
+    """Margins that are right as they are: every other temperature is worse. Comparisons of a prompt have one answer."""
+    random = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(num_prompts), of_prompt)
+    kept, fitted = [], []
+    for _ in range(500):
+        true = 1.5 * random.normal(size=num_prompts)
+        label = np.where(random.random(num_prompts) < preference_probability(true), 1.0, -1.0)
+        found = fit_temperature((true * label)[prompts], prompts)
+        if found.fitted is None:
+            continue
+        kept.append(found.temperature == found.fitted)
+        fitted.append((found.fitted, found.standard_error))
+        if not kept[-1] and len(prompts) < 300:
+            assert "do not show that the fitted" in found.reason
+        elif not kept[-1]:
+            assert (found.temperature, found.reason, found.log_loss) == (1.0, None, found.log_loss_before)
+    assert np.mean(kept) <= 0.06 + 2 * math.sqrt(0.06 * 0.94 / 500)
+    # The standard error is that of prompts; of the rare fits that are far off it is of no use.
+    values, errors = np.array(fitted).T
+    assert np.median(errors) == pytest.approx(np.median(np.abs(values - 1.0)) * 1.4826, rel=0.25)
 
 
 def test_logistic_fit_is_the_minimum_of_its_loss():
@@ -158,13 +184,15 @@ def test_logistic_fit_is_the_minimum_of_its_loss():
         ([0.0] * 40, "predicted rightly"),
         ([1.0] * 20 + [-1.0] * 20, "do not agree"),
         ([1.0] * 10 + [-1.0] * 30, "do not agree"),
+        ([1.0] * 30 + [-1.0] * 10, "40 comparisons do not show that the fitted 0.91 (standard error"),
     ],
 )
 def test_no_temperature_has_a_reason(margin, reason):
-    fitted = fit_temperature(margin)
+    fitted = fit_temperature(margin, range(len(margin)))
     assert fitted.temperature is None
     assert fitted.log_loss is None
     assert reason in fitted.reason
+    assert "9 prompts, fewer than 10" in fit_temperature(np.tile([1.0, -0.1], 50), np.arange(100) % 9).reason
 
 
 def test_fewer_comparisons_than_the_least_have_no_figure():
@@ -173,7 +201,7 @@ def test_fewer_comparisons_than_the_least_have_no_figure():
     assert (result.ece, result.brier, result.log_loss, result.bins) == (None, None, None, ())
     assert "fewer than 30" in result.reason
     assert reliability(np.full(enough, 0.5), np.ones(enough)).brier == 0.25
-    assert fit_temperature([]).log_loss_before is None
+    assert fit_temperature([], []).log_loss_before is None
 
 
 def test_tie_aware_accuracy_and_its_threshold_by_brute_force():

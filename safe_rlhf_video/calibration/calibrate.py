@@ -18,6 +18,7 @@ from safe_rlhf_video.calibration.multiplier_calibration import (
 )
 from safe_rlhf_video.calibration.store import (
     Calibration,
+    HeadCalibration,
     MultiplierCalibration,
     add_prompts,
     read_calibration,
@@ -58,13 +59,7 @@ class CalibratedFolder:
         for head, fitted in self.calibration.heads.items():
             if head in self.kept:
                 continue
-            if fitted.temperature is None:
-                lines.append(f"{head}: no temperature: {fitted.reason}")
-            else:
-                lines.append(
-                    f"{head}: temperature {fitted.temperature:.4f} from {fitted.num_comparisons} comparisons of "
-                    f"{fitted.num_prompts} prompts, log loss {fitted.log_loss_before:.4f} -> {fitted.log_loss:.4f}"
-                )
+            lines.append(f"{head}: {_describe_temperature(fitted)}")
         for head, label in self.calibration.labels.items():
             if label.threshold is not None and head not in self.kept:
                 lines.append(
@@ -208,6 +203,16 @@ def _calibrate_folder(
         fitted = replace(fitted, prompts=earlier.prompts)
     fitted = add_prompts(fitted, own, (sample.prompt_text for sample in samples))
     return CalibratedFolder(fitted, kept, write_calibration(own, fitted))
+
+
+def _describe_temperature(head: HeadCalibration) -> str:
+    if head.temperature is None:
+        return f"no temperature: {head.reason}"
+    source = f"from {head.num_comparisons} comparisons of {head.num_prompts} prompts"
+    fitted = f"{head.fitted:.4f} (standard error {head.standard_error:.4f})"
+    if head.temperature != head.fitted:
+        return f"temperature 1: the fitted {fitted} {source} is not better than none"
+    return f"temperature {fitted} {source}, log loss {head.log_loss_before:.4f} -> {head.log_loss:.4f}"
 
 
 def _by_head(scores: Scores) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ from safe_rlhf_video.calibration.store import (
     ReferenceScores,
 )
 from safe_rlhf_video.data.labelled_pairs import Scores, preference_margin
-from safe_rlhf_video.data.preferences import harm_signs, videos_of
+from safe_rlhf_video.data.preferences import harm_signs, normalise_prompt, videos_of
 from safe_rlhf_video.data.records import HARM_LABELS, TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEAD_OF_LABEL, LOGIT_HEADS
@@ -27,23 +27,26 @@ from safe_rlhf_video.stats.thresholds import Target, choose_threshold
 
 
 def calibrate_head(
-    margin: ArrayLike, is_tie: ArrayLike, num_prompts: int, reference_scores: ArrayLike
+    margin: ArrayLike, is_tie: ArrayLike, prompts: ArrayLike, reference_scores: ArrayLike
 ) -> HeadCalibration:
     """Calibrates a head that learns from comparisons.
 
     Args:
         margin: (M,) chosen minus rejected, preference scores; for a tie in either order.
         is_tie: (M,) whether people called it a tie; ties fit the tie threshold alone.
-        num_prompts: of the comparisons without ties.
+        prompts: (M,) equal for comparisons of one prompt.
         reference_scores: (N,) the head's scores of the reference clips.
     """
     margins, tied = np.asarray(margin, dtype=np.float64), np.asarray(is_tie, dtype=bool)
-    fitted = fit_temperature(margins[~tied])
+    names = np.asarray(prompts)[~tied]
+    fitted = fit_temperature(margins[~tied], names)
     return HeadCalibration(
         temperature=fitted.temperature,
+        fitted=fitted.fitted,
+        standard_error=fitted.standard_error,
         reason=fitted.reason,
         num_comparisons=fitted.num,
-        num_prompts=num_prompts,
+        num_prompts=len(np.unique(names)),
         log_loss_before=fitted.log_loss_before,
         log_loss=fitted.log_loss,
         tie_threshold=fit_tie_threshold(margins, tied),
@@ -117,7 +120,7 @@ def fit_heads(pairs: Sequence[PairSample], videos: Sequence[VideoSample], scores
         fitted[head] = calibrate_head(
             preference_margin(labelled, scores, head) * sign,
             is_tie,
-            len({pair.prompt_id for pair, tied in zip(labelled, is_tie, strict=True) if not tied}),
+            np.array([normalise_prompt(pair.prompt_text) for pair in labelled], dtype=str),
             [scores[name][head] for name in names],
         )
     return fitted
@@ -133,6 +136,9 @@ def fit_labels(
         scores: of every clip, by name.
         targets: head -> what its threshold has to hold.
     """
+    # By text: one prompt under two ids would count as two independent prompts.
+    samples: list[PairSample | VideoSample] = [*pairs, *videos]
+    texts = {sample.prompt_id: normalise_prompt(sample.prompt_text) for sample in samples}
     sign_of = harm_signs(pairs, videos)
     keys, signs = list(sign_of), np.stack(list(sign_of.values()))
     fitted = {}
@@ -144,7 +150,7 @@ def fit_labels(
         fitted[head] = calibrate_label(
             np.array([scores[f"{keys[row][0]}/{keys[row][1]}"][head] for row in rows]),
             signs[rows, column] > 0,
-            np.array([keys[row][0] for row in rows]),
+            np.array([texts[keys[row][0]] for row in rows], dtype=str),
             targets[head],
         )
     return fitted

@@ -76,7 +76,9 @@ class HeadCalibration:
     """What the scores of a head mean that learns from comparisons.
 
     Attributes:
-        temperature: divides differences of scores before the sigmoid; None where none could be fitted.
+        temperature: divides differences of scores before the sigmoid; 1 where the fitted one is no better than none,
+            None where too few comparisons can tell.
+        fitted, standard_error: the temperature of maximum likelihood, and its standard error by prompts.
         reason: why there is no temperature.
         num_comparisons, num_prompts: used for the fit, without ties.
         log_loss_before, log_loss: mean -log likelihood of the comparisons at temperature 1 and at `temperature`, nats.
@@ -87,6 +89,8 @@ class HeadCalibration:
     __pydantic_config__ = STRICT
 
     temperature: Annotated[float, Field(gt=0)] | None
+    fitted: Annotated[float, Field(gt=0)] | None
+    standard_error: Annotated[float, Field(ge=0)] | None
     reason: str | None
     num_comparisons: Count
     num_prompts: Count
@@ -98,6 +102,8 @@ class HeadCalibration:
     def __post_init__(self) -> None:
         if (self.temperature is None) == (self.reason is None):
             raise ValueError("expected a temperature, or null with a reason")
+        if self.temperature is not None and (self.fitted is None or self.temperature not in (1.0, self.fitted)):
+            raise ValueError("temperature: expected what was fitted, or 1")
 
 
 @dataclass(frozen=True)

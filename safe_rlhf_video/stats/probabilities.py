@@ -11,6 +11,11 @@ from scipy.special import expit
 
 from safe_rlhf_video.stats.checks import FloatArray, check_same_length, finite_row, too_few
 
+CONFIDENCE = 0.95
+MIN_PROMPTS = 10
+ENOUGH_COMPARISONS = 300
+"""With so many, a temperature that is no better than 1 says that the scores are calibrated as they are."""
+
 
 @dataclass(frozen=True)
 class ReliabilityBin:
@@ -46,14 +51,20 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Temperature:
-    """A temperature of maximum likelihood, or the reason why there is none.
+    """A temperature of maximum likelihood if it is better than none, or the reason why there is none.
 
     Attributes:
+        temperature: `fitted` if it is better than 1, 1 if enough comparisons do not show that, else None.
+        fitted: of maximum likelihood; None where none is the most likely.
+        standard_error: of `fitted`, by prompts.
         log_loss_before: mean -log likelihood at temperature 1, nats.
         log_loss: the same at `temperature`.
+        reason: why there is no temperature.
     """
 
     temperature: float | None
+    fitted: float | None
+    standard_error: float | None
     log_loss_before: float | None
     log_loss: float | None
     num: int
@@ -122,45 +133,79 @@ def reliability(probability: ArrayLike, outcome: ArrayLike, num_bins: int = 10) 
     )
 
 
-def fit_temperature(margin: ArrayLike) -> Temperature:
-    """Finds the temperature T that makes the labels most likely under P = sigmoid(margin / T).
+def fit_temperature(margin: ArrayLike, prompts: ArrayLike) -> Temperature:
+    """Finds the temperature T that makes the labels most likely under P = sigmoid(margin / T), if one is better than 1.
 
         minimise over b = 1 / T > 0:   sum_m log(1 + exp(-b margin_m))
 
     The sum is convex in b; its derivative is 0 at the minimum. Only chosen minus rejected enters, so that
     the sides of a comparison cannot matter. Source: Guo et al. 2017 (ICML), temperature scaling of one logit.
 
+    A temperature from few comparisons is worse than none in most draws. So it is tested against 1 by twice the log
+    ratio of likelihoods, divided by J / H, and compared with the 95% quantile of F(1, K - 1) for K prompts: H is the
+    second derivative at b, J the sum of the squared first derivatives of whole prompts, times K / (K - 1), but no less
+    than H. Comparisons of a prompt are alike, and J / H is how much less they say than as many independent ones
+    (Chandler & Bate 2007, Biometrika). The standard error of T is T^2 sqrt(J) / H.
+
     Args:
         margin: (M,) chosen minus rejected, in log odds.
+        prompts: (M,) equal for comparisons of one prompt.
 
     Returns:
-        No temperature, but the reason, with fewer than `MIN_COMPARISONS`, or where no T > 0 is best: all comparisons
-        predicted rightly (T would be 0), or the scores no better than none (T would be infinite).
+        No temperature, but the reason, with fewer than `MIN_COMPARISONS` comparisons or `MIN_PROMPTS` prompts; where no
+        T > 0 is best: all comparisons predicted rightly (T would be 0), or the scores no better than none (T would be
+        infinite); or where fewer than `ENOUGH_COMPARISONS` do not show that it is better than 1; of more, T is then 1.
     """
     margins = finite_row("margin", margin)
-    num = len(margins)
+    _, cluster = np.unique(np.asarray(prompts), return_inverse=True)
+    check_same_length("margin", margins, "prompts", cluster)
+    num, num_prompts = len(margins), int(cluster.max(initial=-1)) + 1
+    before = _log_loss(margins, 1.0) if num else None
+    reason = too_few(num)
+    if reason is None and num_prompts < MIN_PROMPTS:
+        reason = f"comparisons of {num_prompts} prompts, fewer than {MIN_PROMPTS}"
+    if reason is None and not (margins < 0).any():
+        reason = "every comparison is predicted rightly, so that no temperature is the most likely; give more"
+    if reason is None and margins.sum() <= 0:
+        reason = "the scores do not agree with the labels at all, so that no temperature makes them likelier"
+    if before is None or reason is not None:
+        return Temperature(None, None, None, before, None, num, reason)
+    inverse = _most_likely_inverse(margins)
+    slopes = -margins * expit(-inverse * margins)
+    curvature = float(np.sum(margins**2 * expit(inverse * margins) * expit(-inverse * margins)))
+    of_prompts = np.bincount(cluster, weights=slopes)
+    spread = max(float(of_prompts @ of_prompts) * num_prompts / (num_prompts - 1), curvature)
+    fitted, error = 1.0 / inverse, math.sqrt(spread) / curvature / inverse**2
+    after = _log_loss(margins, inverse)
+    from scipy.stats import f as f_distribution  # only calibrating needs it
 
-    def log_loss(inverse: float) -> float:
-        return float(np.logaddexp(0.0, -inverse * margins).mean())
+    ratio = 2.0 * num * (before - after) * curvature / spread
+    if ratio > f_distribution.ppf(CONFIDENCE, 1, num_prompts - 1):
+        return Temperature(fitted, fitted, error, before, after, num, None)
+    if num >= ENOUGH_COMPARISONS:
+        return Temperature(1.0, fitted, error, before, before, num, None)
+    reason = (
+        f"{num} comparisons do not show that the fitted {fitted:.3g} (standard error {error:.2g}) is better than none; "
+        f"give {ENOUGH_COMPARISONS} or more"
+    )
+    return Temperature(None, fitted, error, before, None, num, reason)
+
+
+def _log_loss(margins: FloatArray, inverse: float) -> float:
+    return float(np.logaddexp(0.0, -inverse * margins).mean())
+
+
+def _most_likely_inverse(margins: FloatArray) -> float:
+    """1 / T of maximum likelihood, where one is."""
+    from scipy.optimize import brentq  # only calibrating needs it
 
     def derivative(inverse: float) -> float:
         return float(np.mean(-margins * expit(-inverse * margins)))
 
-    before = log_loss(1.0) if num else None
-    reason = too_few(num)
-    if reason is None and not (margins < 0).any():
-        reason = "every comparison is predicted rightly, so that no temperature is the most likely; give more"
-    if reason is None and derivative(0.0) >= 0:
-        reason = "the scores do not agree with the labels at all, so that no temperature makes them likelier"
-    if reason is not None:
-        return Temperature(None, before, None, num, reason)
-    from scipy.optimize import brentq  # only calibrating needs it
-
     high = 1.0 / float(np.abs(margins).mean())
     while derivative(high) < 0:
         high *= 2.0
-    inverse = brentq(derivative, 0.0, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps)
-    return Temperature(1.0 / inverse, before, log_loss(inverse), num, None)
+    return float(brentq(derivative, 0.0, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps))
 
 
 def fit_tie_threshold(margin: ArrayLike, is_tie: ArrayLike) -> float | None:

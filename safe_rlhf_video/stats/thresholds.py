@@ -5,7 +5,6 @@ Pure functions of numpy arrays; `Scorer.moderate` makes the logits, `scripts/cal
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,8 +16,8 @@ from scipy.special import bdtr
 FloatArray = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-MIN_PROMPTS = 30
-"""With fewer, nobody can estimate how alike the videos of a prompt are, and so how many independent ones they equal."""
+# Of the draw of one video a prompt.
+DRAW_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -54,17 +53,19 @@ class Threshold:
 def choose_threshold(
     logits: FloatArray, applies: NDArray[np.bool_], prompts: ArrayLike, target: Target
 ) -> Threshold | None:
-    """Chooses the threshold that holds a target on new videos, with a confidence of 95%.
+    """Chooses the threshold that holds a target on new videos; it is wrongly issued with a probability of at most 5%.
 
-    For a false-positive rate a it is an upper confidence limit of the (1 - a)-quantile of the logits of the n videos
-    without the label, their k-th smallest:
+    For a false-positive rate a it is an upper confidence limit of the (1 - a)-quantile of the logits of videos without
+    the label, from one video of each of the n prompts, drawn at random: the k-th smallest,
 
-        k / m = share,   k the least with P(Binomial(m, 1 - a) < k) >= 95%,   m = n / design effect
+        k the least with P(Binomial(n, 1 - a) < k) >= 95%
 
-    With m = n this is exact for independent videos (David & Nagaraja 2003, Order Statistics, 7.1). Videos of a prompt
-    are alike and count for fewer: the design effect is how many times more the number above the quantile varies by
-    prompts than by videos (Kish 1965, Survey Sampling, 8.2). For a recall the same is done from below, with the videos
-    that have the label.
+    Source: order statistics, David & Nagaraja 2003, 7.1; exact for any number of prompts and however alike the videos
+    of a prompt are, which may all be flagged together. The other videos are left unused: bounds on the means of prompts
+    (Hoeffding & Bentkus) need more prompts for the same rate, and taking the better of two bounds after a look at the
+    data would spend the 5% twice. For a recall the same is done from below, with the videos that have the label.
+
+    The rate is that of a random video of a random prompt like these.
 
     Args:
         logits: (N,), finite.
@@ -72,8 +73,8 @@ def choose_threshold(
         prompts: (N,) equal for videos of one prompt.
 
     Returns:
-        None where there are too few videos of the class that the target is about: a rate of 5% needs 59 independent
-        ones without the label, a recall of 95% 59 with it; either, of `MIN_PROMPTS` prompts at least.
+        None where too few prompts have a video of the class that the target is about: a rate of 5% needs 59 with one
+        without the label, a recall of 95% 59 with one that has it.
 
     Raises:
         ValueError: the target is not between 0 and 1.
@@ -82,10 +83,9 @@ def choose_threshold(
         raise ValueError(f"a target must be between 0 and 1, got {target.value}")
     names = np.asarray(prompts)
     if target.kind == "false_positive_rate":
-        limit = _quantile_limit(logits[~applies], names[~applies], 1.0 - target.value)
-        logit = limit
+        logit = _quantile_limit(_draw_one_each(logits[~applies], names[~applies]), 1.0 - target.value)
     else:
-        limit = _quantile_limit(-logits[applies], names[applies], target.value)
+        limit = _quantile_limit(_draw_one_each(-logits[applies], names[applies]), target.value)
         # Just below the lowest that must be flagged.
         logit = None if limit is None else float(np.nextafter(-limit, -np.inf))
     if logit is None:
@@ -97,24 +97,17 @@ def choose_threshold(
     )
 
 
-def _quantile_limit(values: FloatArray, clusters: NDArray[np.generic], share: float) -> float | None:
-    """An upper confidence limit of the `share`-quantile; None with too few values."""
-    num = len(values)
-    names, cluster = np.unique(clusters, return_inverse=True)
-    if len(names) < MIN_PROMPTS or _confident_rank(num, share) is None:
-        return None
-    ordered = np.sort(values)
-    is_above = values > ordered[math.ceil(share * num) - 1]
-    deviation = is_above - is_above.mean()
-    of_cluster = np.bincount(cluster, weights=deviation)
-    design_effect = 1.0
-    if is_above.any():
-        by_prompts = of_cluster @ of_cluster * len(of_cluster) / (len(of_cluster) - 1)
-        by_videos = deviation @ deviation * num / (num - 1)
-        design_effect = max(1.0, by_prompts / by_videos)
-    num_independent = int(num / design_effect)
-    rank = _confident_rank(num_independent, share)
-    return None if rank is None else float(ordered[math.ceil(rank / num_independent * num) - 1])
+def _draw_one_each(values: FloatArray, clusters: NDArray[np.generic]) -> FloatArray:
+    """Draws one value of each cluster at random."""
+    shuffled = np.random.default_rng(DRAW_SEED).permutation(len(values))
+    _, first = np.unique(clusters[shuffled], return_index=True)
+    return values[shuffled[first]]
+
+
+def _quantile_limit(values: FloatArray, share: float) -> float | None:
+    """An upper confidence limit of the `share`-quantile of independent values; None with too few."""
+    rank = _confident_rank(len(values), share)
+    return None if rank is None else float(np.sort(values)[rank - 1])
 
 
 def _confident_rank(num: int, share: float) -> int | None:
