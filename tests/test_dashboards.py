@@ -343,7 +343,12 @@ def test_runs_are_compared_in_the_same_plots(tmp_path: Path) -> None:
     assert len(drawn["Loss"].findall(".//ul/li")) == 2
     for folder in folders[:2]:
         assert f"{folder} 1" in texts(drawn["Loss"])
-    assert f"{folders[2]}: cost 0.8" in texts(drawn["Accuracy, validation"])
+    accuracy = drawn["Accuracy, validation"]
+    assert [said.text for said in accuracy.findall(".//ul/li[@class='group']")] == list(map(str, folders))
+    assert ["".join(key.itertext()) for key in accuracy.findall(".//ul")[2].findall("li")[1:]] == [
+        "reward 0.7",
+        "cost 0.8",
+    ]
     for given, told in (
         ([tmp_path / "none"], "no such folder"),
         ([folders[0], folders[0]], "the same run is given twice"),

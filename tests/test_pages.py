@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from jinja2 import UndefinedError
 
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.pages.dashboard_page import RunState
+from safe_rlhf_video.pages.dashboard_page import COLOURS, MARKERS, RunState, draw_panel
+from safe_rlhf_video.pages.dashboard_spec import SECTIONS
 from safe_rlhf_video.pages.document import render, write_figures
 from safe_rlhf_video.pages.figures import PALETTE, Key, Missing, Plot
 from safe_rlhf_video.pages.plots import (
+    ROW_TEXT,
     Line,
     Sample,
     Share,
@@ -29,8 +33,9 @@ from safe_rlhf_video.pages.plots import (
     draw_shares,
     draw_stacked,
 )
+from safe_rlhf_video.pages.run_metrics import RunMetrics, Series
 
-NASTY = "</style><script>alert(1)</script> $\\frac{1}{0}$ \u6f22\x00\ud800 and more text"
+NASTY = "</style><script>alert(1)</script>\x00 $\\frac{1}{0}$ \u6f22\ud800 and more text"
 RNG = np.random.default_rng(0)
 SIGNS = np.array([1, -1, 0] * 20)
 
@@ -47,8 +52,8 @@ PLOTS: dict[str, Callable[[], Plot]] = {
     "shares": lambda: draw_shares(
         "Accuracy", [Share(NASTY, 0.8, "80%", (0.7, 0.9), 0.75), Share("b", None, "–")], ("share", "who"), "n"),
     "distributions": lambda: draw_distributions(
-        "Scores", [Sample("safe", RNG.normal(size=50), "teal"), Sample("unsafe", np.zeros(0), "red")], "cost", "clip",
-        "0: the boundary"),
+        "Scores", [Sample("safe", RNG.normal(size=50), "blue"), Sample("unsafe", np.zeros(0), "orange")],
+        "cost", "clip", "0: the boundary"),
     "margins": lambda: draw_margins("Margin", RNG.normal(size=50), "reward", "n"),
     "reliability": lambda: draw_reliability("ECE", [0.2, 0.8], [0.1, 0.9], [5, 6], "n"),
     "scatter": lambda: draw_scatter("Both", RNG.normal(size=60), RNG.normal(size=60), SIGNS, "clip"),
@@ -112,13 +117,66 @@ def test_no_two_names_share_a_colour() -> None:
     assert len({light for light, _ in PALETTE.values()}) == len(PALETTE)
 
 
+# What the eyes see of linear RGB without one of their three kinds of cones: Machado, Oliveira and Fernandes 2009
+# (IEEE Transactions on Visualization and Computer Graphics 15, 1291-1298), severity 1.
+EYES = {
+    "trichromat": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protanope": ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),
+    "deuteranope": ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),
+    "tritanope": ((1.256, -0.077, -0.179), (-0.078, 0.931, 0.148), (0.005, 0.691, 0.304)),
+}
+
+
+def lab(colour: str, eyes: str) -> np.ndarray:
+    """A colour in CIELAB, in which distances are about those that are seen."""
+    part = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    linear = np.array(EYES[eyes]) @ np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
+    x, y, z = np.cbrt(np.maximum(to_xyz @ np.clip(linear, 0, 1) / to_xyz.sum(axis=1), 0.01))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("eyes", EYES)
+@pytest.mark.parametrize("theme", [0, 1])
+def test_colours_of_one_plot_differ_to_any_eyes(eyes: str, theme: int) -> None:
+    """A just noticeable difference is about 2.3; teal and green, red and olive of old were 8 and 5 apart."""
+    used = {key.colour for draw in PLOTS.values() for key in draw().legend if key.shape in ("area", "dot", "cross")}
+    colours = {name: lab(PALETTE[name][theme], eyes) for name in {*used, *COLOURS, "blue"} - {"grey", "pale"}}
+    assert {"blue", "orange", "green", "purple"} <= set(colours)
+    assert not {"red", "teal", "olive"} & set(colours)
+    for one, other in combinations(colours, 2):
+        assert np.linalg.norm(colours[one] - colours[other]) > 11, (one, other)
+
+
+def test_series_differ_without_colours() -> None:
+    """By dashes and points in lines, by the outline in distributions; the legend shows the same."""
+    runs = [RunMetrics(ROOT, name) for name in "abcdef"]
+    for run in runs:
+        run.series = {"train/loss": Series([1, 2], [0.5, 0.4])}
+    (panel,) = (one for part in SECTIONS for one in part.panels if one.title == "Loss")
+    plot = draw_panel(panel, runs)
+    assert plot is not None
+    assert len({(key.dash, key.marker) for key in plot.legend}) == len(runs)
+    dots = [
+        part.find("defs/path") for part in ElementTree.fromstring(plot.svg).iter("g") if part.get("class") == "dots"
+    ]
+    assert len({dot.get("d") for dot in dots if dot is not None}) == len(MARKERS)
+    first, second = (
+        Sample(name, RNG.normal(size=50), colour) for name, colour in (("safe", "blue"), ("not", "orange"))
+    )
+    plot = draw_distributions("Scores", [first, second], "cost", "clip")
+    assert [bool(key.dash) for key in plot.legend] == [False, True]
+    outlines = re.findall(r'class="area"[^>]*><path[^>]*style="([^"]*)"', plot.svg)
+    assert ["dasharray" in style for style in outlines] == [False, True]
+
+
 def test_names_of_data_are_shortened_and_told_in_full() -> None:
     svg = PLOTS["counts"]().svg
     (name,) = re.findall(r"<text[^>]*>(&lt;/style[^<]*…)<title>", svg)
     assert "\ufffd" in name
     long = "漢" * 40
     svg = draw_counts("Kinds", {long: 1}, ("prompts", "kind"), "n").svg
-    assert "漢" * 26 + "…" in svg
+    assert "漢" * ((ROW_TEXT - 2) // 2) + "…" in svg
     assert long in svg
     assert "7 more" in PLOTS["counts"]().svg
     assert draw_counts("Prices", {"$1 and $2": 1}, ("prompts", "kind"), "n").svg.count("$1 and $2") >= 2

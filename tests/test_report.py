@@ -500,6 +500,15 @@ def test_text_responses_stand_in_place_of_pictures(world: Path, tmp_path: Path) 
     assert "responses" in page.text
 
 
+def test_many_plots_and_all_pairs_are_rows_to_swipe_on_a_narrow_screen(report: Page) -> None:
+    """Below each other they made a page of 31,000 pixels at a width of 400, now 13,400 (six dimensions, measured)."""
+    style = report.text.partition("<style>")[2].partition("</style>")[0]
+    narrow = style.partition("@media screen and (max-width: 40rem)")[2].partition("@media")[0]
+    assert ".panels:has(> :nth-child(4)), .pairs {" in narrow
+    assert "grid-auto-flow: column" in narrow
+    assert "overflow-x: auto" in narrow
+
+
 # Whether the page is wider than the window, which texts of a plot lie on each other, and which tables are cut off.
 MEASURE = """<script>
 const wide = document.documentElement.scrollWidth - window.innerWidth, found = [];

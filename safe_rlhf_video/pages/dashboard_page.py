@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from safe_rlhf_video.pages.dashboard_spec import SECTIONS, X_TITLE, Panel, select
 from safe_rlhf_video.pages.document import Panels, render
-from safe_rlhf_video.pages.figures import Dash, Key, Plot
+from safe_rlhf_video.pages.figures import Dash, Key, Marker, Plot
 from safe_rlhf_video.pages.plots import MAX_STEPS, Line, draw_lines
 from safe_rlhf_video.pages.run_metrics import RunMetrics, Series
 from safe_rlhf_video.wording import count, number, words
 
 REFRESH_S = 5
-COLOURS = ("blue", "orange", "green", "purple", "red", "teal", "olive", "grey")
+# The n-th series has the n-th of each: who sees no colours tells lines apart by their points and dashes.
+COLOURS = ("blue", "orange", "green", "purple", "ink")
+MARKERS: tuple[Marker, ...] = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Dash, ...] = ((), (7, 4), (2, 3), (9, 3, 2, 3))
 
 
@@ -79,7 +81,11 @@ def draw_panel(panel: Panel, runs: Sequence[RunMetrics]) -> Plot | None:
 
 
 def _make_keys(chosen: Sequence[tuple[RunMetrics, str]], runs: Sequence[RunMetrics]) -> list[Key]:
-    """A colour for each metric and a dash for each run; where all runs have one metric, a colour for each run."""
+    """Colour, points and dashes of each series, and the words of the legend.
+
+    Where all runs have one metric, each run has a colour. Else each metric has one and each run its dashes, and the
+    legend has a heading for each run.
+    """
     metrics = list(dict.fromkeys(name for _, name in chosen))
     keys = []
     for run, name in chosen:
@@ -87,11 +93,12 @@ def _make_keys(chosen: Sequence[tuple[RunMetrics, str]], runs: Sequence[RunMetri
         known = [value for value in run.series[name].values if value is not None]
         last = number(known[-1]) if known else "not finite"
         if len(metrics) == 1:
-            label, colour, dash = run.name, place, 0
+            label, number_of_series, dash, group = run.name, place, place, ""
         else:
-            label, colour, dash = _shorten(name, metrics), metrics.index(name), place
-            label = f"{run.name}: {label}" if len(runs) > 1 else label
-        keys.append(Key(label, "line", COLOURS[colour % len(COLOURS)], last, DASHES[dash % len(DASHES)]))
+            label, number_of_series, dash = _shorten(name, metrics), metrics.index(name), place
+            group = run.name if len(runs) > 1 else ""
+        colour, marker = COLOURS[number_of_series % len(COLOURS)], MARKERS[number_of_series % len(MARKERS)]
+        keys.append(Key(label, "line", colour, last, DASHES[dash % len(DASHES)], marker=marker, group=group))
     return keys
 
 

@@ -24,18 +24,20 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 # Name -> light and dark colour; no two names share a light one. They are the same in every plot and in the style sheet.
+# Blue, orange, green and purple are those of Okabe and Ito (2008, Color Universal Design), which colour-blind readers
+# tell apart; plots use no other hues. Red, teal and olive are for words.
 PALETTE = {
     "ink": ("#1c2126", "#e4e8ec"),
     "line": ("#e3e7ea", "#333a41"),
     "paper": ("#ffffff", "#16191c"),
     "card": ("#f7f8f9", "#1d2125"),
     "pale": ("#c9cfd5", "#545d66"),
-    "blue": ("#2f6fb3", "#6aa5e3"),
-    "orange": ("#c2571a", "#e8935a"),
-    "green": ("#23803f", "#6fca88"),
-    "purple": ("#8c4fb1", "#bd96dd"),
+    "blue": ("#0072b2", "#56b4e9"),
+    "orange": ("#d55e00", "#e69f00"),
+    "green": ("#009e73", "#00b386"),
+    "purple": ("#cc79a7", "#cc79a8"),
     "red": ("#b3261e", "#ff8a80"),
-    "teal": ("#0f8a8a", "#5cc8c8"),
+    "teal": ("#0f7f7f", "#5cc8c8"),
     "olive": ("#7d6a00", "#d6c04a"),
     "grey": ("#5b6670", "#a3adb6"),
 }
@@ -79,6 +81,7 @@ STYLE = {
 
 HALO = ("mark", "name", "value")  # classes of texts that lines may cross
 Shape = Literal["line", "area", "dot", "cross", "whisker", "tick"]
+Marker = Literal["", "o", "s", "^", "D", "v", "P"]
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,10 @@ class Key:
     Attributes:
         value: what is set in bold behind the label.
         colour: a name of `PALETTE`.
-        dash: lengths of the strokes and gaps of a line; empty for a solid one.
+        dash: lengths of the strokes and gaps of a line, or of an area's outline; empty for a solid one.
         alpha: opacity of an area.
+        marker: of a line's points, as matplotlib calls it; empty for none.
+        group: the heading under which the entry stands; empty for none.
     """
 
     label: str
@@ -98,14 +103,18 @@ class Key:
     value: str = ""
     dash: Dash = ()
     alpha: float = 1.0
+    marker: Marker = ""
+    group: str = ""
 
     def handle(self) -> Any:
         """The entry for a legend of matplotlib."""
         label, colour = f"{self.label} {self.value}".strip(), COLOUR[self.colour]
+        label = f"{self.group}: {label}" if self.group else label
         if self.shape == "area":
             return Patch(color=colour, alpha=self.alpha, label=label, linewidth=0)
         if self.shape == "line":
-            return Line2D([], [], color=colour, linestyle=(0, self.dash) if self.dash else "-", label=label)
+            return Line2D([], [], color=colour, linestyle=(0, self.dash) if self.dash else "-", label=label,
+                          marker=self.marker or None, markersize=6, markeredgewidth=0)  # fmt: skip
         marker = {"dot": "o", "cross": "x", "whisker": "|", "tick": "|"}[self.shape]
         return Line2D([], [], color=colour, linestyle="-" if self.shape == "whisker" else "", marker=marker,
                       linewidth=1.6, label=label)  # fmt: skip
@@ -125,6 +134,14 @@ class Plot:
     legend: tuple[Key, ...]
     svg: Markup
     figure: Any
+
+    @property
+    def legend_groups(self) -> dict[str, list[Key]]:
+        """Heading -> its entries, in their own order."""
+        groups: dict[str, list[Key]] = {}
+        for key in self.legend:
+            groups.setdefault(key.group, []).append(key)
+        return groups
 
     def save(self, folder: Path, name: str) -> None:
         """Writes the plot with its legend as NAME.pdf and NAME.png.

@@ -169,7 +169,7 @@ def _make_side(
     if votes:
         tags.append(Tag("chosen by people" + (f" {votes} : {num_votes - votes}" if votes < num_votes else ""), "blue"))
     if chance > 0.5:
-        tags.append(Tag("chosen by the model", "purple"))
+        tags.append(Tag("chosen by the model", "ink"))
     if clip.is_safe is not None:
         tags.append(Tag("labelled safe", "teal") if clip.is_safe else Tag("labelled unsafe", "red"))
     heads = [head for head in data.heads if head not in LABEL_HEADS]

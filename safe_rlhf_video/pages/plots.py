@@ -34,9 +34,11 @@ MAX_DOTTED = 40
 MAX_ROWS = 24
 ROW_HEIGHT = 40.0
 ABOVE_AXES = 2.6  # the order in which matplotlib draws: lines 2, axes 2.5, texts 3
-ROW_TEXT = 54  # characters beside each other in a row
+ROW_TEXT = 47  # characters beside each other in a row, in a wide font
+MARKED = 8  # points of a line that are marked where there are too many to mark them all
 _LARGEST, _SMALLEST = 1e300, 1e-300  # beyond these, spans and ratios overflow
 
+SECOND_DASH = (5, 3)  # outline of the second distribution
 HALF = Key("1/2", "line", dash=REFERENCE_DASH)
 INTERVAL = Key("95% interval", "whisker")
 EXPECTED = Key("as the hidden truth predicts it", "tick")
@@ -112,13 +114,24 @@ def draw_lines(
         known = np.isfinite(values)
         # A figure between two gaps makes no line.
         alone = known & ~np.append(False, known[:-1]) & ~np.append(known[1:], False)
-        dotted = np.flatnonzero(known if len(values) <= MAX_DOTTED else alone)
+        dotted = np.flatnonzero(
+            known if len(values) <= MAX_DOTTED else alone | (known & _some(values, lines.index(line)))
+        )
         if len(dotted):
             steps, values = steps[dotted], values[dotted]
-            (dots,) = axes.plot(steps, values, "o", color=colour, markersize=6, markeredgewidth=0, zorder=ABOVE_AXES)
+            (dots,) = axes.plot(steps, values, line.key.marker or "o", color=colour, markersize=6, markeredgewidth=0,
+                                zorder=ABOVE_AXES)  # fmt: skip
             drawing.tag(dots, "dots", [f"{line.key.label}: {number(value)} at step {step:g}"
                                        for step, value in zip(steps, values, strict=True)])  # fmt: skip
     return drawing.finish(title, note, [line.key for line in lines])
+
+
+def _some(values: np.ndarray, place: int) -> np.ndarray:
+    """Which points to mark, of many: evenly spread, those of each line at other places."""
+    every = len(values) / MARKED
+    chosen = np.zeros(len(values), bool)
+    chosen[np.arange(every * (0.5 + 0.15 * (place % 4)), len(values), every).astype(int)] = True
+    return chosen
 
 
 def _thin(line: Line, log_scale: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -289,7 +302,9 @@ def draw_distributions(
         shares = np.histogram(sample.values, edges)[0] / len(sample.values)
         highest = max(highest, float(shares.max()))
         colour = COLOUR[sample.colour]
-        patch = drawing.axes.stairs(shares, edges, fill=True, facecolor=(colour, 0.22), edgecolor=colour, linewidth=1.5)
+        dash = SECOND_DASH if sample is not samples[0] else ()
+        patch = drawing.axes.stairs(shares, edges, fill=True, facecolor=(colour, 0.22), edgecolor=colour, linewidth=1.5,
+                                    linestyle=(0, dash) if dash else "-")  # fmt: skip
         drawing.tag(patch, "area")
     drawing.axes.set_ylim(0, 1.08 * highest)
     drawing.axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -298,7 +313,8 @@ def draw_distributions(
         drawing.upright(0.0, boundary)
     legend = [
         Key(sample.name, "area", sample.colour, f"n = {len(sample.values):,}"
-            + ("" if len(sample.values) else f": no {unit} has this label"))
+            + ("" if len(sample.values) else f": no {unit} has this label"),
+            SECOND_DASH if sample is not samples[0] else ())
         for sample in samples
     ]  # fmt: skip
     return drawing.finish(title, f"bins of {number(edges[1] - edges[0])}{note}", legend)
@@ -321,11 +337,13 @@ def draw_margins(title: str, margins: np.ndarray, x_title: str, note: str) -> Pl
     width = edges[1] - edges[0]
     for left, count in zip(edges[:-1], counts, strict=True):
         if count:
-            colour = COLOUR["red" if left < -width / 2 else "blue"]
+            colour = COLOUR["orange" if left < -width / 2 else "blue"]
             (bar,) = drawing.axes.bar(left + 0.05 * width, count, 0.9 * width, align="edge", color=colour)
             drawing.tag(bar, "bar", [f"{number(left)} to {number(left + width)}: {count:,}"])
     drawing.upright(0.0, "0")
-    return drawing.finish(title, note, [Key("agrees with the label", "area", "blue"), Key("does not", "area", "red")])
+    return drawing.finish(
+        title, note, [Key("agrees with the label", "area", "blue"), Key("does not", "area", "orange")]
+    )
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
@@ -387,8 +405,8 @@ def draw_scatter(title: str, reward: np.ndarray, cost: np.ndarray, safety: np.nd
     legend = []
     for sign, name, colour in (
         (0, "not labelled", "grey"),
-        (1, "labelled safe", "teal"),
-        (-1, "labelled unsafe", "red"),
+        (1, "labelled safe", "blue"),
+        (-1, "labelled unsafe", "orange"),
     ):
         if not np.any(safety == sign):
             continue

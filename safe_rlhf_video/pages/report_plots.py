@@ -149,7 +149,10 @@ def _draw_distributions(data: ReportData) -> Iterator[Plot | Missing]:
     if not np.any(safety):
         yield Missing(title, f"no {data.unit} is labelled safe or unsafe")
         return
-    samples = [Sample("labelled safe", costs[safety > 0], "teal"), Sample("labelled unsafe", costs[safety < 0], "red")]
+    samples = [
+        Sample("labelled safe", costs[safety > 0], "blue"),
+        Sample("labelled unsafe", costs[safety < 0], "orange"),
+    ]
     yield draw_distributions(title, samples, _describe_score("cost"), data.unit, "0: the boundary")
 
 

@@ -4,7 +4,9 @@ async function refresh() {
   try {
     const answer = await fetch("body", {cache: "no-store"});
     if (!answer.ok) throw new Error(await answer.text());
-    body.innerHTML = await answer.text();
+    const text = await answer.text(), places = [...body.querySelectorAll(".panels")].map(row => row.scrollLeft);
+    body.innerHTML = text;
+    body.querySelectorAll(".panels").forEach((row, at) => { row.scrollLeft = places[at] ?? 0; });
     state.textContent = "";
   } catch (error) {
     state.textContent = "No news: scripts/dashboard.py does not answer (" + error.message + ").";
