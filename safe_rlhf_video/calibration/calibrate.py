@@ -184,7 +184,7 @@ def _calibrate_folder(
     pairs = [sample for sample in samples if isinstance(sample, PairSample)]
     videos = [sample for sample in samples if isinstance(sample, VideoSample)]
     heads, labels = fit_heads(pairs, videos, scores), fit_labels(pairs, videos, scores, targets)
-    missing = {head: fitted.reason for head, fitted in heads.items() if fitted.temperature is None}
+    missing = {head: fitted.reason for head, fitted in heads.items() if fitted.fitted is None}
     missing |= {head: label.reason for head, label in labels.items() if label.threshold is None and label.slope is None}
     if not (heads or labels):
         raise SampleError(f"{folder}: has no head to calibrate; the probabilities of a severity are as trained")
