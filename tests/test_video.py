@@ -512,6 +512,26 @@ def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(
         assert pool.read([clips[0]]) == [expected]
 
 
+def test_bad_clips_leave_no_file_open_in_a_worker(clips: list[Path], tmp_path: Path) -> None:
+    # Titles that are not UTF-8, and clips that are broken at any place: a worker may open two files at once.
+    titled = write_clip(tmp_path / "titled.mp4")
+    content = titled.read_bytes()
+    assert b"Lavf" in content  # the name of the program that wrote it
+    titled.write_bytes(content.replace(b"Lavf", b"L\xefvf"))
+    broken = []
+    for place in range(8):
+        broken.append(tmp_path / f"broken{place}.mp4")
+        broken[-1].write_bytes(content[: len(content) * (place + 1) // 9])
+    expected = read_video(clips[0], SMALL)
+    with DecodePool(SMALL, num_workers=1) as pool:
+        found = list(pool.attempt([titled, *broken, titled, titled, titled, clips[0]]))
+        (worker,) = pool._workers
+        assert len(list(Path(f"/proc/{worker.process.pid}/fd").iterdir())) <= 6
+    assert found[0] == found[9] == found[-2] == read_video(titled, SMALL)
+    assert all("open files" not in str(one) for one in found[1:9])
+    assert found[-1] == expected
+
+
 def test_a_worker_knows_no_secrets(clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = ("SAFE_RLHF_VIDEO_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN")
     for name in secrets:

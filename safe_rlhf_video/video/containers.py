@@ -40,7 +40,8 @@ def open_clip(path: Path) -> av.container.InputContainer:
         av.FFmpegError, ValueError: it is none.
     """
     # An absolute path starts with a slash; FFmpeg would read "a:b.mp4" as an address of a protocol "a".
-    return av.open(os.fspath(path.absolute()), options=_OPEN_OPTIONS)
+    # A title that is not UTF-8 is no fault of the frames; PyAV would leave the file open, too.
+    return av.open(os.fspath(path.absolute()), options=_OPEN_OPTIONS, metadata_errors="replace")
 
 
 @contextlib.contextmanager

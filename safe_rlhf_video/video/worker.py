@@ -18,6 +18,7 @@ No pickle: even if a broken clip takes over this process, its answers are only n
 """
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import json
@@ -66,13 +67,18 @@ def main() -> None:
 
     while (request := _read_message(requests)) is not None:
         signal.setitimer(signal.ITIMER_REAL, setup["timeout_s"] + ORPHAN_GRACE_S)
+        is_good = True
         try:
             answer = _answer(request, sampling, setup)
         except VideoDecodeError as error:
             answer = [encode_message({"error": str(error)})]
+            is_good = False
         except MemoryError:
             limit = f"more than {setup['memory_bytes'] / 1e9:.3g} GB of memory"
             answer = [encode_message({"error": f"{request['path']}: takes {limit} to decode; write it anew, smaller"})]
+            is_good = False
+        if not is_good:
+            gc.collect()  # a file that a library has left open counts against the next clip
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.writelines(answer)
         answers.flush()
