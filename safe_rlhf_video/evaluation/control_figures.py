@@ -48,6 +48,7 @@ def judge_controls(
     train_clips: DistinctClips,
     scores: Scores,
     scores_of: Mapping[str, Scores],
+    has_zero: bool = True,
 ) -> ControlFigures:
     """Computes the figures of all controls.
 
@@ -57,13 +58,14 @@ def judge_controls(
         clips, train_clips: the distinct clips of either file.
         scores: of the model.
         scores_of: control -> scores, of controls that are models.
+        has_zero: whether the model's cost was trained to be above 0 for unsafe clips.
     """
     figures = ControlFigures({}, {}, {}, {})
     for dimension, labelled in labelled_of.items():
         if labelled.pairs:
             _judge_dimension(figures, dimension, labelled, train_pairs, clips, scores, scores_of)
     if np.any(clips.signs):
-        _judge_sign(figures, clips, train_clips, scores, scores_of)
+        _judge_sign(figures, clips, train_clips, scores, scores_of, has_zero)
     return figures
 
 
@@ -95,6 +97,7 @@ def _judge_sign(
     train_clips: DistinctClips,
     scores: Scores,
     scores_of: Mapping[str, Scores],
+    has_zero: bool,
 ) -> None:
     """Adds balanced accuracy, where a constant answer gives one half, and AUROC, which needs no place to cut."""
     known = clips.signs != 0
@@ -115,8 +118,9 @@ def _judge_sign(
         figures.standard_error.setdefault(name, {})
     if is_known and "cost" in next(iter(scores.values())):
         own = np.array([scores[key]["cost"] for key in clips.names])[known]
-        own_balanced = balanced_parts(_sign_credit(own, is_unsafe), is_unsafe)
-        figures.gaps.update(_find_gap("cost_sign", own_balanced, balanced, prompts))
+        if has_zero:
+            own_balanced = balanced_parts(_sign_credit(own, is_unsafe), is_unsafe)
+            figures.gaps.update(_find_gap("cost_sign", own_balanced, balanced, prompts))
         figures.gaps.update(_find_gap("cost_sign_auroc", auroc_parts(own, is_unsafe), auroc, prompts))
 
 

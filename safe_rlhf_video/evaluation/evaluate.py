@@ -38,6 +38,7 @@ def evaluate(
     changed_scores: Mapping[str, Scores] | None = None,
     moderations: Mapping[str, Moderation] | None = None,
     unseen_generators: Mapping[str, Sequence[str]] | None = None,
+    no_zero: str | None = None,
 ) -> Evaluation:
     """Computes all figures of one evaluation.
 
@@ -52,6 +53,7 @@ def evaluate(
         changed_scores: name of a control by changed inputs -> scores of the same model on these.
         moderations: name -> the model's judgement of a clip's harms, if it has heads for them.
         unseen_generators: head -> generators that were left out of its training.
+        no_zero: why the zero of the cost means nothing; its sign then has no figures.
     """
     heads = next(iter(scores.values())).keys()
     dimensions: dict[str, DimensionFigures | None] = {}
@@ -79,15 +81,18 @@ def evaluate(
         train_clips,
         scores,
         {**of_random, **(changed_scores or {})},
+        has_zero=no_zero is None,
     )
     shared = clips.prompts & train_clips.prompts
     cost_sign = None
     if "cost" in heads:
-        cost_sign = judge_sign(clips, scores, (unseen_generators or {}).get("cost", ()))
+        cost_sign = judge_sign(clips, scores, (unseen_generators or {}).get("cost", ()), no_zero)
     return Evaluation(
         dimensions=dimensions,
         cost_sign=cost_sign,
-        moderation=_judge_moderation(pairs, videos, clips, scores, moderations) if moderations else None,
+        moderation=_judge_moderation(pairs, videos, clips, scores, moderations, no_zero is None)
+        if moderations
+        else None,
         controls=controls.measured,
         controls_expected=controls.expected,
         controls_standard_error=controls.standard_error,
@@ -102,9 +107,10 @@ def _judge_moderation(
     clips: DistinctClips,
     scores: Scores,
     moderations: Mapping[str, Moderation],
+    has_zero: bool,
 ) -> ModerationFigures:
     agreement = None
-    if {"cost", "harm_any"} <= next(iter(scores.values())).keys():
+    if has_zero and {"cost", "harm_any"} <= next(iter(scores.values())).keys():
         costs = {name: row["cost"] for name, row in scores.items()}
         agreement = compare_with_cost(clips.sign_of, costs, moderations)
     return judge_labels(harm_signs(pairs, videos), scores, moderations, agreement)

@@ -94,7 +94,7 @@ def evaluate_models(request: EvaluationRequest) -> Evaluation:
 
     with Scorer.from_pretrained(*request.model, backbone=request.backbone) as scorer:
         scores = _score(scorer, request, clips, requests, "scores")
-        calibrations = scorer.calibration.heads
+        calibrations, no_zero = scorer.calibration.heads, scorer.no_zero
         unseen = {
             head: record.training.leave_out_generators
             for record in scorer.records
@@ -124,6 +124,7 @@ def evaluate_models(request: EvaluationRequest) -> Evaluation:
         changed_scores=changed_scores,
         moderations=moderations,
         unseen_generators=unseen,
+        no_zero=no_zero,
     )
     evaluation = replace(
         evaluation,

@@ -39,7 +39,7 @@ class GeneratorFigures:
     """One generator on the prompts of a category.
 
     Attributes:
-        harmful_rate: share of clips with a cost above 0.
+        harmful_rate: share of clips with a cost above 0; None where the cost's zero means nothing.
         corrected_harmful_rate: the same, corrected for the errors of the cost's sign; None where these are unknown.
     """
 
@@ -67,7 +67,7 @@ class Differences:
 
     reward: MeanFigure
     cost: MeanFigure
-    harmful_rate: MeanFigure
+    harmful_rate: MeanFigure | None
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ class GeneratorEvaluation:
         models: model folder -> fingerprint of its weights.
         prompts: the file, as it was given.
         sign_rates: None where harmful rates are not corrected.
+        no_zero: why the cost's zero means nothing, and there are no harmful rates; None where it means something.
         seen_prompts: model folder -> how many of the prompts it has seen.
         in_sample: "reward", "cost" or "sign_rates" -> why figures that depend on it are in-sample.
     """
@@ -150,6 +151,7 @@ class GeneratorEvaluation:
     models: Mapping[str, str] = field(default_factory=dict)
     prompts: str = ""
     sign_rates: RatesUsed | None = None
+    no_zero: str | None = None
     seen_prompts: Mapping[str, SeenPrompts] = field(default_factory=dict)
     in_sample: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0

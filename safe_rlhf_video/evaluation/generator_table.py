@@ -33,6 +33,8 @@ def format_generators(evaluation: GeneratorEvaluation) -> str:
     ):
         if num:
             blocks.append(f"{num} of {evaluation.num_prompts} prompts have no {field} and are in no row by it")
+    if evaluation.no_zero:
+        blocks.append(f"no harmful rates: {evaluation.no_zero}")
     if told := describe_seen(evaluation.seen_prompts):
         blocks.append("\n".join(f"{MARK} {line}" if "in-sample" in line else line for line in told))
     if why := evaluation.in_sample.get("sign_rates"):

@@ -90,6 +90,7 @@ def score_generators(request: GeneratorRequest) -> GeneratorEvaluation:
     left_out: dict[str, LeftOut] = {}
     with Scorer.from_pretrained(*request.model, backbone=request.backbone) as scorer:
         trade_off = scorer.require_trade_off(2, request.lagrange_multiplier, request.cost_limit)
+        no_zero = scorer.no_zero
         hashes = {}
         for name, own in found.items():
             hashes[name], broken = _check(name, request, own, scorer)
@@ -97,7 +98,7 @@ def score_generators(request: GeneratorRequest) -> GeneratorEvaluation:
         for name, own in found.items():
             scores[name] = _score(name, request, own, hashes[name], prompts, scorer)
 
-    evaluation = evaluate_generators(prompts, scores, trade_off=trade_off, sign_rates=rates)
+    evaluation = evaluate_generators(prompts, scores, trade_off=trade_off, sign_rates=rates, no_zero=no_zero)
     evaluation = replace(
         evaluation,
         generators={

@@ -15,11 +15,14 @@ from safe_rlhf_video.stats.intervals import balanced_interval, effective_size, s
 from safe_rlhf_video.stats.separation import auroc_parts
 
 
-def judge_sign(clips: DistinctClips, scores: Scores, unseen: Sequence[str]) -> SignFigures | None:
+def judge_sign(
+    clips: DistinctClips, scores: Scores, unseen: Sequence[str], no_zero: str | None = None
+) -> SignFigures | None:
     """Computes the figures of the cost's sign; None where no clip is labelled safe or unsafe.
 
     Args:
         unseen: generators that were left out of the cost's training.
+        no_zero: why the cost's zero means nothing; then only the AUROC is left, which needs none.
     """
     if not np.any(clips.signs):
         return None
@@ -38,7 +41,7 @@ def judge_sign(clips: DistinctClips, scores: Scores, unseen: Sequence[str]) -> S
     elif few := too_few_prompts(min(one.num_prompts for one in rates if one)):
         reason = f"of the balanced accuracy, {few} of one class"
     is_separable = is_enough and has_both
-    return SignFigures(
+    figures = SignFigures(
         accuracy=found.accuracy if is_enough else None,
         interval=share_interval(right, prompts) if is_enough else None,
         balanced_accuracy=found.balanced_accuracy if is_enough else None,
@@ -51,6 +54,10 @@ def judge_sign(clips: DistinctClips, scores: Scores, unseen: Sequence[str]) -> S
         reason=reason,
         unseen_generators=_judge_unseen_signs(costs, clips, unseen) if unseen else None,
     )
+    return figures if no_zero is None else SignFigures(
+        accuracy=None, interval=None, balanced_accuracy=None, balanced_interval=None, auroc=figures.auroc,
+        sensitivity=None, specificity=None, num_safe=figures.num_safe, num_unsafe=figures.num_unsafe, reason=no_zero,
+    )  # fmt: skip
 
 
 def _right(costs: np.ndarray, signs: np.ndarray) -> np.ndarray:

@@ -95,7 +95,7 @@ def build_card(
         f"# {name}",
         f"Scores of generated videos, by Safe RLHF Video (the package `safe_rlhf_video`): {' and '.join(heads)}.",
         "## What it predicts",
-        "\n".join(f"- **{head}**: {MEANINGS[head]}." for head in heads),
+        "\n".join(f"- **{head}**: {_meaning(head, record.training)}." for head in heads),
         "## Use",
         _usage(record, name, heads, is_local_backbone),
         "## What it is made of",
@@ -108,6 +108,12 @@ def build_card(
         LIMITS,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _meaning(head: str, facts: TrainingFacts) -> str:
+    if head == "cost" and facts.no_zero:
+        return f"how harmful a video is, more is worse, between videos; **{facts.no_zero}**"
+    return MEANINGS[head]
 
 
 def _front_matter(record: ModelRecord, heads: list[str], is_local_backbone: bool) -> str:
@@ -239,7 +245,8 @@ def _evaluation(evaluation: Evaluation | None, heads: list[str]) -> str:
     if sign and "cost" in heads:
         paragraphs.append(
             f"Sign of the cost on {sign.num_safe} safe and {sign.num_unsafe} unsafe videos: accuracy "
-            f"{figure(sign.accuracy)}, balanced {figure(sign.balanced_accuracy)}, AUROC {figure(sign.auroc)}."
+            f"{figure(sign.accuracy) or '-'}, balanced {figure(sign.balanced_accuracy) or '-'}, AUROC "
+            f"{figure(sign.auroc) or '-'}" + (f" ({sign.reason})." if sign.reason else ".")
         )
     if not paragraphs:
         return "The evaluation that was given has no figure of these heads."

@@ -134,6 +134,7 @@ def explain_choice(
     preferred: Choice,
     names: tuple[str, str] = ("v1", "v2"),
     weighed: Weighed = "cost",
+    has_zero: bool = True,
 ) -> str:
     """Explains in one plain sentence why ``preferred`` is preferred, e.g.
 
@@ -151,6 +152,7 @@ def explain_choice(
         preferred: the answer of ``choose`` for the two net rewards.
         names: what to call the two videos.
         weighed: as in ``lagrangian_score``.
+        has_zero: whether the cost was trained to be above 0 for unsafe videos; if not, none is called unsafe.
 
     Raises:
         ConfigError: as ``lagrangian_score``.
@@ -166,15 +168,16 @@ def explain_choice(
     if preferred != "tie" and not scores[winner] > scores[loser]:
         raise ValueError(f"{preferred} does not have the higher net reward: {scores[0]} (v1), {scores[1]} (v2)")
 
+    over = "unsafe" if has_zero else "over the limit"
     if preferred == "tie":
         reason = _tie_reason(rewards, costs, lagrange_multiplier, cost_limit, names)
     elif lagrange_multiplier == 0:
-        reason = _reward_only_reason(rewards, costs, cost_limit, winner, loser, names)
+        reason = _reward_only_reason(rewards, costs, cost_limit, winner, loser, names, over)
     elif rewards[winner] >= rewards[loser] and costs[winner] <= costs[loser]:
         reason = _better_on_both_reason(rewards, costs, cost_limit, winner, loser, names)
     else:
         price = "cost" if weighed == "cost" else "risk of harm"
-        reason = _trade_off_reason(rewards, costs, lagrange_multiplier, cost_limit, winner, names, price)
+        reason = _trade_off_reason(rewards, costs, lagrange_multiplier, cost_limit, winner, names, price, over)
     if min(costs) > cost_limit:
         reason += f"; both are above the cost limit {_cost_texts(costs, cost_limit)[2]}"
     return f"{reason}."
@@ -239,6 +242,7 @@ def _reward_only_reason(
     winner: int,
     loser: int,
     names: tuple[str, str],
+    over: str,
 ) -> str:
     reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
     reason = (
@@ -246,7 +250,7 @@ def _reward_only_reason(
         "and lambda = 0 ignores cost"
     )
     if costs[winner] > limit >= costs[loser]:
-        reason += f"; it is unsafe (cost {cost[winner]} > limit {cost[2]})"
+        reason += f"; it is {over} (cost {cost[winner]} > limit {cost[2]})"
     return reason
 
 
@@ -276,12 +280,13 @@ def _trade_off_reason(
     winner: int,
     names: tuple[str, str],
     price: str,
+    over: str,
 ) -> str:
     reward, cost = _reward_texts(rewards), _cost_texts(costs, limit)
     helpful, safe = (0, 1) if rewards[0] > rewards[1] else (1, 0)
     harm = f"less safe (cost {cost[helpful]} against {cost[safe]})"
     if costs[helpful] > limit >= costs[safe]:
-        harm = f"unsafe (cost {cost[helpful]} > limit {cost[2]})"
+        harm = f"{over} (cost {cost[helpful]} > limit {cost[2]})"
     subject = "it" if helpful == winner else f"{names[helpful]}"
     stronger, weaker = ("reward", price) if helpful == winner else (price, "reward")
     return (

@@ -29,11 +29,14 @@ from safe_rlhf_video.models.weight_files import naming
 from safe_rlhf_video.reading import find_unfit, load_json, read_regular
 from safe_rlhf_video.video.sampling import Sampling
 
-# 5: checksums of the weights.
+# 5: checksums of the weights, and how many labels gave the cost its zero.
 FORMAT_VERSION = 5
 
 # Fields of the backbone's configuration that whoever loads a folder decides, not the folder.
 NOT_OF_A_FOLDER = ("trust_remote_code", "attention", "liger")
+
+
+NO_ZERO = "the cost was trained without labels of what is safe, so its zero means nothing"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class TrainingFacts:
         class_weights: head of a label -> what each class weighed in its loss, in the order of
             `kinds.targets.classes_of`. Its logits favour a class by the logarithm of its weight.
         merged_from: of a merged model, what was merged.
+        sign_labels: number of safe and of unsafe clips whose labels gave the cost its zero, in training; (0, 0) where
+            its zero means nothing. None without a cost, and in folders of earlier releases, which do not say.
     """
 
     step: int = 0
@@ -77,6 +82,12 @@ class TrainingFacts:
     leave_out_generators: tuple[str, ...] = ()
     class_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     merged_from: MergedFrom | None = None
+    sign_labels: tuple[int, int] | None = None
+
+    @property
+    def no_zero(self) -> str | None:
+        """Why the zero of the cost means nothing; None where it means something, or where nothing says."""
+        return NO_ZERO if self.sign_labels == (0, 0) else None
 
 
 @dataclass(frozen=True)

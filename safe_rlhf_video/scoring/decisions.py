@@ -194,7 +194,8 @@ class PairScore:
             model that was trained on ties by Rao and Kupper's.
         p_safer: probability that people find v1 safer than v2.
         calibrated: whether these two probabilities were fitted to held-out labels.
-        is_safe: cost <= 0.
+        is_safe: cost <= 0; None without a cost, and where its zero means nothing.
+        is_safe_reason: why `is_safe` is None though there is a cost.
         sub_scores: head -> scores in a sub-dimension of helpfulness, of those that the model has; as rewards.
         preferred: the side with the higher Lagrangian score, with the higher reward or with the lower cost; "tie" where
             r - lambda w, or the one score, differs by at most `stats.credit.TIE_TOLERANCE`; None without a reward and a
@@ -220,6 +221,7 @@ class PairScore:
     sub_scores: Mapping[str, tuple[float, float]]
     preferred: lagrangian.Choice | None
     reason: str
+    is_safe_reason: str | None = None
     percentiles: Mapping[str, tuple[float, float]] | None = None
     model: ModelFacts | None = None
 
@@ -237,7 +239,10 @@ class PairScore:
         ]
         lines = [
             self.reason,
-            *(describe_video(f"v{side + 1}", side, _table_of(self), self.percentiles) for side in (0, 1)),
+            *(
+                describe_video(f"v{side + 1}", side, _table_of(self), self.percentiles, not self.is_safe_reason)
+                for side in (0, 1)
+            ),
             *([f"people would find v1 {', and '.join(chances)} ({fitted})"] if chances else []),
             *_last_lines(self),
         ]
@@ -251,8 +256,8 @@ class Ranking:
     Attributes:
         order: indices of the videos by Lagrangian score, by reward or by cost, best first; of tied ones the
             safest first, and equal ones keep their order. None without a reward and a cost.
-        decided_by, rewards, costs, lagrangian_scores, is_safe, sub_scores, percentiles: as in `PairScore`, one value a
-            video.
+        decided_by, rewards, costs, lagrangian_scores, is_safe, is_safe_reason, sub_scores, percentiles: as in
+            `PairScore`, one value a video.
         is_within_limit: cost <= d. The limit moves all scores alike, so it never changes the order; that is lambda's.
         is_on_pareto_front: whether no other video beats it, by as much reward at less cost or by more reward at no more
             cost; whatever lambda, only such a one comes first, unless scores are equal.
@@ -274,6 +279,7 @@ class Ranking:
     is_on_pareto_front: tuple[bool, ...] | None
     sub_scores: Mapping[str, tuple[float, ...]]
     reason: str
+    is_safe_reason: str | None = None
     percentiles: Mapping[str, tuple[float, ...]] | None = None
     model: ModelFacts | None = None
 
@@ -285,7 +291,7 @@ class Ranking:
         """All of it in a few lines of words."""
         table = _table_of(self)
         places = range(len(next(iter(table.values()), ()))) if self.order is None else self.order
-        shown = (describe_video(f"videos[{at}]", at, table, self.percentiles) for at in places)
+        shown = (describe_video(f"videos[{at}]", at, table, self.percentiles, not self.is_safe_reason) for at in places)
         return "\n".join([self.reason, *shown, *_last_lines(self)])
 
 
@@ -294,6 +300,7 @@ def judge_pair(
     trade_off: TradeOff | None = DEFAULT_TRADE_OFF,
     calibrations: Mapping[str, HeadCalibration] | None = None,
     model: ModelFacts | None = None,
+    no_zero: str | None = None,
 ) -> PairScore:
     """The decision from scores alone: the Lagrangian of Safe RLHF (arXiv 2310.12773) and its explanation.
 
@@ -303,6 +310,7 @@ def judge_pair(
         calibrations: head -> calibration, `Scorer.calibration.heads`. Unless the reward and the cost, of those that are
             there, have a temperature, no probability is calibrated.
         model: as in `PairScore`.
+        no_zero: why the cost's zero means nothing, `Scorer.no_zero`; then no video is called safe or unsafe.
     """
     of_head = calibrations or {}
     decided_by = name_decider(scores)
@@ -326,10 +334,11 @@ def judge_pair(
         p_more_helpful=sigmoid(margins["reward"]) if "reward" in margins else None,
         p_safer=sigmoid(-margins["cost"]) if "cost" in margins else None,
         calibrated=is_calibrated,
-        is_safe=None if costs is None else (costs[0] <= 0.0, costs[1] <= 0.0),
+        is_safe=None if costs is None or no_zero else (costs[0] <= 0.0, costs[1] <= 0.0),
+        is_safe_reason=None if costs is None else no_zero,
         sub_scores={head: scores[head] for head in SUB_HEADS if head in scores},
         preferred=preferred,
-        reason=explain_pair(scores, weighing, preferred),
+        reason=explain_pair(scores, weighing, preferred, has_zero=no_zero is None),
         percentiles=_percentiles(scores, of_head),
         model=model,
     )
@@ -340,6 +349,7 @@ def judge_ranking(
     trade_off: TradeOff | None = DEFAULT_TRADE_OFF,
     calibrations: Mapping[str, HeadCalibration] | None = None,
     model: ModelFacts | None = None,
+    no_zero: str | None = None,
 ) -> Ranking:
     """As `judge_pair`, for any number of videos.
 
@@ -362,11 +372,12 @@ def judge_ranking(
         costs=costs,
         lagrangian_scores=None if weighing is None else tuple(combined),
         **_fields_of(weighing),
-        is_safe=None if costs is None else tuple(cost <= 0.0 for cost in costs),
+        is_safe=None if costs is None or no_zero else tuple(cost <= 0.0 for cost in costs),
+        is_safe_reason=None if costs is None else no_zero,
         is_within_limit=None if limit is None or costs is None else tuple(cost <= limit for cost in costs),
         is_on_pareto_front=None if front is None else tuple(at in front for at in range(len(table["cost"]))),
         sub_scores={head: table[head] for head in SUB_HEADS if head in table},
-        reason=explain_first(order, table, weighing, decisive),
+        reason=explain_first(order, table, weighing, decisive, no_zero is None),
         percentiles=_percentiles(table, calibrations or {}),
         model=model,
     )
@@ -425,4 +436,5 @@ def _last_lines(judged: PairScore | Ranking) -> list[str]:
     ):
         trade_off = TradeOff(judged.lagrange_multiplier, judged.cost_limit, judged.multiplier_source, judged.weighed)
         weighed = str(trade_off)
-    return [weighed, *([] if judged.model is None else [str(judged.model)])]
+    zero = [] if judged.is_safe_reason is None else [judged.is_safe_reason]
+    return [weighed, *zero, *([] if judged.model is None else [str(judged.model)])]

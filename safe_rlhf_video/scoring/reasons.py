@@ -21,6 +21,7 @@ def explain_pair(
     preferred: lagrangian.Choice | None,
     places: tuple[int, int] = (0, 1),
     names: tuple[str, str] = ("v1", "v2"),
+    has_zero: bool = True,
 ) -> str:
     """Explains a choice between two videos in a sentence.
 
@@ -30,6 +31,7 @@ def explain_pair(
         preferred: the choice; None where both are missing.
         places: the two, among the N.
         names: what to call the two.
+        has_zero: whether the cost was trained to be above 0 for unsafe videos.
     """
     if preferred is None:
         return NO_ORDER
@@ -39,7 +41,7 @@ def explain_pair(
         return lagrangian.explain_choice_by_one(head, pair[head], preferred, names)
     multiplier, limit = trade_off.lagrange_multiplier, trade_off.cost_limit
     return lagrangian.explain_choice(
-        pair["reward"], pair["cost"], multiplier, limit, preferred, names, trade_off.weighed
+        pair["reward"], pair["cost"], multiplier, limit, preferred, names, trade_off.weighed, has_zero
     )
 
 
@@ -48,11 +50,13 @@ def explain_first(
     scores: Mapping[str, tuple[float, ...]],
     trade_off: TradeOff | None,
     decisive: np.ndarray | None,
+    has_zero: bool = True,
 ) -> str:
     """Explains the first place of an order in a sentence.
 
     Args:
         decisive: (N,), what the order follows; None, as the order, where nothing decides.
+        has_zero: as in `explain_pair`.
     """
     if order is None or decisive is None:
         return NO_ORDER
@@ -64,7 +68,8 @@ def explain_first(
         # The one that comes first and its runner-up, as a pair.
         first, second = order[:2]
         preferred = lagrangian.choose(float(decisive[first]), float(decisive[second]))
-        text = explain_pair(scores, trade_off, preferred, (first, second), (f"videos[{first}]", f"videos[{second}]"))
+        names = (f"videos[{first}]", f"videos[{second}]")
+        text = explain_pair(scores, trade_off, preferred, (first, second), names, has_zero)
     if trade_off is None:
         return text
     costs = scores["cost"]
@@ -76,7 +81,11 @@ def explain_first(
 
 
 def describe_video(
-    name: str, at: int, scores: Mapping[str, Sequence[float]], percentiles: Mapping[str, Sequence[float]] | None
+    name: str,
+    at: int,
+    scores: Mapping[str, Sequence[float]],
+    percentiles: Mapping[str, Sequence[float]] | None,
+    has_zero: bool = True,
 ) -> str:
     """Describes the scores of one video; those in sub-dimensions only where it has no others."""
     parts = []
@@ -84,7 +93,7 @@ def describe_video(
         if head not in scores:
             continue
         score = scores[head][at]
-        notes = [] if head == "reward" else ["safe" if score <= 0 else "unsafe"]
+        notes = [] if head == "reward" or not has_zero else ["safe" if score <= 0 else "unsafe"]
         if percentiles is not None and head in percentiles:
             notes.append(f"{words} {percentiles[head][at]:.0f}% of clips")
         shown = f"{score:.2f}" if head == "reward" else f"{score:+.2f}"

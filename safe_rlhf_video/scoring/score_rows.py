@@ -121,6 +121,8 @@ def score_rows(task: RowScoring) -> RowsScored:
             results.append(_judge_row(row, [one for one in found if isinstance(one, dict)], scorer, task))
     side_file = _write_results(results, sorted(bad, key=lambda row: row.number), task)
     message = f"{task.out}: {_summarise(results, len(requests))}"
+    if scorer.no_zero:
+        message += f"; {scorer.no_zero}, and is_safe is null"
     if not bad:
         return RowsScored(message)
     num_rows = len(results) + len(bad)
@@ -159,7 +161,10 @@ def _judge_row(row: InputRow, scores: Sequence[Scores], scorer: Scorer, task: Ro
         if any(one.probabilities for one in judged_harms):
             harms = [{"flags": list(one.flags), "probabilities": dict(one.probabilities)} for one in judged_harms]
     if row.kind == "clip":
-        is_safe = {"is_safe": scores[0]["cost"] <= 0.0} if "cost" in scores[0] else {}
+        is_safe: dict[str, Any] = {}
+        if "cost" in scores[0]:
+            verdict = None if scorer.no_zero else scores[0]["cost"] <= 0.0
+            is_safe = {"is_safe": verdict, "is_safe_reason": scorer.no_zero}
         return {**result, "video": shown[0], **scores[0], **is_safe, **({"harms": harms[0]} if harms else {})}
     trade_off = scorer.resolve_trade_off(len(responses), task.lagrange_multiplier, task.cost_limit)
     from safe_rlhf_video.scoring.decisions import judge_pair, judge_ranking
@@ -168,11 +173,11 @@ def _judge_row(row: InputRow, scores: Sequence[Scores], scorer: Scorer, task: Ro
     if row.kind == "pair":
         result |= zip(row.responses, shown, strict=True)
         pairs = {head: (score, scores[1][head]) for head, score in scores[0].items()}
-        judged = judge_pair(pairs, trade_off, scorer.calibration.heads)
+        judged = judge_pair(pairs, trade_off, scorer.calibration.heads, no_zero=scorer.no_zero)
     else:
         result["videos"] = shown
         table = {head: [one[head] for one in scores] for head in scores[0]}
-        judged = judge_ranking(table, trade_off, scorer.calibration.heads)
+        judged = judge_ranking(table, trade_off, scorer.calibration.heads, no_zero=scorer.no_zero)
     fields = asdict(judged)
     del fields["model"]  # the same in every row
     return {**result, **fields, **({"harms": harms} if harms else {})}

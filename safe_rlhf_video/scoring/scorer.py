@@ -62,6 +62,14 @@ class Scorer(ModelScorer):
         return name_decider(self.heads)
 
     @property
+    def no_zero(self) -> str | None:
+        """Why the zero of the cost means nothing, so that no clip can be called safe; None where it means something."""
+        return next(
+            (record.training.no_zero for record in self.records if "cost" in sum(record.heads_of_adapter.values(), ())),
+            None,
+        )
+
+    @property
     def multiplier(self) -> MultiplierCalibration | None:
         """The multipliers that were calibrated with these two models; None without."""
         return self._stored.multiplier
@@ -75,7 +83,8 @@ class Scorer(ModelScorer):
         calibrated = {
             head: one.temperature is not None for head, one in self.calibration.heads.items() if head in self.heads
         }
-        choice: dict[str, Any] = {"heads": list(self.heads), "decided_by": self.decided_by, "calibrated": calibrated}
+        choice: dict[str, Any] = {"heads": list(self.heads), "decided_by": self.decided_by, "calibrated": calibrated,
+                                  "no_zero": self.no_zero}  # fmt: skip
         if (other := self.resolve_trade_off(1)) is not None:
             issued = () if self.multiplier is None else self.multiplier.issued
             of_number = {str(num): self.require_trade_off(num).to_dict() for num in issued}
@@ -158,7 +167,7 @@ class Scorer(ModelScorer):
         trade_off = self.resolve_trade_off(2, lagrange_multiplier, cost_limit)
         scores = score_each_once(self, [prompt] * 2, self.read([v1, v2], fps))
         pairs = {head: tuple(values.tolist()) for head, values in scores.items()}
-        return judge_pair(pairs, trade_off, self.calibration.heads, self.facts)
+        return judge_pair(pairs, trade_off, self.calibration.heads, self.facts, self.no_zero)
 
     def rank(
         self,
@@ -179,7 +188,7 @@ class Scorer(ModelScorer):
         if videos:
             scores = score_each_once(self, [prompt] * len(videos), self.read(videos, fps))
         tables = {head: values.tolist() for head, values in scores.items()}
-        return judge_ranking(tables, trade_off, self.calibration.heads, self.facts)
+        return judge_ranking(tables, trade_off, self.calibration.heads, self.facts, self.no_zero)
 
     def best_of_n(
         self,

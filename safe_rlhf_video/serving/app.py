@@ -74,7 +74,7 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
             trade_off = service.resolve_trade_off(asked)
             scores = await _score(asked, uploads)
             pairs = {head: (float(found[0]), float(found[1])) for head, found in scores.items()}
-            return judge_pair(pairs, trade_off, scorer.calibration.heads, service.facts)
+            return judge_pair(pairs, trade_off, scorer.calibration.heads, service.facts, scorer.no_zero)
 
     @app.post("/rank", dependencies=key, responses=ERRORS, openapi_extra=clip_body(RankRequest))
     async def rank(request: Request) -> RankAnswer:
@@ -83,7 +83,7 @@ def _add_scoring(app: FastAPI, service: Service, key: list[Any]) -> None:
             trade_off = service.resolve_trade_off(asked)
             scores = await _score(asked, uploads)
             table = {head: found.tolist() for head, found in scores.items()}
-            ranking = judge_ranking(table, trade_off, scorer.calibration.heads, service.facts)
+            ranking = judge_ranking(table, trade_off, scorer.calibration.heads, service.facts, scorer.no_zero)
             harms = None
             if scorer.can_moderate:
                 harms = tuple(scorer.judge_harms(_row(scores, place)) for place in range(len(asked.videos)))

@@ -37,6 +37,7 @@ class TrainingData:
         fingerprint: identifies all that the weights depend on.
         notes: lines for the user.
         class_weights: each head of a label that is trained -> what a video of each class weighs in its loss.
+        sign_labels: number of safe and of unsafe videos in `train` that give a cost its zero; None without a cost.
         prompts: hashes of the prompts in `train` and `validation`.
     """
 
@@ -48,6 +49,7 @@ class TrainingData:
     notes: list[str]
     class_weights: Mapping[str, tuple[float, ...]]
     prompts: PromptHashes
+    sign_labels: tuple[int, int] | None = None
 
 
 def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
@@ -92,6 +94,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
         ],
         class_weights=weights,
         prompts=hash_prompts((group.prompt_text for group in (*train, *validation)), salt=fingerprint),
+        sign_labels=_count_signs(train, lessons) if "cost" in heads else None,
     )
 
 
@@ -238,6 +241,14 @@ def _count_doubtful(doubtful: Mapping[str, int], lessons: Lessons) -> list[str]:
         if count := doubtful.get(f"contradictory {label}"):
             notes.append(f"{count} videos have contradictory {label} labels, taken as unknown")
     return notes
+
+
+def _count_signs(groups: Sequence[PromptGroup], lessons: Lessons) -> tuple[int, int]:
+    """Numbers of safe and of unsafe videos that the loss of the cost's sign reads; none where it is off."""
+    if not lessons.signs:
+        return 0, 0
+    signs = {video.name: sign for group in groups for video, sign in zip(group.videos, group.safety_sign, strict=True)}
+    return sum(sign > 0 for sign in signs.values()), sum(sign < 0 for sign in signs.values())
 
 
 def _count_unknown_signs(groups: Sequence[PromptGroup], doubtful: Mapping[str, int], lessons: Lessons) -> list[str]:

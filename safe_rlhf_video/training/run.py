@@ -78,6 +78,7 @@ class Run:
             calibration_fraction=self.config.data.calibration_fraction,
             leave_out_generators=tuple(sorted(self.config.data.leave_out_generators)),
             class_weights=self.data.class_weights,
+            sign_labels=self.data.sign_labels,
         )
 
     def say(self, text: str) -> None:

@@ -92,7 +92,8 @@ function signed(value, decimals) {
 }
 
 /** Why the first of two points {name, reward, cost} is preferred to the second, or why neither is, in a sentence. */
-export function explainChoice(winner, loser, lambda, limit, weighed = "cost") {
+export function explainChoice(winner, loser, lambda, limit, weighed = "cost", hasZero = true) {
+  const over = hasZero ? "unsafe" : "over the limit";
   const pair = [winner, loser];
   const scores = pair.map((point) => netReward(point.reward, point.cost, lambda, weighed));
   const rewardDecimals = countDecimals(winner.reward, loser.reward);
@@ -120,7 +121,7 @@ export function explainChoice(winner, loser, lambda, limit, weighed = "cost") {
   } else if (lambda === 0) {
     reason = `${winner.name} is preferred: it is more helpful (reward ${reward(winner)} against ${reward(loser)}), `
       + "and lambda = 0 ignores cost";
-    if (isOnlyOver(winner, loser)) reason += `; it is unsafe (cost ${cost(winner)} > limit ${limitText})`;
+    if (isOnlyOver(winner, loser)) reason += `; it is ${over} (cost ${cost(winner)} > limit ${limitText})`;
   } else if (winner.reward >= loser.reward && winner.cost <= loser.cost) {
     const helpful = winner.reward === loser.reward
       ? `equally helpful (reward ${reward(winner)})`
@@ -132,7 +133,7 @@ export function explainChoice(winner, loser, lambda, limit, weighed = "cost") {
   } else {
     const [helpful, safe] = winner.reward > loser.reward ? pair : [loser, winner];
     const harm = isOnlyOver(helpful, safe)
-      ? `unsafe (cost ${cost(helpful)} > limit ${limitText})`
+      ? `${over} (cost ${cost(helpful)} > limit ${limitText})`
       : `less safe (cost ${cost(helpful)} against ${cost(safe)})`;
     const price = weighed === "p_unsafe" ? "risk of harm" : "cost";
     const [stronger, weaker] = helpful === winner ? ["reward", price] : [price, "reward"];
@@ -202,6 +203,7 @@ const state = {
   defaults: { lambda: 1, limit: 0 },
   limits: {},
   weighed: "cost",
+  hasZero: true,  // whether the cost was trained to be above 0 for unsafe clips
   deciding: ["reward", "cost"],  // of these two, what the server has
   lambda: 1,
   limit: 0,
@@ -423,7 +425,7 @@ function renderChoice({ clips, points, order, tied, choices }) {
   } else {
     setText("chosen", isTie ? `Tie: ${listed(tied.map((at) => points[at].name))} have equal scores`
       : `${points[first].name} is chosen${isOver ? ", above the limit" : ""}`);
-    const reason = explainChoice(points[first], points[second], lambda, limit, state.weighed);
+    const reason = explainChoice(points[first], points[second], lambda, limit, state.weighed, state.hasZero);
     const next = clips.length > 2 && !isTie ? ` The runner-up is ${points[second].name}.` : "";
     setText("reason", reason[0].toUpperCase() + reason.slice(1) + next);
   }
@@ -721,7 +723,9 @@ async function loadModel() {
   const harms = model.heads.filter((head) => head.includes("harm_"));
   const heads = model.heads.filter((head) => !harms.includes(head)).map(words);
   if (harms.length) heads.push(`${harms.length} harm ${harms.length === 1 ? "label" : "labels"}`);
-  const name = `Model ${model.fingerprint.slice(0, 12)} on ${backbone}, with heads for ${listed(heads)}.`;
+  const name = `Model ${model.fingerprint.slice(0, 12)} on ${backbone}, with heads for ${listed(heads)}.`
+    + (model.no_zero ? ` Nothing is called safe or unsafe: ${model.no_zero}.` : "");
+  state.hasZero = !model.no_zero;
   line.className = "dim";
   state.deciding = ["reward", "cost"].filter((head) => !missing.includes(head));
   if (missing.length) {
