@@ -1,5 +1,6 @@
 """Every backbone family, on a tiny random checkpoint with the hub's files: inputs, scores, model folders, errors."""
 
+import json
 import os
 import re
 import shutil
@@ -30,7 +31,7 @@ from transformers import dynamic_module_utils
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.models import backbones
-from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone, load_family
+from safe_rlhf_video.models.backbones import Backbone, check_sampling, load_backbone, load_family, load_reader
 from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.models.families import FAMILIES
 from safe_rlhf_video.models.families.smolvlm import number_words
@@ -147,16 +148,41 @@ def test_texts_that_spell_special_tokens_stay_texts(backbone: Backbone, family: 
     assert spelled in backbone.tokenizer.decode(row)
 
 
-def test_token_that_a_tokenizer_cannot_spell_out_is_refused(copied: Path, family: str) -> None:
-    token = FAMILIES[family].video_token.token
-    text = (copied / "tokenizer.json").read_text()
-    pattern = rf'("content":\s*"{re.escape(token)}"[^}}]*"special":\s*)true'
-    (copied / "tokenizer.json").write_text(re.sub(pattern, r"\1false", text))
-    settings = (copied / "tokenizer_config.json").read_text()
-    (copied / "tokenizer_config.json").write_text(settings.replace(f'"{token}"', '"<unused>"'))
+def test_added_tokens_that_are_not_called_special_stay_text_too(copied: Path, family: str) -> None:
+    known = load_reader(BackboneConfig(path=str(copied))).tokenizer
+    path, settings = copied / "tokenizer.json", copied / "tokenizer_config.json"
+    fields = json.loads(path.read_text())
+    added = [token["content"] for token in fields["added_tokens"]]
+    for token in fields["added_tokens"]:
+        token["special"] = False
+    fields["added_tokens"].append({**fields["added_tokens"][-1], "content": "<row_1>", "id": len(known)})
+    path.write_text(json.dumps(fields))
+    settings.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     loaded = load_backbone(BackboneConfig(path=str(copied)))
-    with one_line(SampleError, token, "correct it"):
-        build_inputs(loaded, [f"a {token} fish"], sample(family)[:1], "cpu")
+    assert loaded.tokenizer("<row_1>", add_special_tokens=False, split_special_tokens=True)["input_ids"] == [len(known)]
+    video = sample(family)[0]
+    ids = loaded.tokenizer.convert_tokens_to_ids([*added, "<row_1>"])
+    prompts = ["a fish", f"a {' '.join(added)} <row_1> fish"]
+    texts = [TextResponse(prompt) for prompt in prompts]
+    inputs = build_inputs(loaded, [*prompts, *prompts], [video, video, *texts], "cpu")
+    counts = (torch.isin(inputs["input_ids"], torch.tensor(ids)) * inputs["attention_mask"]).sum(1).tolist()
+    assert (counts[0], counts[2]) == (counts[1], counts[3])
+
+
+def test_token_that_a_tokenizer_cannot_tell_from_its_text_is_refused(copied: Path, family: str) -> None:
+    path = copied / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    for special in FAMILIES[family].specials:  # words like any other
+        (token,) = (one for one in fields["added_tokens"] if one["content"] == special.token)
+        fields["model"]["vocab"][special.token] = token["id"]
+    fields["model"]["ignore_merges"] = True
+    fields["pre_tokenizer"], fields["normalizer"] = {"type": "WhitespaceSplit"}, None
+    path.write_text(json.dumps(fields))
+    edit_json(copied / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    loaded = load_backbone(BackboneConfig(path=str(copied)))
+    for special in FAMILIES[family].specials:
+        with one_line(SampleError, special.token, "correct it"):
+            build_inputs(loaded, [f"a {special.token} fish"], sample(family)[:1], "cpu")
 
 
 def test_short_clip_is_scored(joint: tuple[ScoreModel, Backbone], family: str) -> None:

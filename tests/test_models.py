@@ -30,6 +30,7 @@ from small_models import (
     write_reward_and_cost,
 )
 from tiny_backbones import edit_json, write_tiny_backbone
+from transformers import modeling_utils
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.models import backbones
@@ -346,6 +347,11 @@ def shard(folder: Path, index: str) -> None:
     (folder / INDEX).write_text(index)
 
 
+def edit_part(folder: Path, part: str, **changes: object) -> None:
+    path = folder / "config.json"
+    edit_json(path, **{part: json.loads(path.read_text())[part] | changes})
+
+
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
@@ -379,6 +385,20 @@ def shard(folder: Path, index: str) -> None:
         ),
         (lambda f: edit_json(f / "config.json", transformers_weights="a.safetensors"), ("'a.safetensors'", "rename")),
         (lambda f: (f / "adapter_config.json").write_text("{}"), ("adapter_config.json", "merge")),
+        (lambda f: edit_part(f, "text_config", num_hidden_layers=10**5), ("text_config.num_hidden_layers is 100000",)),
+        (lambda f: edit_part(f, "vision_config", depth=10**5), ("vision_config.depth is 100000", "at most 256")),
+        (lambda f: edit_part(f, "text_config", vocab_size=10**9), ("numbers, the weights have 1632672",)),
+        (lambda f: edit_json(f / "config.json", num_labels=10**9), ("num_labels is 1000000000",)),
+        (
+            lambda f: edit_json(f / "config.json", id2label=dict.fromkeys(map(str, range(10**5)), "a")),
+            ("id2label has 100000",),
+        ),
+        (lambda f: edit_json(f / "config.json", a=json.loads("{" + '"a":{' * 30 + "}" * 31)), ("nested too deeply",)),
+        (
+            lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "mxfp4"}),
+            ("quantization_config",),
+        ),
+        (lambda f: edit_part(f, "text_config", quantization_config={"a": 1}), ("text_config.quantization_config",)),
         (lambda f: shard(f, "{"), (INDEX, "damaged")),
         (lambda f: shard(f, "{}"), (INDEX, "damaged", "'weight_map' is missing")),
         (lambda f: shard(f, '{"weight_map": []}'), (INDEX, "damaged")),
@@ -401,6 +421,24 @@ def test_damaged_backbone_folder(
     damage(copied)
     with one_line(CheckpointError, str(copied), *parts):
         load_backbone(BackboneConfig(path=str(copied)))
+
+
+def test_a_folder_cannot_name_kernels_of_the_hub(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*names: object, **_: object) -> None:
+        raise AssertionError(f"{names}: fetched from the hub")
+
+    monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", fetch)
+    names = dict.fromkeys(("_attn_implementation", "attn_implementation"), "owner/repo")
+    names |= {"_experts_implementation": "owner/experts"}
+    for part in ("text_config", "vision_config"):
+        edit_part(copied, part, **names)
+    edit_json(copied / "config.json", **names)
+    loaded = load_backbone(BackboneConfig(path=str(copied)))
+    configs = [loaded.model.config, loaded.model.config.text_config, loaded.model.config.vision_config]
+    assert [one._attn_implementation for one in configs] == [loaded.attention] * 3 == ["sdpa"] * 3
+    assert {name: weight.sum() for name, weight in loaded.model.state_dict().items()} == {
+        name: weight.sum() for name, weight in load_backbone(BackboneConfig()).model.state_dict().items()
+    }
 
 
 def test_weights_that_do_not_fit_config_json(copied: Path) -> None:

@@ -26,6 +26,7 @@ from transformers.activations import SiLUActivation
 from transformers.utils import cached_file, is_flash_attn_2_available, is_liger_kernel_available, logging
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.models.backbone_config import check_amounts, check_fields, clear_implementations
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, BackboneConfig
 from safe_rlhf_video.models.families import FAMILIES, Family
 from safe_rlhf_video.models.prompts import Special
@@ -171,11 +172,13 @@ def fill_backbone(outline: Backbone, device: torch.device | str = "cpu") -> Back
         model.to(dtype)
     else:
         fingerprint = outline.fingerprint or _fingerprint_weights(source, config)
+        check_amounts(outline.model, _weight_files(source, config), source)
         with _quiet():  # its report calls the head for writing text a fault
             model, loading_info = _load_part(
                 AutoModel.from_pretrained,
                 source,
                 config,
+                config=copy.deepcopy(outline.model_config),  # not that of the file: see `clear_implementations`
                 trust_remote_code=config.trust_remote_code,
                 dtype=dtype,
                 attn_implementation=outline.attention,
@@ -253,18 +256,15 @@ def _load_family(source: str, config: BackboneConfig) -> tuple[Family, PreTraine
         raise CheckpointError(
             f"{source}: backbones of the family {name!r} are not supported; supported: {', '.join(FAMILIES)}"
         )
-    _check_only_weights(fields, source, config)
+    check_fields(fields, source)
+    _refuse_adapter(source, config)
     model_config = _load_part(AutoConfig.from_pretrained, source, config, trust_remote_code=config.trust_remote_code)
+    clear_implementations(model_config)
     return _read_processor(source, config, FAMILIES[name], model_config), model_config
 
 
-def _check_only_weights(fields: Mapping[str, Any], source: str, config: BackboneConfig) -> None:
-    """Refuse what makes transformers take weights from elsewhere: the fingerprint would be that of other files."""
-    if fields.get("transformers_weights"):
-        raise CheckpointError(
-            f"{source}: config.json takes the weights from {fields['transformers_weights']!r} (transformers_weights), "
-            "only model.safetensors and its index are read; rename the file and delete the entry"
-        )
+def _refuse_adapter(source: str, config: BackboneConfig) -> None:
+    """Without this, transformers would put the adapter on: the fingerprint would be that of other weights."""
     optional = dict.fromkeys(
         ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False
     )
@@ -288,9 +288,9 @@ def _resolve_source(config: BackboneConfig) -> str:
     return config.path
 
 
-def _load_part(load: Any, source: str, config: BackboneConfig, **options: Any) -> Any:
+def _load_part(load: Any, source: str, backbone: BackboneConfig, /, **options: Any) -> Any:
     try:
-        return load(source, revision=config.revision, **options)
+        return load(source, revision=backbone.revision, **options)
     except Exception as error:  # tokenizers and safetensors raise classes of their own, and plain Exception
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
@@ -324,6 +324,8 @@ def _check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, family: Family, token_ids: Mapping[Special, int], source: str
 ) -> None:
     """A folder without tokenizer files gives an empty tokenizer, not an error: every special token must be there."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise CheckpointError(f"{source}: its tokenizer has no tokenizer.json; save it with transformers 5")
     vocabulary = tokenizer.get_vocab()
     for special in family.specials:
         token_id = vocabulary.get(special.token)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -119,11 +120,11 @@ def _token_ids(reader: Reader, segments: Segments) -> list[int]:
             ids.append(_token_id(tokenizer, segment))
             continue
         text_ids = _text_ids(tokenizer, segment, is_first)
-        video_token = reader.family.video_token
-        if _token_id(tokenizer, video_token) in text_ids:
+        reserved = _reserved_ids(tokenizer, reader.family.specials)
+        if found := reserved.keys() & text_ids:
             raise SampleError(
-                f"the text {segment[:60]!r} spells out {video_token.token}, which this backbone's tokenizer cannot "
-                "tell from a video; correct it"
+                f"the text {segment[:60]!r} spells out {reserved[min(found)]}, which this backbone's tokenizer cannot "
+                "tell from the token; correct it"
             )
         ids += text_ids
         is_first = False
@@ -150,12 +151,9 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, is_first: bool) -> 
         text.encode()
     except UnicodeEncodeError as error:
         raise SampleError(f"the text {text[:60]!r} is no valid Unicode ({error.reason}); correct it") from error
-    inner = None if is_first else _inner_tokenizer(tokenizer)
     try:
-        if inner is not None:
-            return tuple(inner.encode(text, add_special_tokens=False).ids)
-        # A user's text that spells out a special token stays plain text.
-        return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        # A user's text that spells out an added token stays plain text.
+        return tuple(_text_tokenizer(tokenizer, is_first).encode(text, add_special_tokens=False).ids)
     except BaseException as error:
         # A panic of the tokenizer, which is written in Rust, is no Exception: it would end any thread, and any run.
         if type(error).__name__ != "PanicException":  # of pyo3_runtime, which cannot be imported
@@ -164,17 +162,28 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str, is_first: bool) -> 
 
 
 @lru_cache(maxsize=8)
-def _inner_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """For texts behind the first one; None where the tokenizer treats them alike.
+def _text_tokenizer(tokenizer: PreTrainedTokenizerBase, is_first: bool) -> Tokenizer:
+    """Takes no text for an added token, whether the tokenizer calls that special or not.
 
-    LLaMA's tokenizers put a space before a text, newer ones before the first of an input only. They cannot know that a
-    text alone is not the first.
+    Args:
+        is_first: LLaMA's tokenizers put a space before a text, newer ones before the first of an input only. They
+            cannot know that a text alone is not the first.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    spaces = getattr(backend, "pre_tokenizer", None)
-    if not isinstance(spaces, Metaspace) or spaces.prepend_scheme != "first":
-        return None
-    inner = Tokenizer.from_str(backend.to_str())  # type: ignore[union-attr]
-    inner.pre_tokenizer = Metaspace(spaces.replacement, prepend_scheme="never", split=spaces.split)
-    inner.encode_special_tokens = True
-    return inner
+    fields = json.loads(tokenizer.backend_tokenizer.to_str())
+    fields["padding"] = fields["truncation"] = None
+    for token in fields["added_tokens"]:
+        token["special"] = True
+    made = Tokenizer.from_str(json.dumps(fields))
+    made.encode_special_tokens = True
+    spaces = made.pre_tokenizer
+    if not is_first and isinstance(spaces, Metaspace) and spaces.prepend_scheme == "first":
+        made.pre_tokenizer = Metaspace(spaces.replacement, prepend_scheme="never", split=spaces.split)
+    return made
+
+
+@lru_cache(maxsize=8)
+def _reserved_ids(tokenizer: PreTrainedTokenizerBase, specials: tuple[Special, ...]) -> Mapping[int, str]:
+    """The tokens that a user's text must never become, by their ids; what is unknown may be."""
+    reserved = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    reserved.pop(tokenizer.unk_token_id, None)
+    return reserved | {_token_id(tokenizer, special): special.token for special in specials}

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.reading import open_regular
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -54,7 +55,7 @@ def checksum_file(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, cast(Any, xxhash.xxh3_128)).hexdigest()
 
 
