@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 # Unpacked: five times SafeSora's training file, which has 200 MB.
 MAX_DATA_BYTES = 1 << 30
@@ -23,7 +23,7 @@ MAX_DATA_BYTES = 1 << 30
 MAX_SETTINGS_BYTES = 256 << 20
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Opens a file for reading.
 
     Raises:
@@ -40,7 +40,7 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def open_unpacked(path: Path) -> BinaryIO:
+def open_unpacked(path: Path) -> io.BufferedReader:
     """Opens a file for reading what is in it, decompressed if its name ends in .gz or .xz.
 
     Reading more than `MAX_DATA_BYTES` is an OSError.
@@ -54,7 +54,7 @@ def open_unpacked(path: Path) -> BinaryIO:
         content = gzip.GzipFile(fileobj=file)
     elif path.name.endswith(".xz"):
         content = lzma.LZMAFile(file)  # noqa: SIM115, closed with what is returned
-    return cast(BinaryIO, io.BufferedReader(_Bounded(content, file), 1 << 20))
+    return io.BufferedReader(_Bounded(content, file), 1 << 20)
 
 
 def read_regular(path: Path) -> bytes:
@@ -93,7 +93,7 @@ def find_unfit(paths: Iterable[Path]) -> tuple[Path, str] | None:
 class _Bounded(io.RawIOBase):
     """What a stream gives, up to the limit."""
 
-    def __init__(self, content: Any, file: BinaryIO) -> None:
+    def __init__(self, content: Any, file: io.BufferedReader) -> None:
         self._content = content
         self._file = file
         self._left = MAX_DATA_BYTES
