@@ -36,7 +36,7 @@ from safe_rlhf_video.serving.request_body import LARGE_BODY_BYTES, MAX_VALUES, p
 from safe_rlhf_video.serving.request_clips import UploadFolder, Uploads
 from safe_rlhf_video.serving.server_metrics import ServerMetrics
 from safe_rlhf_video.serving.service import Service, hide_folder
-from safe_rlhf_video.serving.settings import ServerSettings, read_key
+from safe_rlhf_video.serving.settings import ServerSettings
 from safe_rlhf_video.video import pool as video_pool
 
 PROMPT = "a red circle moving left at night"
@@ -527,7 +527,7 @@ def test_a_prompt_that_the_backbone_does_not_take_is_the_clients_fault(
     assert not caplog.records  # the log is for faults of the server, and for no prompt
 
 
-def test_settings_are_checked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
     for wrong, part in (
         ({"host": "0.0.0.0"}, "needs a key"),
         ({"host": "example.org"}, "needs a key"),
@@ -547,12 +547,6 @@ def test_settings_are_checked_before_anything_is_loaded(tmp_path: Path, monkeypa
         assert ServerSettings(model=("model",), host=host).is_loopback
     settings = ServerSettings(model=("model",), host="0.0.0.0", api_key=KEY)
     assert KEY not in repr(settings)
-    (tmp_path / "key").write_text(f"{KEY}\n")
-    assert read_key(tmp_path / "key") == KEY
-    with one_line(ConfigError, "api_key_file"):
-        read_key(tmp_path / "none")
-    monkeypatch.setenv("SAFE_RLHF_VIDEO_API_KEY", KEY)
-    assert read_key(None) == KEY
 
 
 def test_one_clip_of_a_batch_fails_alone() -> None:

@@ -10,26 +10,27 @@ docs/serving.md describes routes, limits and statuses; so does GET /docs of the 
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from safe_rlhf_video.cli import Parser
 from safe_rlhf_video.errors import ConfigError
-from safe_rlhf_video.serving.settings import KEY_VARIABLE, ServerSettings, read_key
+from safe_rlhf_video.serving.settings import KEY_VARIABLE, ServerSettings
 
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options = ServerSettings.model_fields
     parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help=options["model"].description)
-    parser.add_argument("--api_key_file", type=Path, help=f"holds the key that clients send; else {KEY_VARIABLE} does")
     for name, option in options.items():
         if name not in ("model", "api_key"):
-            kind = {"video_root": Path, "backbone": str}.get(name, type(option.default))
+            kinds = {"video_root": Path, "api_key_file": Path, "access_log": Path, "backbone": str}
+            kind = kinds.get(name, type(option.default))
             shown = "" if option.default is None else " (%(default)s)"
             parser.add_argument(f"--{name}", type=kind, default=option.default, help=f"{option.description}{shown}")
     arguments = vars(parser.parse_args())
-    key_file = arguments.pop("api_key_file")
-    settings = ServerSettings(**arguments | {"model": tuple(arguments["model"])}, api_key=read_key(key_file))
+    key = None if arguments["api_key_file"] else os.environ.get(KEY_VARIABLE) or None
+    settings = ServerSettings(**arguments | {"model": tuple(arguments["model"])}, api_key=key)
     try:
         from safe_rlhf_video.serving.reward_server import serve
     except ModuleNotFoundError as error:

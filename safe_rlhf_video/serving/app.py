@@ -51,7 +51,7 @@ def build_app(service: Service) -> FastAPI:
         },
     )
     # For OpenAPI, which says with it that a key is needed; `Gate` checks the key.
-    key = [Security(HTTPBearer(auto_error=False))] if service.settings.api_key else []
+    key = [Security(HTTPBearer(auto_error=False))] if service.settings.asks_for_key else []
     _add_scoring(app, service, key)
     _add_state(app, service, key)
     _add_pages(app)
@@ -123,11 +123,19 @@ def _add_state(app: FastAPI, service: Service, key: Sequence[Any]) -> None:
         """The model that answers, its heads, its defaults, and the limits of requests."""
         return description
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether the server lives: 200, or 503 when it is about to end or its model's thread has ended."""
         service.require_life()
         return {"status": "ok"}
+
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz")
+    async def readyz() -> dict[str, str]:
+        """Whether a clip would be scored now: as /healthz, the model goes on, and a decoding process runs or starts."""
+        await service.require_readiness()
+        return {"status": "ready"}
 
     @app.get("/metrics", dependencies=key, response_class=PlainTextResponse)
     async def metrics() -> Response:

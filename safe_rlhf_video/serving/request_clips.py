@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 # Of base64 it holds whole groups of four characters.
 _PIECE_BYTES = 1 << 20
+# For which a question about readiness waits.
+START_S = 5.0
 # Linux has no longer ones.
 MAX_PATH_CHARS = 4096
 
@@ -134,10 +136,25 @@ class ClipReader:
             max_seconds=settings.max_clip_seconds,
             max_pixels=int(settings.max_clip_gigapixels * 1e9),
         )
+        self._starting: Future[None] | None = None  # the latest start that somebody waited for
 
     def close(self) -> None:
         """Ends the decoding processes."""
         self._pool.close()
+
+    async def require_decoder(self) -> None:
+        """Raises an HTTPException unless a decoding process runs, or one starts within `START_S`."""
+        if self._pool.is_started:
+            return
+        try:
+            if self._starting is None or self._starting.done():
+                self._starting = self._pool.start()
+            async with asyncio.timeout(START_S):
+                await asyncio.shield(asyncio.wrap_future(self._starting))
+        except TimeoutError:
+            raise HTTPException(503, f"no decoding process has started within {START_S:g} s") from None
+        except (DecoderError, RuntimeError) as error:
+            raise HTTPException(503, "no decoding process starts; the server's log may say why") from error
 
     async def find(self, clips: Mapping[str, RequestClip], uploads: Uploads) -> dict[str, Path]:
         """Finds or stores the file of each clip.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -18,13 +19,16 @@ import uvicorn
 
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.scoring.scorer import Scorer
+from safe_rlhf_video.serving.access_log import AccessLog, RequestIdFilter
 from safe_rlhf_video.serving.app import build_app
 from safe_rlhf_video.serving.gate import Gate
+from safe_rlhf_video.serving.keys import KeyRing
 from safe_rlhf_video.serving.protocol import MAX_CONNECTIONS, Connections, Protocol
 from safe_rlhf_video.serving.service import Service
 from safe_rlhf_video.serving.settings import ServerSettings
 
 KEEP_ALIVE_S = 15
+_log = logging.getLogger(__name__)
 BACKLOG = 1024
 
 
@@ -35,22 +39,32 @@ def serve(settings: ServerSettings) -> None:
         CheckpointError, ConfigError: as `Scorer.from_pretrained`, or the address cannot be used.
     """
     _allow_open_files(MAX_CONNECTIONS + 200)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s"
+    )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RequestIdFilter())
     # Clients' mistakes are answered, not logged: they could fill the log, and write into it.
     for name in ("uvicorn", "python_multipart"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    keys, log = KeyRing(settings), AccessLog(settings.access_log)
+    _warn(settings, keys)
     listening = _listen(settings)  # before models are loaded, so that a port in use is reported at once
     scorer = Scorer.from_pretrained(*settings.model, device=settings.device, backbone=settings.backbone, workers=1)
-    asyncio.run(_serve(scorer, settings, listening))
+    asyncio.run(_serve(scorer, settings, keys, log, listening))
 
 
-async def _serve(scorer: Scorer, settings: ServerSettings, listening: socket.socket) -> None:
+async def _serve(
+    scorer: Scorer, settings: ServerSettings, keys: KeyRing, log: AccessLog, listening: socket.socket
+) -> None:
     service = Service(scorer, settings)
     try:
         app = build_app(service)
+        service.metrics.access_log_lost.set_function(lambda: log.num_lost)
+        _watch_keys(keys, service)
         routes = frozenset(path for route in app.routes if "{" not in (path := getattr(route, "path", "{")))
         config = uvicorn.Config(
-            Gate(app, settings, service.metrics, routes),
+            Gate(app, settings, keys, service.metrics, log, routes),
             http=cast(Any, partial(Protocol, connections=Connections(service.metrics))),
             ws="none",
             lifespan="off",
@@ -67,7 +81,7 @@ async def _serve(scorer: Scorer, settings: ServerSettings, listening: socket.soc
         listening.listen(BACKLOG)  # requests may follow the line below at once
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        key = "asks for a key" if settings.api_key else "asks for no key: only this machine reaches it"
+        key = "asks for a key" if keys.is_needed else "asks for no key: only this machine reaches it"
         heads = ", ".join(scorer.heads)
         if scorer.decided_by != "reward and cost":
             heads += f" (choices by {scorer.decided_by})"
@@ -79,6 +93,31 @@ async def _serve(scorer: Scorer, settings: ServerSettings, listening: socket.soc
     finally:
         service.close()
     print("ended", flush=True)
+
+
+def _warn(settings: ServerSettings, keys: KeyRing) -> None:
+    """Warns of what makes a server that others can use less safe."""
+    if os.geteuid() == 0 and (settings.asks_for_key or not settings.is_loopback):
+        _log.warning("runs as root, which no part of it needs: start it as a user of its own")
+    if keys.is_exposed:
+        _log.warning("api_key_file: all users of this machine can read or write it; chmod 600 it")
+
+
+def _watch_keys(keys: KeyRing, service: Service) -> None:
+    """Tells the service whether clients share it, and reads a key file again at SIGHUP."""
+
+    def reload() -> None:
+        try:
+            keys.reload()
+        except ConfigError as error:
+            _log.error("%s; the keys are those from before", error)
+        else:
+            _log.warning("api_key_file: read again, %d keys", len(keys))
+        service.limits.is_shared = len(keys) > 1
+
+    service.limits.is_shared = len(keys) > 1
+    if service.settings.api_key_file is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 class _Server(uvicorn.Server):

@@ -29,6 +29,12 @@ class ServerMetrics:
         self.batch_clips = Histogram(
             "batch_clips", "Clips that the model scored at once.", (), PREFIX, registry=registry, buckets=CLIPS
         )
+        self.client_requests = Counter(
+            "client_requests", "Requests that showed a key, by its name.", ("client",), PREFIX, registry=registry
+        )
+        self.access_log_lost = Gauge(
+            "access_log_lost", "Lines of the access log that were not written.", (), PREFIX, registry=registry
+        )
         self.model_restarts = Counter(
             "model_restarts", "Times that the model's thread failed and began anew.", (), PREFIX, registry=registry
         )

@@ -138,6 +138,13 @@ class Service:
         if not self._model.is_alive:
             raise HTTPException(503, "the model's thread has ended; start the server anew")
 
+    async def require_readiness(self) -> None:
+        """Raises an HTTPException if a clip would not be scored now; starts a decoding process if none runs."""
+        self.require_life()
+        if self._model.busy_s > self.settings.timeout_s:
+            raise HTTPException(503, f"the model has worked on one batch for {self._model.busy_s:.0f} s")
+        await self.clips.require_decoder()
+
     def stop(self) -> None:
         """Refuses new requests; those in work have `shutdown_s` left."""
         self.is_stopping = True

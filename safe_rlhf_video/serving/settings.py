@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +29,10 @@ class ServerSettings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="0 takes any free port")
     video_root: Path | None = Field(None, description="the folder of the paths in requests; else they are refused")
     api_key: str | None = Field(None, repr=False, description="what clients send; without it, no key is asked for")
+    api_key_file: Path | None = Field(
+        None, description=f"holds the keys that clients send, one a line, with a name or without; else {KEY_VARIABLE}"
+    )
+    access_log: Path | None = Field(None, description="the file that gets a line for each answer; without, none does")
     backbone: str | None = Field(None, description="the backbone's folder, if it has moved since training")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:1")
     max_body_mb: float = Field(64.0, gt=0, description="the size of a request, in 10^6 bytes")
@@ -62,14 +65,19 @@ class ServerSettings(BaseModel):
                 f"bodies_mb: a client's share of {settings.bodies_mb * settings.client_share:g} MB is less than one "
                 f"body of max_body_mb {settings.max_body_mb:g}; give more"
             )
-        if settings.api_key is None and not settings.is_loopback:
+        if not settings.asks_for_key and not settings.is_loopback:
             raise ConfigError(
                 f"host: {settings.host} can be reached from other machines, which needs a key; give --api_key_file or "
                 f"{KEY_VARIABLE}, or listen at 127.0.0.1"
             )
         if settings.api_key is not None:
-            _check_key(settings.api_key)
+            check_key(settings.api_key, "the API key")
         return settings
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Whether clients have to show a key."""
+        return self.api_key is not None or self.api_key_file is not None
 
     @property
     def is_loopback(self) -> bool:
@@ -92,26 +100,10 @@ class ServerSettings(BaseModel):
         return {name: getattr(self, name) for name in names}
 
 
-def read_key(file: Path | None) -> str | None:
-    """Returns the key in a file or, without a file, in the environment; None without either.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
-    try:
-        return file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"api_key_file: {file} cannot be read as ASCII text ({error}); write one key to it"
-        ) from error
-
-
-def _check_key(key: str) -> None:
-    # Headers carry only visible ASCII unchanged. The message never shows the key.
+def check_key(key: str, name: str) -> None:
+    """Raises a ConfigError, which never shows the key, unless headers carry it unchanged and nobody can guess it."""
     if len(key) < MIN_KEY_CHARACTERS or not all("!" <= character <= "~" for character in key):
         raise ConfigError(
-            f"the API key needs {MIN_KEY_CHARACTERS} or more characters of visible ASCII without spaces; make one with "
+            f"{name} needs {MIN_KEY_CHARACTERS} or more characters of visible ASCII without spaces; make one with "
             "python -c 'import secrets; print(secrets.token_urlsafe())'"
         )
