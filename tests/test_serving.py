@@ -709,9 +709,9 @@ def test_a_key_is_asked_for(folders: list[Path], root: Path, tmp_path: Path) -> 
             assert server.post(path, body).status in (404, 405)
         server.key = KEY
         assert "no files" in server.post("/score", score_of()).error
-        # One head alone: what needs the other models is not there.
-        for path in ("/score_pair", "/rank", "/moderate", "/remote_reward"):
-            assert server.post(path, body).status == 404
+        # A reward alone decides; what needs harm labels is not there.
+        assert [server.post(path, body).status for path in ("/score_pair", "/rank", "/remote_reward")] == [400] * 3
+        assert server.post("/moderate", body).status == 404
         assert KEY not in server.log.read_text()
 
 
