@@ -74,8 +74,12 @@ def share(value: float | None, ends: Sequence[float] | None = None) -> str | Non
 
 
 def sentence(text: str) -> str:
-    """A text with a capital at its beginning and a full stop at its end, unless it is a question."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith("?") else ".")
+    """A text with a capital at its beginning and a full stop at its end, unless it is a question.
+
+    A path or a name of the code at the beginning stays as it is.
+    """
+    is_name = any(letter in text.partition(" ")[0].rstrip(":,") for letter in "/_.")
+    return (text if is_name else text[:1].upper() + text[1:]) + ("" if text.endswith("?") else ".")
 
 
 def words(name: str) -> str:

@@ -220,7 +220,7 @@ def test_labels_that_cannot_cycle_have_no_ceiling(tmp_path):
     assert (figure.closed, figure.cyclic, figure.ceiling, figure.ceiling_bradley_terry) == (48, 0, None, None)
     assert "ranking cannot have a cycle" in figure.reason
     page = make_audit_page(result, audit_plots(result))
-    assert "none of 48 triangles of helpfulness labels goes round in a circle" in page.lower()
+    assert "none of 48 triangles of helpfulness labels is cyclic" in page.lower()
     assert "Ceiling, if" not in page
     assert "100.0% of them" not in page
     chain = write(tmp_path / "config-chain.json", [record for record in records if record["pair_id"][-1] in "03"])
@@ -548,7 +548,7 @@ def test_marks_follow_what_is_sure(tmp_path):
     result = audit_files(write(tmp_path / "one.json", [pair("0", "a", "b"), pair("1", "b", "c"), pair("2", "c", "a")]))
     ((mark, text),) = texts_of(result, "triangles")
     assert mark == "look"
-    assert text.startswith("1 of 1 triangle of helpfulness labels goes round")
+    assert text.startswith("1 of 1 triangle of helpfulness labels is cyclic")
 
 
 def test_fields_that_are_not_read_are_shown(tmp_path):
@@ -651,7 +651,7 @@ def test_lists_of_videos_and_prompts_are_audited_as_far_as_they_go(tmp_path):
     baselines = json.loads((tmp_path / "audit.json").read_text())["baselines"]["videos"]
     assert baselines["generator_only"] is None
     assert "generators_taken_as_one" not in baselines
-    assert "Kinds of prompts" in make_audit_page(result, audit_plots(result))
+    assert "Prompt types" in make_audit_page(result, audit_plots(result))
 
 
 def test_prompts_of_single_videos_predict_their_safety(tmp_path):

@@ -170,6 +170,23 @@ def test_series_differ_without_colours() -> None:
     assert ["dasharray" in style for style in outlines] == [False, True]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.svg")), ids=lambda path: path.name)
+def test_pictures_of_the_docs_have_their_own_paper_in_light_and_dark(path: Path) -> None:
+    svg = ElementTree.fromstring(path.read_text())
+    style = " ".join(part.text or "" for part in svg.iter() if part.tag.endswith("style"))
+    light, dark = style.split("@media (prefers-color-scheme: dark)")
+    assert ".paper { fill: #ffffff }" in light
+    assert ".paper { fill: #16191c }" in dark
+    (paper,) = (part for part in svg.iter() if part.get("class") == "paper")
+    left, top, width, height = (svg.get("viewBox") or "").split()
+    assert (paper.get("x", "0"), paper.get("y", "0"), paper.get("width"), paper.get("height")) == (
+        left,
+        top,
+        width,
+        height,
+    )
+
+
 def test_names_of_data_are_shortened_and_told_in_full() -> None:
     svg = PLOTS["counts"]().svg
     (name,) = re.findall(r"<text[^>]*>(&lt;/style[^<]*…)<title>", svg)

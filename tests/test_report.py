@@ -318,7 +318,7 @@ def test_what_is_null_shows_its_reason(world: Path, tmp_path: Path) -> None:
     assert "Harmlessness has no figure: the models have no cost." in page.text
     assert re.search(r"Fewer than 30, too few for a figure: [^<]* \(\d+\)", page.text)
     assert "<td" not in page.text.split("Parts of the data</h2>")[1].split("<h2")[0]  # no row without a figure
-    assert "nobody checked that no test prompt" in page.text
+    assert "It is not known whether a test prompt was trained on." in page.text
     # A cost, but no label of safety and none of harmlessness.
     records = read_records(world, "test")
     for record in records:

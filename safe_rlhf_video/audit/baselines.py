@@ -221,7 +221,7 @@ def audit_prompt_baseline(
     figures = sign_accuracy(logits, sign)
     reason = None
     if figures.balanced_accuracy is None:
-        reason = "is_safe is not known of both safe and unsafe videos, to learn from and to judge on"
+        reason = "is_safe is not known for both safe and unsafe videos, to learn from and to judge on"
     return PromptBaseline(
         fitted_on=fitted_name,
         balanced_accuracy=figures.balanced_accuracy,

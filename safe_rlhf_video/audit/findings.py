@@ -156,10 +156,10 @@ def _find_conflicts(conflicts: Conflicts, unit: str) -> Iterator[Finding]:
         text = f"{'the' if most == 1 else 'all'} {count(most, 'pair')} labelled more than once "
         yield Finding(OK, "conflicts", text + f"{verb(most, 'agrees with itself', 'agree with themselves')}")
     if number := conflicts.is_safe.contradictory:
-        text = f"{count(number, unit)} safe in one record and unsafe in another: training takes that as unknown"
+        text = f"{count(number, unit)} safe in one record and unsafe in another: training treats them as unknown"
         yield Finding(LOOK, "conflicts", text)
     if number := conflicts.generators.contradictory:
-        text = f"{count(number, unit)} with one generator in one record and another in the next: the first is taken"
+        text = f"{count(number, unit)} with different generators in different records: the first is used"
         yield Finding(LOOK, "conflicts", text)
     harms = conflicts.harm_labels
     for number, what in (
@@ -187,12 +187,12 @@ def _find_noise(triangles: Mapping[str, TriangleFigures], unit: str) -> Iterator
             continue
         is_few = figure.closed < FEW_TRIANGLES
         if not figure.cyclic:
-            text = f"none of {count(figure.closed, 'triangle')} of {words(name)} labels goes round in a circle"
+            text = f"none of {count(figure.closed, 'triangle')} of {words(name)} labels is cyclic"
             yield Finding(LOOK if is_few else OK, "triangles", f"{text}: {NO_CYCLE}")
             continue
         counts = (
             f"{figure.cyclic:,} of {count(figure.closed, 'triangle')} of {words(name)} labels "
-            f"{verb(figure.cyclic, 'goes', 'go')} round in a circle (A over B, B over C, C over A)"
+            f"{_are(figure.cyclic)} cyclic (A over B, B over C, C over A)"
         )
         ceiling, ends = figure.ceiling_bradley_terry, figure.ceiling_bradley_terry_interval
         if ceiling is None:
@@ -200,9 +200,9 @@ def _find_noise(triangles: Mapping[str, TriangleFigures], unit: str) -> Iterator
             continue
         few = f"; fewer than {FEW_TRIANGLES} triangles say little" if is_few else ""
         text = (
-            f"{counts}, a sign of wrong labels: no model can agree with more than about {percent(ceiling)}"
+            f"{counts}, so some labels are wrong: no model can agree with more than about {percent(ceiling)}"
             f"{interval(ends)} of them if people err mostly on similar {unit}s, {percent(figure.ceiling)}"
-            f"{interval(figure.ceiling_interval)} if they err on all alike{few}"
+            f"{interval(figure.ceiling_interval)} if they err equally often on all{few}"
         )
         # The lower of the two: equal errors give an upper end.
         at_most = 1.0 if ends is None else ends[1]
@@ -246,7 +246,7 @@ def _find_balance(balance: Balance, unit: str) -> Iterator[Finding]:
         if share is not None and ends is not None and abs(share - 0.5) > POSITION_LOOK * (ends[1] - ends[0]):
             text = (
                 f"{percent(share)}{interval(ends)} of the {words(name)} labels name video_0: "
-                "the place predicts the label; shuffle the sides"
+                "the position predicts the label; shuffle the sides"
             )
             mark = PROBLEM if abs(share - 0.5) > POSITION_PROBLEM else LOOK
             yield Finding(mark, "balance", text)

@@ -120,9 +120,9 @@ def _draw_triangles(triangles: Mapping[str, TriangleFigures], unit: str) -> Iter
     alike = [Share(name, each.ceiling, percent(each.ceiling), each.ceiling_interval) for name, each in closed.items()
              if each.ceiling is not None]  # fmt: skip
     for title, shares, axis in (
-        ("Triangles that go round in a circle", cyclic, "share of triangles"),
+        ("Cyclic triangles", cyclic, "share of triangles"),
         (f"Ceiling, if people err mostly on similar {unit}s (Bradley-Terry)", close, "accuracy"),
-        ("Ceiling, if they err on all alike: an upper end", alike, "accuracy"),
+        ("Ceiling, if they err equally often on all: an upper end", alike, "accuracy"),
     ):
         if shares:
             yield draw_shares(title, shares, (axis, "dimension"), n)
@@ -185,7 +185,7 @@ def _draw_balance(balance: Balance, unit: str) -> Iterator[Plot]:
         yield draw_stacked("Preferred", labelled, names, ("share of comparisons", "dimension"), n)
     values = _is_safe(balance)
     if any(values[:3]):
-        names = ("safe", "unsafe", "both said", "unknown")
+        names = ("safe", "unsafe", "contradictory", "unknown")
         titles, n = (f"share of {unit}s", "what is labelled"), f"n = {count(sum(values), unit)}"
         yield draw_stacked(f"is_safe of {unit}s", {f"{unit}s": values}, names, titles, n)
     for labels, what in ((balance.harm_labels, unit), (balance.prompt_harm_labels, "prompt")):
@@ -195,12 +195,12 @@ def _draw_balance(balance: Balance, unit: str) -> Iterator[Plot]:
             found = {f"{harm.code} {harm.name}": harm.true for harm in harms}
             texts = [f"{harm.true:,} ({percent(harm.share_true)})" for harm in harms]
             n = f"n = {count(known, what)} with the label"
-            yield draw_counts(f"Harms of {what}s", found, (f"{what}s", "harm"), n,
+            yield draw_counts(f"Harm labels of {what}s", found, (f"{what}s", "harm"), n,
                               dict(zip(found, texts, strict=True)))  # fmt: skip
     types, generators = balance.prompt_types, balance.generators
     if types:
         n = f"n = {count(sum(types.values()), 'prompt')}"
-        yield draw_counts("Kinds of prompts", types, ("prompts", "kind"), n)
+        yield draw_counts("Prompt types", types, ("prompts", "kind"), n)
     if generators:
         made = {name: each.videos for name, each in generators.items()}
         n = f"n = {count(sum(made.values()), unit)}"

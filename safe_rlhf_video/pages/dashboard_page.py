@@ -49,7 +49,7 @@ def make_dashboard_body(runs: Sequence[RunMetrics], plots: Panels, is_live: bool
 
 def _state(runs: Sequence[RunMetrics], is_live: bool) -> dict[str, object]:
     when = time.strftime("%Y-%m-%d %H:%M:%S")
-    how = f"looked at {when}, again every {REFRESH_S} s" if is_live else f"written {when}"
+    how = f"updated {when}, and every {REFRESH_S} s" if is_live else f"written {when}"
     return {"states": [RunState(run.name, _describe(run), run.num_unreadable) for run in runs], "how": how}
 
 

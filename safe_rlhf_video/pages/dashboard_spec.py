@@ -58,7 +58,7 @@ NATS = "nats a comparison"
 SHARE = "share of comparisons"
 NOT_TOLD_APART = Reference(math.log(2.0), "ln 2: no pair told apart")
 SIGN_NOT_KNOWN = Reference(math.log(2.0), "ln 2: every cost is 0")
-CHANCE = Reference(0.5, "1/2: a coin")
+CHANCE = Reference(0.5, "1/2: chance")
 
 
 def _either(metric: str) -> tuple[str, str]:
@@ -79,7 +79,7 @@ def _learning(prefix: str, when: str) -> tuple[Panel, ...]:
 
 
 SECTIONS = (
-    PanelSection("Does it learn what holds for other prompts?", _learning("eval", "validation")),
+    PanelSection("Does it generalise to other prompts?", _learning("eval", "validation")),
     PanelSection(
         "Does it learn at all?",
         (
@@ -90,7 +90,7 @@ SECTIONS = (
         ),
     ),
     PanelSection(
-        "Do the steps make sense?",
+        "Is the optimisation stable?",
         (
             Panel("Gradient norm, before clipping", ("train/grad_norm/<part>",), "norm", log_scale=True),
             Panel("Learning rate", ("train/learning_rate/<part>",), "rate"),

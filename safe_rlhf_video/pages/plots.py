@@ -379,7 +379,7 @@ def draw_reliability(
         f"said {100 * said:.1f}%, was {100 * was:.1f}% of {num:,} comparisons"
         for said, was, num in zip(predicted, observed, nums, strict=True)
     ])  # fmt: skip
-    legend = [Key("this model", "line", "blue"), Key("as often as it says", "line", dash=REFERENCE_DASH)]
+    legend = [Key("this model", "line", "blue"), Key("perfectly calibrated", "line", dash=REFERENCE_DASH)]
     return drawing.finish(title, note, legend)
 
 

@@ -67,7 +67,7 @@ def _draw_accuracy(data: ReportData, judged: JudgedDimension) -> Plot | Missing:
     shares += _controls(data, judged.name)
     note = f"n = {count(own.num_comparisons, 'comparison')} of {count(own.num_prompts, 'prompt')}"
     note += _in_sample(data, judged.name)
-    return draw_shares(title, shares, ("accuracy: share of comparisons", "who decides"), note)
+    return draw_shares(title, shares, ("accuracy: share of comparisons", "predictor"), note)
 
 
 def _draw_sign(data: ReportData) -> Plot | Missing:
@@ -83,7 +83,7 @@ def _draw_sign(data: ReportData) -> Plot | Missing:
         f"{percent(sign.accuracy)} have the right sign; controls are cut at training's share of unsafe {data.unit}s"
     )
     note += _in_sample(data, "cost_sign")
-    return draw_shares(title, shares, (f"balanced accuracy: share of {data.unit}s", "who decides"), note)
+    return draw_shares(title, shares, (f"balanced accuracy: share of {data.unit}s", "predictor"), note)
 
 
 def _draw_separation(data: ReportData) -> Iterator[Plot]:
@@ -91,7 +91,7 @@ def _draw_separation(data: ReportData) -> Iterator[Plot]:
     sign = data.evaluation.cost_sign
     if sign is not None and sign.auroc is not None:
         shares = [Share("this model", sign.auroc, percent(sign.auroc)), *_controls(data, "cost_sign_auroc")]
-        title, axes = f"Cost: safe before unsafe {data.unit}s", ("AUROC: share of couples", "who decides")
+        title, axes = f"Cost: safe before unsafe {data.unit}s", ("AUROC: share of couples", "predictor")
         note = f"n = {sign.num_safe:,} x {sign.num_unsafe:,} couples of a safe and an unsafe one; it needs no zero"
         note += _in_sample(data, "cost_sign")
         yield draw_shares(title, shares, axes, note)
@@ -115,7 +115,7 @@ def _draw_calibration(data: ReportData, judged: JudgedDimension) -> Plot | Missi
         return Missing(title, figures.reason or "")
     how = f"temperature {figures.temperature:.3f}" if figures.is_calibrated else "not calibrated"
     note = (
-        f"n = {count(figures.num_comparisons, 'comparison')} in {len(figures.bins)} bins of equal mass; {how}; "
+        f"n = {count(figures.num_comparisons, 'comparison')} in {len(figures.bins)} bins of equal size; {how}; "
         f"Brier score {figures.brier:.3f}, log loss {figures.log_loss:.3f} nats"
     )
     if figures.mean_absolute_error is not None:

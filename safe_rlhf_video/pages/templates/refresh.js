@@ -9,7 +9,7 @@ async function refresh() {
     body.querySelectorAll(".panels").forEach((row, at) => { row.scrollLeft = places[at] ?? 0; });
     state.textContent = "";
   } catch (error) {
-    state.textContent = "No news: scripts/dashboard.py does not answer (" + error.message + ").";
+    state.textContent = "Not updated: scripts/dashboard.py does not answer (" + error.message + ").";
   }
 }
 setInterval(refresh, {{ refresh_s * 1000 }});
