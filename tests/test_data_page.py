@@ -119,6 +119,7 @@ FIELDS: dict[str, Sequence[Any]] = {
     "Model folder": (_ModelFile, {"path"}),
     "Frame store": (StoredClip, QuarantinedClip, Codec, {"format_version", "sampling", "codec", "checksum"}),
 }
+WRITTEN = [*FIELDS][[*FIELDS].index("evaluation.json") :]
 IN_THE_FILE = {"dimensions": records.ALL_DIMENSIONS, "graded": ("severity",)}  # stand there under these names
 
 
@@ -136,6 +137,10 @@ def test_every_field_is_named(title: str) -> None:
         wanted |= {form.id_field for form in FORMS.values()}
     missing = wanted - named - ({"prompt_labels", "video_labels"} if title == "Texts" else set())
     assert not missing, f"{PAGE}, {title}: name and explain {', '.join(sorted(missing))}"
+    if title in WRITTEN:
+        first_cells = re.findall(r"^\| (`[^|]*`) \|", section(title), re.MULTILINE)
+        gone = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)} - wanted
+        assert not gone, f"{PAGE}, {title}: no file has {', '.join(sorted(gone))}"
 
 
 def test_every_metric_is_named() -> None:
