@@ -1,7 +1,7 @@
 """Defines a row of benchmarks/promises.py: how often one promise is kept in one setting, and whether that is enough."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 # A rate over a finite number of draws may miss its bound by this many standard errors.
@@ -47,30 +47,27 @@ def coverage_row(promise: str, setting: str, covered: int, draws: int, width: fl
     is_enough = measured >= LEAST_COVERAGE - STANDARD_ERRORS * error
     is_narrow = measured <= MOST_COVERAGE + STANDARD_ERRORS * error or width <= MOST_WIDTH
     bound = f"{LEAST_COVERAGE:.0%}-{MOST_COVERAGE:.0%}, or width <= {MOST_WIDTH}"
-    return Row(promise, setting, 0.95, measured, error, width, bound, is_enough and is_narrow)
+    return Row(promise, setting, 0.95, measured, error, float(width), bound, bool(is_enough and is_narrow))
 
 
 def error_row(promise: str, setting: str, wrong: int, draws: int, nominal: float, most: float) -> Row:
     """A row of an error that may happen in at most a share `most` of the draws: type I, or something wrongly issued."""
     measured, error = _rate(wrong, draws)
     is_ok = measured <= most + STANDARD_ERRORS * error
-    return Row(promise, setting, nominal, measured, error, None, f"at most {most:.0%}", is_ok)
+    return Row(promise, setting, nominal, measured, error, None, f"at most {most:.0%}", bool(is_ok))
 
 
-def format_rows(rows: Iterable[Row]) -> str:
-    """A Markdown table."""
-    lines = [
-        "| promise | setting | nominal | measured | Monte-Carlo error | width / reference | bound | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def format_rows(rows: Iterable[Row]) -> Iterator[str]:
+    """The lines of a Markdown table, each as soon as its row is there."""
+    yield "| promise | setting | nominal | measured | Monte-Carlo error | width / reference | bound | |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
         width = "" if row.width is None else f"{row.width:.2f}"
         cells = (
             row.promise, row.setting, f"{row.nominal:.3f}", f"{row.measured:.4f}", f"{row.error:.4f}", width, row.bound,
             "ok" if row.ok else "FAILS",
         )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        yield f"| {' | '.join(cells)} |"
 
 
 def _rate(count: int, draws: int) -> tuple[float, float]:

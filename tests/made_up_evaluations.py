@@ -24,7 +24,7 @@ def dimension_figures(**changes: Any) -> DimensionFigures:
         "fraction_of_ceiling_interval": None, "true_order_accuracy": None, "num_true_ties": None, "tie_rate": 0.0,
         "mean_margin": 1.5, "num_comparisons": 320, "num_prompts": 90, "reason": None, "num_tied_labels": 0,
         "tie_aware": TieFigures(None, None, None, 320, 0, "no comparison is labelled a tie"),
-        "calibration": ProbabilityFigures(False, None, 0.02, 0.15, 0.4, None, (), 320, None),
+        "calibration": ProbabilityFigures(False, None, 0.02, 0.015, 0.03, 0.15, 0.4, None, (), 320, None),
         "breakdown": Breakdown((), (), ()),
     }  # fmt: skip
     return DimensionFigures(**(figures | changes))

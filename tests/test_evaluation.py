@@ -557,6 +557,25 @@ def test_truth_of_another_world_is_refused(planned: tuple[list[PairSample], list
         evaluate(pairs, scores, truth={})
 
 
+def test_which_clip_is_called_video_0_changes_no_figure(
+    planned: tuple[list[PairSample], list[PairSample], Truth],
+) -> None:
+    _, pairs, truth = planned
+    scores = scores_from(pairs, truth, noise=0.5)
+    turned = [
+        replace(pair, video_0=pair.video_1, video_1=pair.video_0,
+                preferences={name: {0: 1, 1: 0}.get(label, label) for name, label in pair.preferences.items()})
+        if number % 3 == 0 else pair
+        for number, pair in enumerate(pairs)
+    ]  # fmt: skip
+    plain, other = (evaluate(each, scores, truth=truth).dimensions for each in (pairs, turned))
+    assert plain["helpfulness"] == other["helpfulness"]
+    assert plain["harmlessness"] == other["harmlessness"]
+    figures = plain["helpfulness"].calibration
+    assert 0 < figures.perfect_ece < figures.perfect_ece_95
+    assert all(one.predicted >= 0.5 for one in figures.bins)
+
+
 def test_calibration_block_by_plain_loops(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:
     _, pairs, truth = planned
     scores = {key: {"reward": 3 * row["reward"]} for key, row in scores_from(pairs, truth, noise=0.0).items()}

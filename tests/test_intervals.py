@@ -59,7 +59,7 @@ def test_one_large_prompt_does_not_decide_how_sure_a_share_is() -> None:
     prompts = np.repeat(np.arange(30), sizes)
     fails = np.isin(prompts, (5, 9))  # two of the small ones
     size, _ = effective_size(1.0 - fails, prompts)
-    assert size == pytest.approx(sizes.sum() ** 2 / (sizes**2).sum(), rel=0.01)
+    assert size < 8  # by the two that failed alone: 38
 
 
 def test_the_end_near_one_is_not_short_of_clopper_and_pearson() -> None:

@@ -79,12 +79,12 @@ def test_parts_of_figures_of_two_classes_have_their_mean_and_their_standard_erro
 
 def test_reliability_by_a_plain_loop():
     random = np.random.default_rng(0)
-    probability = random.random(203)
-    outcome = (random.random(203) < probability**2).astype(int)
-    rows = sorted(zip(probability, outcome, strict=True))
+    margin = random.normal(size=203) + 0.3
+    probability = [1 / (1 + math.exp(-m)) for m in margin]
+    rows = sorted((max(p, 1 - p), float(p > 0.5)) for p in probability)
     sizes = [21] * 3 + [20] * 7
     total, start = 0.0, 0
-    result = reliability(probability, outcome)
+    result = reliability(margin)
     for size, one in zip(sizes, result.bins, strict=True):
         chunk = rows[start : start + size]
         start += size
@@ -92,24 +92,31 @@ def test_reliability_by_a_plain_loop():
         assert (one.predicted, one.observed, one.num) == (pytest.approx(predicted), pytest.approx(observed), size)
         total += size * abs(predicted - observed)
     assert result.ece == pytest.approx(total / 203)
-    assert result.brier == pytest.approx(sum((p - y) ** 2 for p, y in rows) / 203)
-    assert result.log_loss == pytest.approx(-sum(math.log(p if y else 1 - p) for p, y in rows) / 203)
+    assert result.brier == pytest.approx(sum((1 - p) ** 2 for p in probability) / 203)
+    assert result.log_loss == pytest.approx(-sum(map(math.log, probability)) / 203)
 
 
 def test_equal_probabilities_are_one_value_in_any_order():
-    outcome = np.array([0] * 50 + [1] * 50)
-    assert reliability(np.full(100, 0.5), outcome).ece == 0.0
-    probability = np.repeat([0.25, 0.75], 50)
-    for shuffled in (np.random.default_rng(seed).permutation(100) for seed in range(3)):
-        assert reliability(probability[shuffled], outcome[shuffled]).ece == pytest.approx(0.25)
+    assert reliability(np.zeros(100)).ece == 0.0
+    margin = np.repeat([math.log(3), -math.log(3)], 50)  # confidence 0.75, right half of the time
+    for seed in range(3):
+        found = reliability(margin[np.random.default_rng(seed).permutation(100)])
+        assert found.ece == pytest.approx(0.25)
 
 
 def test_true_probabilities_are_calibrated_and_doubled_margins_are_not():
     random = np.random.default_rng(0)
-    margin = 2 * random.normal(size=50_000)
-    outcome = random.random(50_000) < preference_probability(margin)
-    assert reliability(preference_probability(margin), outcome).ece < 0.01
-    assert reliability(preference_probability(2 * margin), outcome).ece > 0.05
+    true = 2 * random.normal(size=3000)
+    sign = np.where(random.random(3000) < preference_probability(true), 1.0, -1.0)
+    found, doubled = reliability(true * sign), reliability(2 * true * sign)
+    assert found.ece < found.perfect_ece_95 < doubled.ece > 0.05
+    # What chance alone gives, by labels that are drawn here.
+    redrawn = []
+    for _ in range(100):
+        signs = np.where(random.random(3000) < preference_probability(true), 1.0, -1.0)
+        redrawn.append(reliability(true * signs).ece)
+    assert found.perfect_ece == pytest.approx(np.mean(redrawn), rel=0.1)
+    assert 0.005 < found.perfect_ece < 0.02
 
 
 def test_temperature_is_the_minimum_and_knows_no_sides():
@@ -197,10 +204,10 @@ def test_no_temperature_has_a_reason(margin, reason):
 
 def test_fewer_comparisons_than_the_least_have_no_figure():
     few, enough = MIN_COMPARISONS - 1, MIN_COMPARISONS
-    result = reliability(np.full(few, 0.5), np.ones(few))
+    result = reliability(np.zeros(few))
     assert (result.ece, result.brier, result.log_loss, result.bins) == (None, None, None, ())
     assert "fewer than 30" in result.reason
-    assert reliability(np.full(enough, 0.5), np.ones(enough)).brier == 0.25
+    assert reliability(np.zeros(enough)).brier == 0.25
     assert fit_temperature([], []).log_loss_before is None
 
 
@@ -229,9 +236,8 @@ def test_tie_aware_accuracy_and_its_threshold_by_brute_force():
         lambda: sign_accuracy([1.0], [2]),
         lambda: sign_accuracy([math.nan], [1]),
         lambda: preference_probability([1.0], 0.0),
-        lambda: reliability([0.5], [0.5]),
-        lambda: reliability([1.5], [1]),
-        lambda: reliability([0.5], [1, 0]),
+        lambda: reliability([math.inf]),
+        lambda: reliability([1.0] * 40, 0.0),
     ],
 )
 def test_what_has_no_answer_is_refused(call):

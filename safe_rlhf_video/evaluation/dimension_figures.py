@@ -96,17 +96,21 @@ def _judge_ties(
 
 
 def _judge_probabilities(labelled: Labelled, margin: np.ndarray, fitted: HeadCalibration | None) -> ProbabilityFigures:
-    """How well P(video_0 preferred) agrees with the labels."""
+    """How well the probabilities of the preferred videos agree with the labels."""
     temperature = fitted.temperature if fitted is not None else None
-    probability = preference_probability(margin, temperature or 1.0)
-    figures = reliability(probability, labelled.sign > 0)
+    figures = reliability(margin * labelled.sign, temperature or 1.0)
     error = None
     if labelled.true_margin is not None and figures.reason is None:
-        error = float(np.abs(probability - preference_probability(labelled.true_margin)).mean())
+        # Of the video that the model prefers, so that the last bits do not depend on which is video_0 either.
+        side = np.where(margin < 0, -1.0, 1.0)
+        said = preference_probability(np.abs(margin), temperature or 1.0)
+        error = float(np.abs(said - preference_probability(side * labelled.true_margin)).mean())
     return ProbabilityFigures(
         is_calibrated=temperature is not None,
         temperature=temperature,
         ece=figures.ece,
+        perfect_ece=figures.perfect_ece,
+        perfect_ece_95=figures.perfect_ece_95,
         brier=figures.brier,
         log_loss=figures.log_loss,
         mean_absolute_error=error,

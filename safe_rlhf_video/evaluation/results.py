@@ -89,9 +89,10 @@ class TieFigures:
 
 @dataclass(frozen=True)
 class ProbabilityFigures:
-    """How well P(video_0 preferred) agrees with the labels.
+    """How well the probability of the video that the model prefers agrees with the labels.
 
     Attributes:
+        perfect_ece, perfect_ece_95: mean and 95% point of the ECE that true probabilities would have on as many labels.
         temperature: None, and used as 1, without a calibration.
         log_loss: in nats.
         mean_absolute_error: mean |P - true probability|; None where the truth is unknown.
@@ -100,6 +101,8 @@ class ProbabilityFigures:
     is_calibrated: bool
     temperature: float | None
     ece: float | None
+    perfect_ece: float | None
+    perfect_ece_95: float | None
     brier: float | None
     log_loss: float | None
     mean_absolute_error: float | None

@@ -33,6 +33,7 @@ ROWS: Mapping[str, Callable[[DimensionFigures], str]] = {
     "labelled as ties, not counted": lambda one: str(one.num_tied_labels or ""),
     "accuracy with ties": lambda one: with_interval(one.tie_aware.accuracy, one.tie_aware.interval),
     "calibration error of P(v1 > v2), ECE": lambda one: _calibration(one),
+    "  ECE of true probabilities, as many": lambda one: _perfect(one),
     "Brier score": lambda one: figure(one.calibration.brier),
     "mean |P - hidden probability|": lambda one: figure(one.calibration.mean_absolute_error),
 }
@@ -40,6 +41,7 @@ UNMARKED = ("test comparisons (prompts)", "ceiling: the hidden order, same label
 CALIBRATED = {
     "accuracy with ties": "tie_aware",
     "calibration error of P(v1 > v2), ECE": "calibration",
+    "  ECE of true probabilities, as many": lambda one: _perfect(one),
     "Brier score": "calibration",
     "mean |P - hidden probability|": "calibration",
 }
@@ -225,6 +227,12 @@ def _calibration(one: DimensionFigures) -> str:
     if one.calibration.ece is None:
         return "-"
     return f"{one.calibration.ece:.4f}" + ("" if one.calibration.is_calibrated else " (not calibrated)")
+
+
+def _perfect(one: DimensionFigures) -> str:
+    if one.calibration.perfect_ece is None or one.calibration.perfect_ece_95 is None:
+        return ""
+    return f"{one.calibration.perfect_ece:.4f}, 95% below {one.calibration.perfect_ece_95:.4f}"
 
 
 def _marked(text: str, title: str, dimension: str, in_sample: Mapping[str, str]) -> str:

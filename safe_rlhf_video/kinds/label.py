@@ -160,7 +160,7 @@ def judge_label(
         num_prompts=len(np.unique(prompts)),
         reason="; ".join(reasons) or None,
         target=None if target is None else {target.kind: target.value},
-        holds_target=_holds(target, interval if num >= MIN_COMPARISONS else None),
+        holds_target=is_held(target, interval if num >= MIN_COMPARISONS else None),
         calibrated=calibrated,
     )
 
@@ -172,7 +172,7 @@ def _flag_rate(flagged: NDArray[Any], prompts: NDArray[Any]) -> tuple[float | No
     return float(flagged.mean()), share_interval(flagged.astype(float), prompts)
 
 
-def _holds(target: Target | None, interval: Interval | None) -> bool | None:
+def is_held(target: Target | None, interval: Interval | None) -> bool | None:
     """Whether the whole interval lies on the right side of the target; None where the target is inside."""
     if target is None or interval is None:
         return None

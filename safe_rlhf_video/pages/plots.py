@@ -370,8 +370,8 @@ def _show_bins(axes: Any, edges: np.ndarray) -> None:
 def draw_reliability(
     title: str, predicted: Sequence[float], observed: Sequence[float], nums: Sequence[int], note: str
 ) -> Plot:
-    """Predicted probability against how often it came true, a dot a bin."""
-    drawing = _new_square("predicted P(video_0 preferred)", "share that preferred it")
+    """Probability of the preferred video, 0.5 to 1, against how often the label agrees, a dot a bin."""
+    drawing = _new_square("predicted P of the preferred video", "share of labels that agree")
     drawing.axes.plot([0, 1], [0, 1], **REFERENCE)
     (line,) = drawing.axes.plot(predicted, observed, "o-", color=COLOUR["blue"], markersize=8, markeredgewidth=0,
                                 zorder=ABOVE_AXES)  # fmt: skip

@@ -118,6 +118,9 @@ def _draw_calibration(data: ReportData, judged: JudgedDimension) -> Plot | Missi
         f"n = {count(figures.num_comparisons, 'comparison')} in {len(figures.bins)} bins of equal size; {how}; "
         f"Brier score {figures.brier:.3f}, log loss {figures.log_loss:.3f} nats"
     )
+    if figures.perfect_ece is not None and figures.perfect_ece_95 is not None:
+        note += f"; true probabilities would have an ECE of {figures.perfect_ece:.3f}, in 95% below "
+        note += f"{figures.perfect_ece_95:.3f}"
     if figures.mean_absolute_error is not None:
         note += f"; mean |P - hidden probability| {figures.mean_absolute_error:.3f}"
     note += _in_sample(data, judged.name, f"{judged.name}.calibration")

@@ -4,10 +4,10 @@ Comparisons and clips of one prompt are alike, so prompts are what is drawn at r
 prompts and are None with fewer; `checks.too_few_prompts` says so in words. `benchmarks/promises.py` measures how often
 each holds the true value; a percentile bootstrap of prompts does not with few prompts or few errors.
 
-Two variances of a mean are computed and the larger one is used. The first is robust: the spread of the prompts' sums
-(Liang & Zeger 1986, Biometrika 73, 13-22). Where few prompts hold all errors it is far off by chance, and too small
-most of the time. The second takes all values of a prompt for equally correlated, with the correlation of a one-way
-analysis of variance (Donner 1986, Int. Stat. Rev. 54, 67-82), and knows the sizes of all prompts.
+The variance of a mean is robust: the spread of the prompts' sums (Liang & Zeger 1986, Biometrika 73, 13-22). Where few
+prompts hold all errors it is far off by chance, and too small most of the time. A second one takes all values of a
+prompt for equally correlated, with the correlation of a one-way analysis of variance (Donner 1986, Int. Stat. Rev. 54,
+67-82), and knows the sizes of all prompts. Where it is larger, the mean of both is used.
 """
 
 from __future__ import annotations
@@ -115,16 +115,20 @@ def difference_interval(differences: ArrayLike, prompts: ArrayLike) -> Interval 
     if spread is None:
         return None
     mean, square = float(row.mean()), float(np.mean(row**2))
-    size = spread.size(square - mean**2)
+    return paired_interval(mean, square, spread.size(square - mean**2), spread.num_prompts)
+
+
+def paired_interval(mean: float, square: float, size: float, num_prompts: int) -> Interval:
+    """The interval of `difference_interval`, from the mean m, the mean square q, n and the number of prompts."""
     middle = size * mean / (size + 2)
-    half = student(spread.num_prompts) * math.sqrt(((size * square + 2) / (size + 2) - middle**2) / (size + 2))
+    half = student(num_prompts) * math.sqrt(((size * square + 2) / (size + 2) - middle**2) / (size + 2))
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def ratio_interval(numerator: ArrayLike, denominator: ArrayLike, prompts: ArrayLike) -> Interval | None:
     """Computes the interval of mean(numerator) / mean(denominator), such as an accuracy in parts of its ceiling.
 
-        f +- t sqrt((n q + 2) / (n + 2)^2) / mean(denominator),   q the mean square of numerator - f denominator
+        f +- t sqrt(n q + 2) / (n + 2) / mean(denominator),   q the mean square of numerator - f denominator
 
     This is the linearised variance of a ratio (Cochran 1977, Sampling Techniques, 6.4), in which what makes a prompt
     hard for both cancels, with one more win and one more loss as in `difference_interval`.
@@ -147,9 +151,8 @@ def ratio_interval(numerator: ArrayLike, denominator: ArrayLike, prompts: ArrayL
     if spread is None:
         return None
     square = float(np.mean(error**2))
-    size = spread.size(square)
-    half = student(spread.num_prompts) * math.sqrt(size * square + 2) / (size + 2) / float(bottom.mean())
-    return max(0.0, ratio - half), ratio + half
+    low, high = paired_interval(0.0, square, spread.size(square), spread.num_prompts)
+    return max(0.0, ratio + low / float(bottom.mean())), ratio + high / float(bottom.mean())
 
 
 def balanced_interval(right: ArrayLike, is_first: ArrayLike, prompts: ArrayLike) -> Interval | None:
@@ -256,7 +259,7 @@ def student(num_prompts: int) -> float:
 
 @dataclass(frozen=True)
 class _Spread:
-    """How a mean varies: the larger of two variances, and what bounds the effective size."""
+    """How a mean varies, and what bounds its effective size."""
 
     variance: float
     num_values: int
@@ -289,7 +292,8 @@ def _spread(row: FloatArray, prompts: ArrayLike) -> _Spread | None:
         mean_count = (num - float(counts @ counts) / num) / (num_prompts - 1)
         alike = min(1.0, max(0.0, (between - inside) / (between + (mean_count - 1) * inside)))
     design_effect = 1 + alike * (float(counts @ counts) / num - 1)
-    return _Spread(max(robust, float(row.var()) / num * design_effect), num, num_prompts)
+    modelled = float(row.var()) / num * design_effect
+    return _Spread(max(robust, (robust + modelled) / 2), num, num_prompts)
 
 
 def _in_range(name: str, values: ArrayLike) -> FloatArray:

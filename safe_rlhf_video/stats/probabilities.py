@@ -9,21 +9,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, stdtrit
 
-from safe_rlhf_video.stats.checks import FloatArray, check_same_length, finite_row, too_few
+from safe_rlhf_video.stats.checks import MIN_PROMPTS, FloatArray, check_same_length, finite_row, too_few
 
 CONFIDENCE = 0.95
-MIN_PROMPTS = 10
 ENOUGH_COMPARISONS = 300
 """With so many, a temperature that is no better than 1 says that the scores are calibrated as they are."""
+# Sets of outcomes that tell what the ECE of true probabilities is; as many as give its 95% point within some 2%.
+_NUM_DRAWS = 1000
+_OUTCOMES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Comparisons with about the same predicted probability.
+    """Comparisons with about the same probability of the video that the model prefers.
 
     Attributes:
-        predicted: mean predicted probability.
-        observed: share of outcomes.
+        predicted: mean probability of that video, 0.5 to 1.
+        observed: share of labels that agree; a tie of the model counts half.
     """
 
     predicted: float
@@ -33,15 +35,19 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How well predicted probabilities agree with outcomes; figures are None, with the reason, where undefined.
+    """How well predicted probabilities agree with labels; figures are None, with the reason, where undefined.
 
     Attributes:
         ece: expected calibration error: mean |predicted - observed| of the bins, weighted by their numbers.
-        brier: mean (predicted - outcome)^2; 0.25 for a coin flip that says so.
+        perfect_ece: its mean if the probabilities were true, on as many comparisons with the same probabilities.
+        perfect_ece_95: what it exceeds one time in twenty then.
+        brier: mean (1 - probability of the label)^2; 0.25 for a coin flip that says so.
         log_loss: mean -log likelihood, nats; ln 2 for a coin flip that says so.
     """
 
     ece: float | None
+    perfect_ece: float | None
+    perfect_ece_95: float | None
     brier: float | None
     log_loss: float | None
     bins: tuple[ReliabilityBin, ...]
@@ -86,49 +92,61 @@ def preference_probability(margin: ArrayLike, temperature: float = 1.0) -> Float
     return np.asarray(expit(finite_row("margin", margin) / temperature), dtype=np.float64)
 
 
-def reliability(probability: ArrayLike, outcome: ArrayLike, num_bins: int = 10) -> Reliability:
-    """Computes the reliability curve, expected calibration error and Brier score of predicted probabilities.
+def reliability(margin: ArrayLike, temperature: float = 1.0, num_bins: int = 10) -> Reliability:
+    """Computes the reliability curve, expected calibration error and Brier score of P = sigmoid(margin / temperature).
 
-        ECE = sum_b n_b / n |mean predicted in b - share of outcomes in b|,   b: bins of equal mass
+        ECE = sum_b n_b / n |mean confidence in b - share right in b|,   b: bins of equal mass
 
-    Equal mass, because most margins of a good model lie far from 0 and bins of equal width would be all but empty in
-    the middle. Equal probabilities count with the mean of their outcomes, so that the order of the data never matters.
-    Source: Naeini et al. 2015 (AAAI) and Guo et al. 2017 (ICML) for the ECE, Brier 1950 for the score.
+    The confidence is the probability of the video that the model prefers, 0.5 to 1, and a comparison is right if its
+    label agrees. P(video_0) itself would depend on which of the two is called video_0. Equal mass, because most margins
+    of a good model lie far from 0 and bins of equal width would be all but empty in the middle. Equal confidences count
+    with the mean of their outcomes, so that the order of the data never matters. Finite numbers of labels are off by
+    chance, so that even true probabilities have an ECE above 0: it is drawn, with a fixed seed, from labels that follow
+    the confidences independently. Source: Naeini et al. 2015 (AAAI) and Guo et al. 2017 (ICML) for the ECE,
+    Vaicenavicius et al. 2019 (AISTATS) for the comparison with true probabilities, Brier 1950 for the score.
 
     Args:
-        probability: (M,) predicted, in [0, 1].
-        outcome: (M,) 1 where it came true, else 0.
+        margin: (M,) chosen minus rejected, in log odds.
+        temperature: above 0.
         num_bins: of as equal counts as M allows.
 
     Raises:
-        ValueError: a probability is out of range, an outcome is neither 0 nor 1, or the lengths differ.
+        ValueError: a margin is not finite, or the temperature is not positive.
     """
-    predicted, observed = finite_row("probability", probability), finite_row("outcome", outcome)
-    check_same_length("probability", predicted, "outcome", observed)
-    if len(predicted) and not (predicted.min() >= 0 and predicted.max() <= 1):
-        raise ValueError("probability must lie in [0, 1]")
-    if not np.isin(observed, (0, 1)).all():
-        raise ValueError("outcome must hold only 0 and 1")
-    if reason := too_few(len(predicted)):
-        return Reliability(None, None, None, (), len(predicted), reason)
-    values, group = np.unique(predicted, return_inverse=True)
-    shares = np.bincount(group, weights=observed) / np.bincount(group)
-    order = np.argsort(predicted, kind="stable")
-    bins = tuple(
-        ReliabilityBin(float(values[group[rows]].mean()), float(shares[group[rows]].mean()), len(rows))
-        for rows in np.array_split(order, num_bins)
-        if len(rows)
-    )
-    ece = sum(one.num * abs(one.predicted - one.observed) for one in bins) / len(predicted)
-    # A margin of 37 has a finite loss, yet its probability rounds to 1.
-    of_outcome = np.where(observed == 1, predicted, 1.0 - predicted)
-    log_loss = -np.log(np.maximum(of_outcome, np.finfo(np.float64).tiny)).mean()
+    margins = finite_row("margin", margin)
+    of_label = preference_probability(margins, temperature)
+    num = len(margins)
+    if reason := too_few(num):
+        return Reliability(None, None, None, None, None, (), num, reason)
+    order = np.argsort(np.abs(margins), kind="stable")
+    ordered = margins[order]
+    confidence = preference_probability(np.abs(ordered), temperature)
+    right = np.where(ordered == 0, 0.5, (ordered > 0).astype(np.float64))
+    # Where equal confidences begin, how many there are, and where bins begin.
+    _, first, equal = np.unique(confidence, return_index=True, return_counts=True)
+    sizes = np.array([len(rows) for rows in np.array_split(order, num_bins) if len(rows)])
+    starts = np.cumsum(sizes) - sizes
+
+    def observe(outcomes: FloatArray) -> FloatArray:
+        """(..., M) outcomes -> (..., B) share right in each bin."""
+        shares = np.repeat(np.add.reduceat(outcomes, first, axis=-1) / equal, equal, axis=-1)
+        return np.asarray(np.add.reduceat(shares, starts, axis=-1) / sizes)
+
+    predicted, observed = np.add.reduceat(confidence, starts) / sizes, observe(right)
+    random = np.random.default_rng(0)
+    perfect: list[float] = []
+    while len(perfect) < _NUM_DRAWS:
+        some = max(1, min(_NUM_DRAWS - len(perfect), _OUTCOMES_AT_ONCE // num))
+        drawn = np.where(ordered == 0, 0.5, random.random((some, num)) < confidence)
+        perfect += (np.abs(observe(drawn) - predicted) @ sizes / num).tolist()
     return Reliability(
-        ece=float(ece),
-        brier=float(np.mean((predicted - observed) ** 2)),
-        log_loss=float(log_loss),
-        bins=bins,
-        num=len(predicted),
+        ece=float(np.abs(observed - predicted) @ sizes / num),
+        perfect_ece=float(np.mean(perfect)),
+        perfect_ece_95=float(np.quantile(perfect, 0.95)),
+        brier=float(np.mean((1.0 - of_label) ** 2)),
+        log_loss=float(np.logaddexp(0.0, -margins / temperature).mean()),
+        bins=tuple(map(ReliabilityBin, predicted.tolist(), observed.tolist(), sizes.tolist())),
+        num=num,
         reason=None,
     )
 
