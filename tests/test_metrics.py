@@ -106,17 +106,17 @@ def test_equal_probabilities_are_one_value_in_any_order():
 
 def test_true_probabilities_are_calibrated_and_doubled_margins_are_not():
     random = np.random.default_rng(0)
-    true = 2 * random.normal(size=3000)
-    sign = np.where(random.random(3000) < preference_probability(true), 1.0, -1.0)
+    true = 2 * random.normal(size=1500)
+    sign = np.where(random.random(1500) < preference_probability(true), 1.0, -1.0)
     found, doubled = reliability(true * sign), reliability(2 * true * sign)
     assert found.ece < found.perfect_ece_95 < doubled.ece > 0.05
     # What chance alone gives, by labels that are drawn here.
     redrawn = []
-    for _ in range(100):
-        signs = np.where(random.random(3000) < preference_probability(true), 1.0, -1.0)
+    for _ in range(30):
+        signs = np.where(random.random(1500) < preference_probability(true), 1.0, -1.0)
         redrawn.append(reliability(true * signs).ece)
-    assert found.perfect_ece == pytest.approx(np.mean(redrawn), rel=0.1)
-    assert 0.005 < found.perfect_ece < 0.02
+    assert found.perfect_ece == pytest.approx(np.mean(redrawn), rel=0.2)
+    assert 0.005 < found.perfect_ece < 0.03
 
 
 def test_temperature_is_the_minimum_and_knows_no_sides():

@@ -23,11 +23,11 @@ def test_a_row_is_held_to_its_bound() -> None:
 def test_no_promise_is_broken_in_a_small_simulation() -> None:
     from promises import all_rows, summarise
 
-    rows = list(all_rows(draws=25, seed=0))
+    rows = list(all_rows(draws=10, seed=0))
     assert len({row.promise for row in rows}) > 10
-    # Of 25 draws only gross failures show: intervals of half the width, or a test that forgets prompts.
+    # Of ten draws only gross failures show.
     coverages, errors = ([row for row in rows if (row.width is not None) == has] for has in (True, False))
-    assert min(row.measured for row in coverages) > 0.7
-    assert max(row.measured for row in errors) < 0.3
+    assert min(row.measured for row in coverages) > 0.5
+    assert max(row.measured for row in errors) < 0.5
     table = summarise(rows)
     assert all(row.promise in table for row in rows)
