@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -377,6 +378,16 @@ def test_a_clip_opens_nothing_but_itself(tmp_path: Path, backend: decoding.Backe
             listener.accept()
         with pytest.raises(BlockingIOError):
             datagrams.recv(1)
+
+
+def test_clips_are_opened_in_one_place() -> None:
+    folder = Path(decoding.__file__).parents[1]
+    openers = {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.py")
+        if re.search(r"\bav\.open\(|VideoReader\(|\bcv2\b|torchcodec", path.read_text())
+    }
+    assert openers == {"video/containers.py", "video/decoding.py", "worlds/video_world.py"}  # the last one writes clips
 
 
 # --- the pool ---------------------------------------------------------------------------------------------------------

@@ -79,7 +79,12 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--jpeg_quality", type=int, default=95)
     parser.add_argument("--workers", type=int, help="decoding processes; those of --config, or 2")
     parser.add_argument("--timeout_s", type=float, help="seconds one clip may take; those of --config, or 60")
-    parser.add_argument("--backend", choices=get_args(Backend), default="pyav", help="what decodes")
+    parser.add_argument(
+        "--backend",
+        choices=get_args(Backend),
+        default="pyav",
+        help="what decodes; decord only mp4, mov, mkv, webm and avi (default: pyav)",
+    )
     parser.add_argument("--verify", action="store_true", help="read every clip that is there, and mend damaged ones")
     arguments, overrides = parser.parse_known_args()
     for word in overrides:

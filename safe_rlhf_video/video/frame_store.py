@@ -25,7 +25,7 @@ import xxhash
 
 from safe_rlhf_video.errors import ConfigError, VideoDecodeError
 from safe_rlhf_video.files import whole_lines
-from safe_rlhf_video.reading import open_regular, read_regular
+from safe_rlhf_video.reading import load_json, open_regular, read_regular
 from safe_rlhf_video.video.codec import Codec, decode_frames
 from safe_rlhf_video.video.sampling import Sampling, Video
 
@@ -344,7 +344,10 @@ def unseal(line: bytes, previous: str) -> dict[str, Any] | None:
     body = line[:-_SEALED_END]
     if line[len(body) :] != _end_of_line(_checksum(body, previous)):
         return None
-    fields: dict[str, Any] = json.loads(line)
+    try:
+        fields: dict[str, Any] = load_json(line)
+    except ValueError:  # written by somebody else, with the right checksum
+        return None
     return fields
 
 
