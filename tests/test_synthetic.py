@@ -23,6 +23,7 @@ from safe_rlhf_video.data.records import DIMENSIONS, HARM_LABELS, SUB_DIMENSIONS
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.worlds import video_world as synthetic
 from safe_rlhf_video.worlds.video_world import COLOURS, EMBLEMS, MOTIONS, SCENES, SHAPES, Clip, is_held_out, plan_split
+from safe_rlhf_video.worlds.world_files import write_video_world
 
 SCRIPT = ROOT / "scripts" / "make_synthetic.py"
 NUM_PAIRS = 4000
@@ -176,6 +177,12 @@ def test_world_without_test_pairs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(PairDataset.load(tmp_path / "world", "config-train.json.gz")) == 2
     assert len(PairDataset.load(tmp_path / "world", "config-test.json.gz")) == 0
+
+
+def test_a_killed_process_that_draws_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "encode_mp4", lambda _: os.kill(os.getpid(), signal.SIGKILL))  # the fork's own
+    with pytest.raises(ConfigError, match="a process that drew clips was killed"):
+        write_video_world(tmp_path / "world", {"train": 1}, seed=0, workers=1)
 
 
 def test_more_pairs_than_the_world_has_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

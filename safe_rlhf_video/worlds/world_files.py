@@ -6,6 +6,7 @@ import gzip
 import json
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,10 @@ def write_video_world(out: Path, num_pairs: dict[str, int], seed: int, workers: 
             write_config(out / f"config-{split}.json.gz", pairs)
     except OSError as error:
         raise _cannot_write(out, error) from error
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"{out}: a process that drew clips was killed; if memory is short, use fewer workers, and run it again"
+        ) from error
     return len(clips)
 
 
