@@ -314,6 +314,16 @@ def test_any_figures_make_a_page(tmp_path: Path, values: list[float | None], met
     assert figure.find(".//i") is None
 
 
+def test_rows_that_no_run_writes_are_counted(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", [{"step": 1, "train/loss": 1.0}])
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(f'{{"step": {10**400}, "train/loss": 1.0}}\n{{"step": -1, "train/loss": 1.0}}\n'.encode())
+        file.write(b'{"step": 2, "train/\xff": 1.0}\n\0\0\0\n{"step": 3, "train/loss": 2.0}\n')
+    (run,) = read(folder)
+    assert (run.num_rows, run.num_unreadable, run.last_step) == (2, 4, 3)
+    assert "4 lines of metrics.jsonl are no" in make_dashboard_body([run], {}, is_live=True)
+
+
 def test_a_run_is_read_while_it_is_written(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", [{"step": 1, "a": 1.0}], '{"step": 2, "a"')
     path = folder / "metrics.jsonl"

@@ -98,6 +98,25 @@ def test_a_forked_process_reads_the_same(clips: list[ClipFile], whole: Path) -> 
     os.waitpid(child, 0)
 
 
+def test_a_shard_that_is_cut_off_while_it_is_read(whole: Path, tmp_path: Path) -> None:
+    """Frames that were mapped into memory would end the process that looks at them (SIGBUS)."""
+    folder = Path(shutil.copytree(whole, tmp_path / "store"))
+    child = os.fork()
+    if not child:
+        outcome = 1
+        try:
+            store = FrameStore(folder)
+            video = store.read("prompt/0")
+            os.truncate(shard_file(folder, 0), 100)
+            assert video == FrameStore(whole).read("prompt/0")
+            with pytest.raises(VideoDecodeError, match=r"frames-00000\.bin: the frames of prompt/1 have changed"):
+                store.read("prompt/1")
+            outcome = 0
+        finally:
+            os._exit(outcome)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_jpeg_frames_differ_little(clips: list[ClipFile], tmp_path: Path) -> None:
     # Noise is the worst case for JPEG; a smooth picture shows what a film frame loses.
     rows, columns = np.mgrid[0:48, 0:64]

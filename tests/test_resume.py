@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,9 +17,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, MakeOnce, launch, read_rows, start, write_training_config
+from conftest import ROOT, MakeOnce, command, environment, launch, read_rows, start, write_training_config
 from gradient_probe import PIECES
 from safetensors.torch import load_file
+
+from safe_rlhf_video.training.state import find_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -191,3 +197,66 @@ def test_resume_with_another_zero_stage_and_budget(
     done = launch(SCRIPT, "--config", config, *changes, ranks=2)
     assert f"going on at step {CHANGED_AT} of {STEPS} steps on 2 process(es), ZeRO {new_stage}" in done.stdout
     assert_like_losses(run, uninterrupted)
+
+
+STOPPED = """
+import os, runpy, signal
+from safe_rlhf_video.training import loop
+take_step = loop.take_step
+def take_and_signal(run, learner, batches, step):
+    if step + 1 == int(os.environ["STOP_AT"]) and run.ranks.rank == run.ranks.world_size - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return take_step(run, learner, batches, step)
+loop.take_step = take_and_signal
+runpy.run_path(os.environ["STOPPED_SCRIPT"], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("zero_stage", "ranks", "dropout", "stop_at"), [(0, 1, 0.1, 2), (2, 2, 0.0, 7)])
+def test_a_run_that_one_rank_is_asked_to_end_saves_first(
+    world: Path, reference: Reference, tmp_path: Path, zero_stage: int, ranks: int, dropout: float, stop_at: int
+) -> None:
+    config = write_config(tmp_path / "run.yaml", world, zero_stage, dropout)
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+    extra = {"STOP_AT": str(stop_at), "STOPPED_SCRIPT": str(SCRIPT)}
+    done = launch(script, "--config", config, ranks=ranks, check=False, **extra)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert f"stopped by SIGTERM; step {stop_at} is saved, run the same command again to go on" in done.stdout
+    assert "Traceback" not in done.stderr
+    run = tmp_path / "run"
+    assert find_checkpoints(run)[-1] == stop_at
+    assert (run / "model" / "model.json").is_file()
+    assert f"going on at step {stop_at} of" in launch(SCRIPT, "--config", config, ranks=ranks).stdout
+    uninterrupted = reference(zero_stage, ranks, dropout)
+    assert_same_tensors(run / "model", uninterrupted / "model")
+    assert without_speed(read_rows(run)) == without_speed(read_rows(uninterrupted))
+
+
+def test_a_job_that_is_asked_to_end_saves_first(world: Path, tmp_path: Path) -> None:
+    """As a scheduler does it: the signal comes to launcher, ranks and decoding processes, to some of them twice."""
+    path = write_training_config(
+        tmp_path / "run.yaml",
+        world,
+        optimization={"epochs": 1000, "prompts_per_step": 2},
+        checkpoint={"every_steps": 10**6},
+        tracking={"wandb": "auto", "log_every": 1},
+    )
+    launcher = subprocess.Popen(
+        command(SCRIPT, "--config", path, ranks=2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment(), start_new_session=True,
+    )  # fmt: skip
+    try:
+        while last_step(tmp_path / "run") < 2:
+            assert launcher.poll() is None
+            time.sleep(0.1)
+        os.killpg(launcher.pid, signal.SIGTERM)
+        said, _ = launcher.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert "stopped by SIGTERM; step" in said, said
+    (step,) = find_checkpoints(tmp_path / "run")
+    assert f"step {step} is saved" in said
+    assert "Traceback" not in said
+    assert launcher.returncode

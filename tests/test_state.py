@@ -253,6 +253,29 @@ def test_online_without_a_key_is_refused_and_never_asks(
         Tracker(tmp_path, TrackingConfig(wandb=setting), {}, 0, None)
 
 
+def test_wandb_that_fails_later_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing:
+        id = "x"
+
+        def define_metric(self, *_: object, **__: object) -> None:
+            pass
+
+        def log(self, *_: object, **__: object) -> None:
+            raise ConnectionResetError("Connection lost")
+
+        finish = log
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Failing())
+    with Tracker(tmp_path, TrackingConfig(wandb="offline"), {}, 0, None) as tracker:
+        tracker.log(1, {"x": 1.0})
+        tracker.log(2, {"x": 2.0})
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    said = capsys.readouterr().out
+    assert said.count("W&B has failed (ConnectionResetError: Connection lost) and gets no more rows") == 1
+
+
 def test_wandb_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: object) -> None:
         raise wandb.errors.CommError("no\nanswer")

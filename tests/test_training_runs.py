@@ -245,6 +245,31 @@ def test_resume_on_other_data(tmp_path: Path, reward_run: Path, edited_world: Ed
     assert "other data" in fail("scripts/train_reward.py", "--config", config, "--out", run, "--data.path", data)
 
 
+def test_a_damaged_model_of_a_finished_run_is_not_called_its_model(tmp_path: Path, reward_run: Path) -> None:
+    run = Path(shutil.copytree(reward_run, tmp_path / "reward"))
+    best = json.loads((run / "model" / "model.json").read_text())["training"]["step"]
+    heads = run / "checkpoints" / f"step_{best}" / "model" / "heads.safetensors"
+    content = bytearray(heads.read_bytes())
+    content[-1] ^= 1
+    heads.write_bytes(content)
+    line = fail("scripts/train_reward.py", "--config", reward_run.with_suffix(".yaml"), "--out", run)
+    assert f"{heads}: damaged, its bytes are not those that were written" in line
+    assert "--checkpoint.damaged go_back" in line
+
+
+def test_steps_are_added_to_a_finished_run(tmp_path: Path, reward_run: Path) -> None:
+    run = Path(shutil.copytree(reward_run, tmp_path / "reward"))
+    before = read_rows(run)
+    last = before[-1]["step"]
+    more = ("--optimization.epochs", 9, "--optimization.max_steps", last + 1)
+    done = launch("scripts/train_reward.py", "--config", reward_run.with_suffix(".yaml"), "--out", run, *more)
+    assert f"going on at step {last} of {last + 1} steps" in done.stdout
+    assert read_rows(run)[:-1] == before
+    # The rate had fallen to its end; that of the added step is a warm restart's.
+    assert before[-1]["train/learning_rate/adapter"] < 1e-3
+    assert read_rows(run)[-1]["train/learning_rate/adapter"] == 1e-3
+
+
 def test_out_that_is_a_file(tmp_path: Path, world: Path) -> None:
     path = write_training_config(tmp_path / "run.yaml", world)
     (tmp_path / "run").write_text("in the way")

@@ -198,6 +198,25 @@ def test_comparisons_of_quarantined_clips_are_refused_or_dropped_and_counted(
     assert total == len(records) - lost
 
 
+def test_data_are_known_by_their_clips(world: Path, store: Path, tmp_path: Path) -> None:
+    """Not by their names alone: a run does not go on with other clips of the same names."""
+    other = Path(shutil.copytree(world, tmp_path / "other"))
+    configs = [write_training_config(tmp_path / f"{folder.name}.yaml", folder) for folder in (world, other)]
+    stored = write_training_config(tmp_path / "stored.yaml", world, data={"frame_store": str(store)})
+    fingerprint = load(configs[0], "reward").fingerprint
+    assert load(configs[1], "reward").fingerprint == fingerprint
+    assert load(stored, "reward").fingerprint == fingerprint
+    clips = sorted((other / "videos").rglob("*.mp4"))
+    contents = [clip.read_bytes() for clip in clips]
+    for clip, content in zip(clips, contents[1:] + contents[:1], strict=True):
+        clip.write_bytes(content)
+    assert load(configs[1], "reward").fingerprint != fingerprint
+    # Not by their sizes alone either.
+    for clip, content in zip(clips, contents, strict=True):
+        clip.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert load(configs[1], "reward").fingerprint != fingerprint
+
+
 def test_dropping_without_a_store_is_refused(world: Path, tmp_path: Path) -> None:
     path = write_training_config(tmp_path / "run.yaml", world, data={"unreadable": "drop"})
     with pytest.raises(ConfigError, match=r"data\.frame_store"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from safe_rlhf_video.config_parser import parse_config
@@ -18,4 +19,8 @@ def train_head(head: str, description: str) -> None:
     config = parse_config(TrainConfig, sys.argv[1:], description)
     from safe_rlhf_video.training.loop import train
 
-    train(config, head)
+    try:
+        train(config, head)
+    except SystemExit as end:  # of SIGTERM: all is closed, and what libraries still had to do may fail by now
+        sys.stdout.flush()
+        os._exit(int(end.code or 0))

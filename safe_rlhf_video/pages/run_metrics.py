@@ -82,7 +82,7 @@ class RunMetrics:
         try:
             row = load_json(line)
             step = row.pop("step")
-            if type(step) is not int or not all(_is_figure(value) for value in row.values()):
+            if not _is_step(step) or not all(_is_figure(value) for value in row.values()):
                 raise ValueError("no row of figures")
         except (ValueError, KeyError, AttributeError, TypeError):
             self.num_unreadable += 1
@@ -93,6 +93,10 @@ class RunMetrics:
             series = self.series.setdefault(name, Series())
             series.steps.append(step)
             series.values.append(float(value) if value is not None and math.isfinite(value) else None)
+
+
+def _is_step(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 10**15  # a larger one is damage, and no plot can show it
 
 
 def _is_figure(value: object) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from safe_rlhf_video.training.corpus import Corpus, hold_out_prompts, leave_out_
 from safe_rlhf_video.training.lessons import Lessons, lessons_of
 from safe_rlhf_video.video.frame_store import FrameStore
 from safe_rlhf_video.wording import with_article, words
+
+NUM_HASHED = 64
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def load_data(config: TrainConfig, heads: Sequence[str]) -> TrainingData:
     train, validation, weights = _balance_classes(train, validation, lessons, config.loss.harm_balance)
     if config.optimization.batching == "pairwise":
         train = split_pairs(train, list(lessons.dimensions.values()))
-    fingerprint = _fingerprint(train, validation, store, lessons.reads_text_labels)
+    fingerprint = _fingerprint(train, validation, corpus.clip_files, store, lessons.reads_text_labels)
     return TrainingData(
         train=train,
         validation=validation,
@@ -261,9 +264,36 @@ def _count_unknown_signs(groups: Sequence[PromptGroup], doubtful: Mapping[str, i
     return [f"{unlabelled} of {num_videos} videos have no is_safe label"] if unlabelled else []
 
 
+def _contents(
+    names: Sequence[str], clip_files: Mapping[str, Path], store: FrameStore | None
+) -> Iterator[tuple[int | None, str]]:
+    """Size of each clip's file, and SHA-256 for NUM_HASHED of them: to read all would take minutes of a network disk.
+
+    Another data set with the same names has other sizes, and a store knows both of the files that it was made from.
+    """
+    by_chance = sorted(names, key=lambda name: hashlib.sha256(name.encode(errors="surrogatepass")).digest())
+    hashed = set(by_chance[:NUM_HASHED])
+    for name in names:
+        if store is not None:
+            size, sha256 = store.file_of(name)
+            yield size, sha256 if name in hashed else ""
+            continue
+        try:
+            size, sha256 = os.path.getsize(clip_files[name]), ""
+            if name in hashed:
+                with clip_files[name].open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise VideoDecodeError(
+                f"{clip_files[name]}: cannot be read ({error.strerror}); give access to it"
+            ) from error
+        yield size, sha256
+
+
 def _fingerprint(
     train: Sequence[PromptGroup],
     validation: Sequence[PromptGroup],
+    clip_files: Mapping[str, Path],
     store: FrameStore | None,
     with_text_labels: bool,
 ) -> str:
@@ -275,6 +305,10 @@ def _fingerprint(
         labels = [group.harm_targets[:, one] for one in columns]
         for rows in (*group.comparisons.values(), *group.ties.values(), group.safety_sign, *labels):
             digest.update(rows.tobytes())
+    groups = (*train, *validation)
+    names = {video.name for group in groups for video in group.videos if video.response_text is None}
+    for size, sha256 in _contents(sorted(names), clip_files, store):
+        digest.update(f"{size} {sha256}".encode())
     # Decoded frames and raw stored ones are the same; JPEG changes them.
     if store is not None and store.codec_name != "raw":
         digest.update(store.codec_name.encode())

@@ -89,9 +89,7 @@ def together(ranks: Ranks) -> Iterator[None]:
         yield
     except SafeRLHFVideoError as error:
         mine = error
-    has_failed = torch.tensor(float(mine is not None))
-    torch.distributed.all_reduce(has_failed, group=ranks.control)
-    if not has_failed.item():
+    if not any_of(ranks, mine is not None):
         return
     errors: list[SafeRLHFVideoError | None] = [None] * ranks.world_size
     torch.distributed.all_gather_object(errors, mine, group=ranks.control)
@@ -103,6 +101,13 @@ def of_first(ranks: Ranks, value: T | None) -> T:
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0, group=ranks.control)
     return cast(T, values[0])
+
+
+def any_of(ranks: Ranks, flag: bool) -> bool:
+    """Whether the flag is set on any rank."""
+    flags = torch.tensor(float(flag))
+    torch.distributed.all_reduce(flags, group=ranks.control)
+    return bool(flags.item())
 
 
 def check_same(ranks: Ranks, fingerprint: str) -> None:

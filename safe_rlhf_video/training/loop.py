@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -43,6 +43,7 @@ from safe_rlhf_video.training.state import (
     writing,
 )
 from safe_rlhf_video.training.steps import StepResult, Validation, take_step, validate
+from safe_rlhf_video.training.stopping import EXIT_CODE, StopSignal
 from safe_rlhf_video.training.tracking import Tracker
 
 
@@ -57,6 +58,7 @@ def train(config: TrainConfig, head: str) -> None:
     Raises:
         ConfigError, SampleError, CheckpointError, VideoDecodeError, DeviceMemoryError: with one line that says what to
             do.
+        SystemExit: SIGTERM came, and the step was saved.
     """
     run = plan_run(config, head)
     if config.dry_run:
@@ -75,16 +77,19 @@ def _start_or_go_on(run: Run) -> None:
     check_config(run.folder, run.config, run.heads)
     run = replace(run, ranks=distributed.start())
     try:
-        _train(run)
+        is_complete = _train(run)
     except DeviceMemoryError:
         raise  # other ranks had room, and are on their way into a collective: the launcher ends them
     except SafeRLHFVideoError:
         distributed.barrier()  # all ranks have it; none ends the run while the first one still closes its files
         raise
     distributed.stop()
+    if not is_complete:
+        raise SystemExit(EXIT_CODE)
 
 
-def _train(run: Run) -> None:
+def _train(run: Run) -> bool:
+    """Returns whether the run is complete: SIGTERM may have ended it."""
     config, ranks = run.config, run.ranks
     last_found = max(find_checkpoints(run.folder), default=0)
     distributed.check_same(ranks, f"{run.data.fingerprint} from step {last_found}")
@@ -99,7 +104,7 @@ def _train(run: Run) -> None:
             if ranks.is_first:
                 publish_model(run.folder, state.best_step)
         run.say(f"{run.folder} is complete ({run.total_steps} steps); its model is in {run.folder / 'model'}")
-        return
+        return True
 
     learner = start_learner(run)
     tracker, state = _open_tracker(run, state)
@@ -110,7 +115,12 @@ def _train(run: Run) -> None:
         collector = MediaCollector(run.data.validation, run.heads)
     recent_losses: dict[str, deque[float]] = {head: deque(maxlen=20) for head in run.heads if HEADS[head].is_compared}
     interval = Interval()
-    with tracker or nullcontext(), open_clips(config, run.data) as clips, _progress_bar(run) as progress:
+    with (
+        tracker or nullcontext(),
+        open_clips(config, run.data) as clips,
+        _progress_bar(run) as progress,
+        StopSignal() as stop,
+    ):
         batches = prefetch(read_jobs(partial(training_jobs, run), clips))
         for step in range(run.first_step, run.total_steps):
             factor = engines.learning_rate_factor(
@@ -128,7 +138,8 @@ def _train(run: Run) -> None:
             progress.update()
 
             done = step + 1
-            if not run.is_row(done):
+            must_stop = distributed.any_of(ranks, stop.is_there)
+            if not run.is_row(done) and not must_stop:
                 continue
             rates = {part: engines.peak_rate(part, config.optimization) * factor for part in learner.model.trained()}
             metrics = interval.summarize(run.heads) | {
@@ -144,16 +155,14 @@ def _train(run: Run) -> None:
             if run.is_save(done):
                 validation = validate(run, learner, f"step {done}", collector)
                 state = with_validation(replace(state, step=done), validation.metrics.get("eval/loss"))
-                # All ranks gather, the first one saves.
-                weights, moments = engines.gather_weights(learner.engine), engines.gather_moments(learner.engine)
-                record = replace(learner.record, training=run.facts(done, validation.metrics))
-                save = partial(_save_folder, run, learner.model, record, weights)
-                checkpoint = partial(save_checkpoint, run.folder, state, moments, save, config.checkpoint.keep_last)
-                del weights, moments, save  # once saved, nothing may keep them: a language model's fill the host
+                checkpoint = _gather_checkpoint(run, learner, state, validation)
                 if validation.metrics:
                     best = " (best)" if state.best_step == done else ""
                     figures = describe(validation.metrics, "eval/")
                     run.say(f"step {done}/{run.total_steps}, validation: {figures}{best}")
+            elif must_stop:  # there may be no time to validate
+                state = replace(state, step=done, best_step=state.best_step or done)
+                checkpoint = _gather_checkpoint(run, learner, state, validation)
             with distributed.together(ranks), writing(run.folder):
                 if tracker:
                     tracker.log(done, {**metrics, **validation.metrics}, validation.media)
@@ -165,7 +174,24 @@ def _train(run: Run) -> None:
                         tracker.log_model(run.folder / "model", facts)
             checkpoint = None
             interval = Interval()
+            if must_stop and done < run.total_steps:
+                break
+    if state.step < run.total_steps:
+        run.say(f"stopped by SIGTERM; step {state.step} is saved, run the same command again to go on")
+        return False
     run.say(f"the model of step {state.best_step} is in {run.folder / 'model'}")
+    return True
+
+
+def _gather_checkpoint(run: Run, learner: Learner, state: TrainerState, validation: Validation) -> Callable[[], None]:
+    """Gathers what is trained from all ranks; calling the result on the first one saves it.
+
+    Nothing else may keep the tensors once they are saved: those of a language model fill the host.
+    """
+    weights, moments = engines.gather_weights(learner.engine), engines.gather_moments(learner.engine)
+    record = replace(learner.record, training=run.facts(state.step, validation.metrics))
+    save = partial(_save_folder, run, learner.model, record, weights)
+    return partial(save_checkpoint, run.folder, state, moments, save, run.config.checkpoint.keep_last)
 
 
 def _save_folder(run: Run, model: ScoreModel, record: ModelRecord, weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.files import flush, make_folder, whole_lines, write_whole
@@ -57,7 +59,8 @@ class Tracker:
         self._file.flush()
         if self._wandb is not None:
             shown = self._show(media) if media is not None else {}
-            self._wandb.log({"step": step, **metrics, **shown}, step=step)
+            with self._surviving_wandb():
+                self._wandb.log({"step": step, **metrics, **shown}, step=step)
 
     def flush(self) -> None:
         """Waits until the rows are on the disk: a checkpoint must not outlive those before it."""
@@ -109,7 +112,21 @@ class Tracker:
     ) -> None:
         self._file.close()
         if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+            with self._surviving_wandb():
+                self._wandb.finish(exit_code=0 if kind is None else 1)
+
+    @contextmanager
+    def _surviving_wandb(self) -> Iterator[None]:
+        """Goes on without W&B where its own process has ended: SIGTERM may come to that one too, before a run is saved.
+
+        What it raises then depends on where it was.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._wandb = None
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            tqdm.write(f"W&B has failed ({what}) and gets no more rows; metrics.jsonl has all of them")
 
 
 def _row(

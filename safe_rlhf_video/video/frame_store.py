@@ -167,6 +167,11 @@ class FrameStore:
         frames = decode_frames(payload, row.shape, row.piece_bytes, self.codec)
         return Video(frames, np.array(row.timestamps, dtype=np.float64))
 
+    def file_of(self, name: str) -> tuple[int | None, str]:
+        """Size in bytes and SHA-256 of the file whose frames the store holds as this clip's; the clip must be there."""
+        row = self._clips[name]
+        return row.file_size, row.file_sha256
+
     def verify(self) -> None:
         """Reads every clip; raises VideoDecodeError for the first damaged one."""
         for name in self._clips:

@@ -51,8 +51,9 @@ def encode_message(header: Mapping[str, Any]) -> bytes:
 def main() -> None:
     requests = sys.stdin.buffer
     answers = _take_over_stdout()
-    # Ctrl-C reaches the whole process group; the parent decides when its workers end.
+    # Ctrl-C, and often SIGTERM, reach all processes; the parent decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     setup = _read_message(requests)
     if setup is None:
