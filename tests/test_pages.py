@@ -34,6 +34,7 @@ from safe_rlhf_video.pages.plots import (
     draw_stacked,
 )
 from safe_rlhf_video.pages.run_metrics import RunMetrics, Series
+from safe_rlhf_video.wording import sentence
 
 NASTY = "</style><script>alert(1)</script>\x00 $\\frac{1}{0}$ \u6f22\ud800 and more text"
 RNG = np.random.default_rng(0)
@@ -197,6 +198,16 @@ def test_names_of_data_are_shortened_and_told_in_full() -> None:
     assert long in svg
     assert "7 more" in PLOTS["counts"]().svg
     assert draw_counts("Prices", {"$1 and $2": 1}, ("prompts", "kind"), "n").svg.count("$1 and $2") >= 2
+
+
+def test_a_sentence_keeps_paths_and_names_of_the_code_as_they_are() -> None:
+    for text, written in {
+        "no pair is labelled": "No pair is labelled.",
+        "outputs/reward: has no hashes": "outputs/reward: has no hashes.",
+        "is_safe is not known": "is_safe is not known.",
+        "is generated_from a name?": "Is generated_from a name?",
+    }.items():
+        assert sentence(text) == written
 
 
 def test_templates_escape_what_they_show() -> None:
