@@ -14,6 +14,9 @@ from typing import Any, NoReturn
 from safe_rlhf_video.errors import ConfigError, DeviceMemoryError, SafeRLHFVideoError
 from safe_rlhf_video.wording import did_you_mean
 
+# A variable that a launcher sets -> its name.
+LAUNCHERS = {"CROSS_RANK": "deepspeed", "TORCHELASTIC_RUN_ID": "torchrun"}
+
 # Seconds that a failing rank waits, before the ranks have met, for rank 0 to report the same error.
 OTHER_RANKS_S = 10.0
 
@@ -23,33 +26,34 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options})
+        self._given: frozenset[str] = frozenset()
 
     def error(self, message: str) -> NoReturn:
         """Raises a ConfigError, which `run_script` prints, instead of the usage and exit code 2."""
         unknown, _, words = message.partition(": ")
         if unknown == "unrecognized arguments":
-            raise ConfigError(describe_unknown(words.split()[0], self._option_string_actions))
+            raise ConfigError(describe_unknown(words.split()[0], self.options()))
         raise ConfigError(f"{message}; --help lists the arguments")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but an option that is given twice is an error: the first one would be lost."""
         words = sys.argv[1:] if args is None else list(args)
-        refuse_repeated(words, self._option_string_actions)
+        self._given = refuse_repeated(words, self._option_string_actions)
         return super().parse_known_args(words, namespace)
 
-    def add_clip_source(self) -> None:
-        """Adds the arguments that find the file of --data and its clips, for `load_labelled_clips`."""
-        self.add_argument("--config_filename", default="config.json", help="the file's name, where --data is a folder")
-        self.add_argument("--video_dir", help="the folder of the clips, if not where the config says")
-        self.add_argument(
-            "--frame_store", metavar="DIR", help="read the clips from this store of scripts/prepare_videos.py"
-        )
-        self.add_argument(
-            "--unreadable",
-            choices=("refuse", "drop"),
-            default="refuse",
-            help="what to do with comparisons that have a clip in the frame store's quarantine",
-        )
+    def options(self) -> set[str]:
+        """Returns the names of all options, those of subcommands too."""
+        found = set(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found.update(*(parser.options() for parser in action.choices.values()))
+        return found
+
+    def refuse_unused(self, *options: str, because: str) -> None:
+        """Raises a ConfigError if one of these options was given: it would have no effect."""
+        for option in options:
+            if option in self._given:
+                raise ConfigError(f"{option}: has no effect, because {because}; leave it out")
 
 
 def describe_unknown(word: str, known: Iterable[str]) -> str:
@@ -62,12 +66,13 @@ def describe_unknown(word: str, known: Iterable[str]) -> str:
     return f"there is no option {name}; {did_you_mean(name, known) or '--help lists the arguments'}"
 
 
-def refuse_repeated(words: Sequence[str], known: Collection[str]) -> None:
-    """Raises a ConfigError where an option is given twice."""
+def refuse_repeated(words: Sequence[str], known: Collection[str]) -> frozenset[str]:
+    """Returns the options that are given; raises a ConfigError where one is given twice."""
     given = [name for word in words if (name := word.partition("=")[0]) in known and name.startswith("--")]
     for name, count in Counter(given).items():
         if count > 1:
             raise ConfigError(f"{name}: given {count} times; give it once, several values after one another")
+    return frozenset(given)
 
 
 def run_script(main: Callable[[], Any]) -> None:
@@ -84,13 +89,22 @@ def run_script(main: Callable[[], Any]) -> None:
         rank = "" if is_first else f"rank {os.environ['RANK']}: "
         if is_first or isinstance(error, DeviceMemoryError) or _fails_alone():
             print(f"error: {rank}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            _explain_launcher()
         # At once: threads and libraries would delay the exit, and the other ranks would wait for this one.
         os._exit(1)
     except KeyboardInterrupt:
         sys.stdout.flush()
         if is_first:
             print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+            _explain_launcher()
         os._exit(130)
+
+
+def _explain_launcher() -> None:
+    """Says whose the lines are that follow an error: a launcher reports each process that it ends as an error too."""
+    for variable, launcher in LAUNCHERS.items():
+        if variable in os.environ:
+            print(f"(what follows is {launcher}, which ends all processes)", file=sys.stderr, flush=True)
 
 
 def _fails_alone() -> bool:

@@ -15,6 +15,7 @@ import yaml
 from safe_rlhf_video.cli import describe_unknown, refuse_repeated
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.field_docs import FieldDoc, describe_type, read_sections
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.wording import did_you_mean
 
 Config = TypeVar("Config")
@@ -53,6 +54,12 @@ def parse_config(config_type: type[Config], arguments: Sequence[str], descriptio
         _explain(error, config_type)
     values.pop("config", None)
     return config_type(**values)
+
+
+def list_overrides(arguments: Sequence[str]) -> frozenset[str]:
+    """Returns the fields that a command line sets by themselves, as `loss.sign`."""
+    names = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    return frozenset(name.removeprefix("--") for name in names if name not in ("--config", "--print_config"))
 
 
 def describe_config(config_type: type, description: str) -> Iterator[str]:
@@ -110,11 +117,10 @@ def _prepare(words: Sequence[str], config_type: type, known: Mapping[str, FieldD
 
 def _read_file(path: Path, config_type: type) -> str:
     """Reads a YAML file; checks its keys; leaves out sections without a field."""
+    require_path(path, ConfigError)
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except FileNotFoundError as error:
-        raise ConfigError(f"config: {path}: no such file; correct the path") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise ConfigError(f"config: {path}: cannot be read ({reason}); give a YAML file") from error

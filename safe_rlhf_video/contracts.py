@@ -17,7 +17,7 @@ from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationEr
 from pydantic_core import CoreSchema, core_schema
 
 from safe_rlhf_video.errors import SafeRLHFVideoError
-from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.files import require_path, write_whole
 from safe_rlhf_video.reading import read_regular
 
 T = TypeVar("T")
@@ -93,6 +93,7 @@ def check_fields(kind: Any, value: object, where: str, error: type[SafeRLHFVideo
 
 def read_json(kind: type[T], path: Path, error: type[SafeRLHFVideoError], advice: str) -> T:
     """As `parse_json`, for a file; one that cannot be read is the same error."""
+    require_path(path, error, advice)
     try:
         content = read_regular(path)
     except OSError as missing:

@@ -14,9 +14,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
 
 LOCK_NAME = ".lock"
+
+
+def require_path(
+    path: str | os.PathLike[str], error: type[SafeRLHFVideoError], advice: str = "correct the path"
+) -> None:
+    """Raises an error in one line unless a file or folder is there."""
+    if not os.path.exists(path):
+        raise error(f"{os.fspath(path)}: no such file or folder; {advice}")
+
+
+def is_only_a_path(name: str) -> bool:
+    """Whether a name can be a path alone, and neither NAME nor OWNER/NAME on a hub."""
+    return not name or name[0] in "/.~" or name.count("/") > 1
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

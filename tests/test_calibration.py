@@ -580,7 +580,7 @@ def test_multiplier_is_stored_and_becomes_the_default(
     assert "lambda: 1 prompts with a single candidate are left out\n" in told
     for folder in folders:
         assert read_calibration(folder).multiplier == expected
-    calibrate("--targets", "recall=0.9")  # temperatures anew; the multiplier is not lost
+    calibrate()  # temperatures anew; the multiplier is not lost
     videos = [noise_video(4, 32, 32, seed) for seed in range(4)]
     with Scorer.from_pretrained(*folders, device="cpu") as scorer:
         assert scorer.multiplier == expected

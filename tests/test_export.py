@@ -189,7 +189,7 @@ def test_other_families_merge_and_name_no_folder(family: str, tmp_path: Path, mo
     shutil.move(source, tmp_path / "moved")
     assert len(list((tmp_path / "merged" / "backbone").glob("*.safetensors"))) > 3
     np.testing.assert_allclose(scores_of(tmp_path / "merged"), expected, rtol=0, atol=1e-5)
-    with one_line(CheckpointError, "./checkpoint", "say where it is"):
+    with one_line(CheckpointError, "./checkpoint: no such file or folder; say where the backbone is"):
         scores_of(tmp_path / "copy")
     np.testing.assert_array_equal(scores_of(tmp_path / "copy", backbone=str(tmp_path / "moved")), expected)
 
@@ -456,7 +456,9 @@ def test_a_model_comes_from_the_hub(tmp_path: Path) -> None:
         assert sum(request.path.startswith(f"/api/models/{name}/revision") for request in hub.requests) == 2
     assert found[:2] == [expected, expected]
     for line, part in zip(
-        found[2:], ("has no revision 'v9'", "neither a model folder here nor a model", "has no model.json"), strict=True
+        found[2:],
+        ("has no revision 'v9'", "no such file or folder here, and no model", "has no model.json"),
+        strict=True,
     ):
         assert part in line
     found = ask(hub.url, home, name, "somebody/other")
@@ -479,7 +481,7 @@ def test_a_model_comes_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     np.testing.assert_array_equal(scores_of("somebody/cached"), scores_of(folder))
-    with one_line(CheckpointError, "somebody/other: no model folder here", "HF_HUB_OFFLINE is set"):
+    with one_line(CheckpointError, "somebody/other: no such file or folder here", "HF_HUB_OFFLINE is set"):
         resolve_model_folder("somebody/other")
     # A folder goes first, whatever is in it.
     (tmp_path / "somebody" / "cached").mkdir(parents=True)
@@ -489,7 +491,7 @@ def test_a_model_comes_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.M
 
 def test_paths_are_not_asked_for_on_a_hub(tmp_path: Path) -> None:
     for name in (str(tmp_path / "none"), "./none/model", "../model", "a/b/c", "none", Path("somebody/model")):
-        with one_line(CheckpointError, "is no model folder"):
+        with one_line(CheckpointError, "no such file or folder; give <run>/model"):
             resolve_model_folder(name)
 
 

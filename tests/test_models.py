@@ -780,7 +780,7 @@ def test_backbone_that_moved(folders: tuple[Path, Path], copied: Path, tmp_path:
     folder = tmp_path / "reward"
     save_model(model, record, folder, whole_weights(model))
     moved = copied.rename(tmp_path / "moved")
-    with one_line(CheckpointError, str(copied), "no such backbone folder"):
+    with one_line(CheckpointError, str(copied), "no such file or folder"):
         load_models([folder])
     loaded, backbone, joined = load_models([folder], backbone_path=str(moved))
     assert joined.backbone.path == str(moved)

@@ -175,7 +175,7 @@ def test_merged_model_brings_its_backbone(folder: Path, backbone: Backbone, fami
     with one_line(CheckpointError, str(path), "its own backbone"):
         load_models([path], backbone_path=str(folder))
     shutil.rmtree(path / "backbone")
-    with one_line(CheckpointError, str(path / "backbone"), "no such backbone folder"):
+    with one_line(CheckpointError, str(path / "backbone"), "no such file or folder"):
         load_models([path])
 
 

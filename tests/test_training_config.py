@@ -24,6 +24,7 @@ from safe_rlhf_video.field_docs import read_sections
 from safe_rlhf_video.heads import HEAD_GROUPS, HEADS
 from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, DataConfig, EngineConfig, TrainConfig
 from safe_rlhf_video.training.run_folder import flatten
+from safe_rlhf_video.video.sampling import Sampling
 
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 MINIMAL = {"out": "run", "data": {"path": "data"}}
@@ -242,7 +243,7 @@ def test_help_says_what_each_field_means() -> None:
         (("--heads", "reward"), "heads: expected a list such as [a,b], or null, got reward"),
         (("--optimization.epochs", "1.5"), "optimization.epochs: expected a whole number, got 1.5"),
         (("--dry_run", "perhaps"), "dry_run: expected true or false, got perhaps"),
-        (("--config", "no.yaml"), "config: no.yaml: no such file"),
+        (("--config", "no.yaml"), "no.yaml: no such file or folder; correct the path"),
     ],
 )
 def test_a_slip_on_the_command_line_is_one_line(words: tuple[str, ...], line: str) -> None:
@@ -288,6 +289,20 @@ def test_an_empty_file_or_section_sets_nothing(tmp_path: Path, text: str) -> Non
     path = tmp_path / "config.yaml"
     path.write_text(text)
     assert parse(path, "--out", "run", "--data.path", "d") == TrainConfig("run", DataConfig("d"))
+
+
+def test_the_default_backbone_takes_the_default_sampling() -> None:
+    from safe_rlhf_video.models.backbones import check_sampling
+
+    config = parse_config(TrainConfig, ["--out", "run", "--data.path", "data"], "test")
+    check_sampling(config.model.backbone, config.sampling)
+    assert config.sampling == Sampling(num_frames=8, min_pixels=1024, max_pixels=1024, size_multiple=8)
+    few = parse_config(TrainConfig, ["--out", "run", "--data.path", "data", "--sampling.num_frames", "2"], "test")
+    assert few.sampling == replace(config.sampling, num_frames=2)
+    large = ["--out", "run", "--data.path", "data", "--sampling.min_pixels", "64", "--sampling.max_pixels", "256"]
+    assert parse_config(TrainConfig, large, "test").sampling == Sampling(8, 64, 256, 8)
+    other = parse_config(TrainConfig, ["--out", "run", "--data.path", "d", "--model.backbone.path", "Qwen/x"], "test")
+    assert other.sampling == Sampling()
 
 
 def test_flags_may_stand_bare(tmp_path: Path) -> None:

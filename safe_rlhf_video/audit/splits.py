@@ -10,6 +10,7 @@ from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDatas
 from safe_rlhf_video.data.preferences import normalise_prompt
 from safe_rlhf_video.data.records import PairSample, PromptSample, VideoSample
 from safe_rlhf_video.errors import ConfigError, SampleError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.video.frame_store import StoredClip, read_header, read_index
 
 NUM_EXAMPLES = 20
@@ -75,6 +76,8 @@ def load_splits(
     """
     if names is not None and len(names) != len(paths):
         raise ConfigError(f"names: {len(names)} names for {len(paths)} configs; give one for each")
+    if video_dir is not None:
+        require_path(video_dir, SampleError, "correct the folder of the clips")
     datasets = [load_any(path, config_filename, video_dir) for path in paths]
     if names is None:
         files = [dataset.config_file.absolute() for dataset in datasets]

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from safe_rlhf_video.cli import Parser
+from safe_rlhf_video.commands.clip_source import check_config_filename
 from safe_rlhf_video.errors import ConfigError
 
 
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--no_content", action="store_true", help="read no clip to find duplicates")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write every plot there as PDF and PNG")
     arguments = parser.parse_args()
+    check_config_filename(parser, arguments.data)
     try:
         run_audit(arguments)
     except OSError as error:

@@ -18,8 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safe_rlhf_video.cli import Parser
+from safe_rlhf_video.commands.clip_source import add_clip_source, check_clip_source
 from safe_rlhf_video.data.datasets import load_any
 from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.files import require_path
+from safe_rlhf_video.heads import LOGIT_HEADS
+from safe_rlhf_video.models.record import read_record
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.video.frame_store import check_sampling
 
@@ -28,7 +32,7 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", required=True, metavar="DIR", help="model folders, calibrated one by one")
     parser.add_argument("--data", required=True, metavar="CONFIG", help="comparisons or clips, in SafeSora's format")
-    parser.add_clip_source()
+    add_clip_source(parser)
     parser.add_argument(
         "--train_data",
         nargs="+",
@@ -50,7 +54,23 @@ def main() -> None:
         "--confidence", type=float, default=0.95, help="1 less the probability that a wrong lambda is issued"
     )
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
-    run_calibration(parser.parse_args())
+    arguments = parser.parse_args()
+    check_clip_source(parser, arguments)
+    if arguments.harm_rate_limit is None and arguments.cost_limit is None:
+        parser.refuse_unused("--confidence", because="no lambda is calibrated without a limit")
+    for folder in arguments.model:
+        require_path(folder, CheckpointError, "download a model before you calibrate it")
+    _check_models(parser, arguments.model)
+    run_calibration(arguments)
+
+
+def _check_models(parser: Parser, folders: Sequence[str]) -> None:
+    """Raises a ConfigError if an option would have no effect on these models."""
+    records = [read_record(folder) for folder in folders]
+    if not any(set(LOGIT_HEADS) & set(heads) for one in records for heads in one.heads_of_adapter.values()):
+        parser.refuse_unused("--targets", because="no model has a head of a harm label")
+    if all(one.training.calibration_fraction for one in records):
+        parser.refuse_unused("--train_data", because="each model says itself which prompts its training held out")
 
 
 def run_calibration(arguments: argparse.Namespace) -> None:
@@ -66,9 +86,6 @@ def run_calibration(arguments: argparse.Namespace) -> None:
     limit = None
     if not (arguments.harm_rate_limit is None and arguments.cost_limit is None):
         limit = Limit(arguments.cost_limit, arguments.harm_rate_limit, arguments.confidence)
-    for folder in arguments.model:
-        if not Path(folder).exists():
-            raise CheckpointError(f"{folder}: no such folder; download a model before you calibrate it")
     clips = load_labelled_clips(
         arguments.data, arguments.config_filename, arguments.video_dir, arguments.frame_store, arguments.unreadable
     )

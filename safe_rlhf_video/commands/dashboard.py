@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page there instead of serving it")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="with --out: write every plot there as PDF and PNG")
     arguments = parser.parse_args()
+    if arguments.out:
+        parser.refuse_unused("--port", because="--out writes a file and serves nothing")
     if arguments.figures and not arguments.out:
         raise ConfigError("--figures needs --out: a live page writes no files")
 

@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--no_videos", action="store_true", help=f"leave {ARCHIVE} out")
     parser.add_argument("--extract", action="store_true", help=f"unpack {ARCHIVE} into DIR/videos")
     arguments = parser.parse_args()
+    if arguments.corpus == "eval":
+        parser.refuse_unused("--no_videos", "--extract", because="the corpus eval has no videos")
     if arguments.no_videos and arguments.extract:
         raise ConfigError("--extract: there is nothing to unpack with --no_videos; leave one of them out")
     print(LICENCE, flush=True)

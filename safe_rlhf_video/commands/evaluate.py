@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from safe_rlhf_video.cli import Parser
+from safe_rlhf_video.commands.clip_source import add_clip_source, check_clip_source
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument(
         "--data", required=True, metavar="CONFIG", help="the test comparisons or clips, in SafeSora's format"
     )
-    parser.add_clip_source()
+    add_clip_source(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--train_data", metavar="FILE", help="the training comparisons, to fit the controls to")
     parser.add_argument("--random_backbone", nargs="+", metavar="DIR", help="models trained alike on a random backbone")
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="clips scored at once")
     parser.add_argument("--seed", type=int, default=0, help="of shuffled prompts")
     arguments = parser.parse_args()
+    check_clip_source(parser, arguments)
 
     from safe_rlhf_video.evaluation.evaluate_models import EvaluationRequest, evaluate_models
     from safe_rlhf_video.evaluation.table import format_comparison, format_table

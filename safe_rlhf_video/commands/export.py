@@ -18,7 +18,12 @@ def main() -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a run or model folder, or owner/name on the hub")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to make")
     parser.add_argument(
-        "--merge", choices=("true", "false"), default="false", help="whether the folder gets its own, merged backbone"
+        "--merge",
+        nargs="?",
+        choices=("true", "false"),
+        const="true",
+        default="false",
+        help="whether the folder gets its own, merged backbone",
     )
     parser.add_argument(
         "--dtype",
@@ -29,6 +34,8 @@ def main() -> None:
     parser.add_argument("--backbone", help="the backbone's folder, if it moved since training (for --merge)")
     parser.add_argument("--evaluation", type=Path, metavar="FILE", help="an evaluation.json, for the card")
     arguments = parser.parse_args()
+    if arguments.merge == "false":
+        parser.refuse_unused("--dtype", "--backbone", because="no backbone is written without --merge")
 
     from safe_rlhf_video.export.export_model import export_model
 

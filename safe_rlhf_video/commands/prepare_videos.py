@@ -21,9 +21,11 @@ from typing import get_args
 
 from safe_rlhf_video.cli import Parser
 from safe_rlhf_video.config_parser import parse_config
+from safe_rlhf_video.data.config_files import is_config_name
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, VideoDataset, load_any
 from safe_rlhf_video.data.store_clips import StoredClips, StorePlan, count_lost, plan_store, store_clips
-from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.errors import ConfigError, SampleError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.training.config import DataConfig, TrainConfig
 from safe_rlhf_video.video.codec import Codec
 from safe_rlhf_video.video.decoding import Backend
@@ -32,6 +34,8 @@ from safe_rlhf_video.wording import size
 
 Source = tuple[str, str, str | None]
 SAMPLING_FIELDS = ("num_frames", "min_pixels", "max_pixels", "size_multiple", "fit")
+# The fields of --config that count here, beside the sampling.
+DATA_FIELDS = ("data.path", "data.config_filename", "data.video_dir", "data.workers", "data.timeout_s")
 SHOWN_REASONS = 10
 
 
@@ -39,6 +43,9 @@ def main() -> None:
     arguments, overrides = parse_arguments()
     sampling, data, sources = read_config(arguments, overrides)
     codec = Codec(arguments.codec, arguments.jpeg_quality)
+    for _, _, video_dir in sources:
+        if video_dir is not None and arguments.archive is None:
+            require_path(video_dir, SampleError, "correct the folder of the clips")
     datasets = [load_any(*source) for source in sources]
     plan = plan_store(datasets, arguments.out, sampling)
     print_plan(plan, codec)
@@ -90,6 +97,17 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     for word in overrides:
         if arguments.config is None or (word.startswith("--") and "." not in word.partition("=")[0]):
             parser.error(f"unrecognized arguments: {word}")
+        name = word.partition("=")[0].removeprefix("--")
+        if word.startswith("--") and not (name.startswith("sampling.") or name in DATA_FIELDS):
+            raise ConfigError(f"--{name}: has no effect, because only sampling and data sets are taken; leave it out")
+    if arguments.codec == "raw":
+        parser.refuse_unused("--jpeg_quality", because="--codec is raw")
+    if not arguments.data:
+        parser.refuse_unused("--video_dir", because="it is for --data; of --config, override data.video_dir")
+    if all(map(is_config_name, arguments.data)):
+        parser.refuse_unused(
+            "--config_filename", because="--data names no folder; of --config, override data.config_filename"
+        )
     return arguments, overrides
 
 

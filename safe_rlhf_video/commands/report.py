@@ -22,7 +22,10 @@ def main() -> None:
     parser.add_argument("--frame_store", metavar="DIR", help="take all pictures from this frame store")
     parser.add_argument("--workers", type=int, default=2, help="processes to decode in")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write every plot there as PDF and PNG")
-    write_report(parser.parse_args())
+    arguments = parser.parse_args()
+    if arguments.frame_store is not None:
+        parser.refuse_unused("--video_dir", "--workers", because="all pictures are from --frame_store")
+    write_report(arguments)
 
 
 def write_report(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from safe_rlhf_video.config_parser import parse_config
+from safe_rlhf_video.config_parser import list_overrides, parse_config
 from safe_rlhf_video.training.config import TrainConfig
 
 
@@ -20,7 +20,7 @@ def train_head(head: str, description: str) -> None:
     from safe_rlhf_video.training.loop import train
 
     try:
-        train(config, head)
+        train(config, head, list_overrides(sys.argv[1:]))
     except SystemExit as end:  # of SIGTERM: all is closed, and what libraries still had to do may fail by now
         sys.stdout.flush()
         os._exit(int(end.code or 0))

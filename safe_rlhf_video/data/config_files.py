@@ -38,7 +38,7 @@ def read_records(config_file: Path) -> list[Any]:
         del content  # 200 MB for SafeSora's training file, which the parser needs again
         records = decode_json(text, str(config_file))
     except FileNotFoundError:
-        raise SampleError(f"{config_file}: no such file; {_describe_configs(config_file.parent)}") from None
+        raise SampleError(f"{config_file}: no such file or folder; {_describe_configs(config_file.parent)}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SampleError(f"{config_file}: not a whole gzip file ({error}); fetch it again") from error
     except OSError as error:

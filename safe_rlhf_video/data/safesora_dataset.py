@@ -14,6 +14,7 @@ from safe_rlhf_video.data.records import VIDEO_NAMES, VideoSample
 from safe_rlhf_video.data.saved_paths import paths_seen_from
 from safe_rlhf_video.data.video_folder import VideoFolder
 from safe_rlhf_video.errors import ConfigError, SampleError
+from safe_rlhf_video.files import require_path
 
 if TYPE_CHECKING:
     import datasets
@@ -247,6 +248,8 @@ def find_config(
 ) -> tuple[Path, VideoFolder]:
     """The config file and where its clips lie, by the rules of `SafeSoraDataset.load`."""
     path = Path(path)
+    if not is_config_name(path):
+        require_path(path, SampleError)
     config_file = path
     if os.path.isdir(path):
         config_file = path / config_filename

@@ -13,6 +13,7 @@ from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.data.safesora_dataset import SafeSoraDataset
 from safe_rlhf_video.data.sources.archive import iterate_clips
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.video.codec import Codec
 from safe_rlhf_video.video.decoding import Backend
 from safe_rlhf_video.video.frame_store import FrameStore, StoredClip, read_rows
@@ -104,8 +105,8 @@ def store_clips(
     Raises:
         SampleError: the archive is missing, damaged or not to be trusted.
     """
-    if archive is not None and not archive.exists():
-        raise SampleError(f"{archive}: no such archive; check the path of --archive")
+    if archive is not None:
+        require_path(archive, SampleError)
     clips, others = list(plan.clips), list[str]()
     if archive is not None and not verify:
         rows = read_rows(out)

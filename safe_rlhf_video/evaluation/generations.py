@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safe_rlhf_video.errors import SampleError, VideoDecodeError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.video.pool import DecodePool
 from safe_rlhf_video.video.sampling import Sampling
@@ -35,6 +36,7 @@ def find_generations(folder: Path, prompt_ids: Sequence[str]) -> Generations:
     Raises:
         SampleError: `folder` is not a folder, or cannot be read.
     """
+    require_path(folder, SampleError, "give the folder of the generations")
     known = set(prompt_ids)
     found: dict[str, list[Path]] = {}
     strays: list[Path] = []

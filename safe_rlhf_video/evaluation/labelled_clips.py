@@ -11,6 +11,7 @@ from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
 from safe_rlhf_video.data.preferences import videos_of
 from safe_rlhf_video.data.records import PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError, VideoDecodeError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.score_many import ScoreRequest
 from safe_rlhf_video.video.frame_store import FrameStore
@@ -64,6 +65,8 @@ def load_labelled_clips(
         SampleError: a wrong record, or nothing is left.
         VideoDecodeError: the store lacks clips, or has them in quarantine and `unreadable` is "refuse".
     """
+    if video_dir is not None and frame_store is None:
+        require_path(video_dir, SampleError, "correct the folder of the clips")
     dataset = load_any(data, config_filename, video_dir=video_dir)
     if isinstance(dataset, PromptDataset):
         raise SampleError(f"{data}: holds only prompts; give comparisons, or clips with labels")

@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from safe_rlhf_video.contracts import STRICT, parse_json, to_fields
 from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.errors import SampleError
-from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.files import require_path, write_whole
 from safe_rlhf_video.heads import GRADED_HEADS
 from safe_rlhf_video.kinds.kind import GradedFigures
 from safe_rlhf_video.kinds.label import LabelFigures
@@ -394,6 +394,7 @@ def parse_evaluation(kind: type[E], path: Path) -> E:
         SampleError: the file cannot be read, is damaged, or has a wrong, missing or unknown field; a file of another
             release may.
     """
+    require_path(path, SampleError, "give what scripts/evaluate.py wrote")
     try:
         fields = load_json(read_regular(path))
         if not isinstance(fields, dict):

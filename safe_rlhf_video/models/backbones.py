@@ -26,6 +26,7 @@ from transformers.activations import SiLUActivation
 from transformers.utils import cached_file, is_flash_attn_2_available, is_liger_kernel_available, logging
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.files import is_only_a_path
 from safe_rlhf_video.models.backbone_config import check_amounts, check_fields, clear_implementations
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, BackboneConfig
 from safe_rlhf_video.models.families import FAMILIES, Family
@@ -282,9 +283,8 @@ def _resolve_source(config: BackboneConfig) -> str:
     folder = Path(config.path).expanduser()
     if folder.is_dir():
         return str(folder)
-    # A hub id is "name" or "owner/name"; all else can only be meant as a folder.
-    if not config.path or config.path[0] in "/.~" or config.path.count("/") > 1:
-        raise CheckpointError(f"{config.path!r}: no such backbone folder; say where it is, or give a hub id")
+    if is_only_a_path(config.path) and not folder.exists():
+        raise CheckpointError(f"{config.path}: no such file or folder; say where the backbone is, or give a hub id")
     return config.path
 
 
@@ -293,8 +293,9 @@ def _load_part(load: Any, source: str, backbone: BackboneConfig, /, **options: A
         return load(source, revision=backbone.revision, **options)
     except Exception as error:  # tokenizers and safetensors raise classes of their own, and plain Exception
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        here = "" if Path(source).exists() else "no such file or folder here, and "
         raise CheckpointError(
-            f"{source}: cannot load this backbone ({reason}); give a checkpoint folder, a hub id, "
+            f"{source}: {here}cannot load this backbone ({reason}); give a checkpoint folder, a hub id, "
             f"or {EMBEDDED_BACKBONE!r} for the embedded one"
         ) from error
 

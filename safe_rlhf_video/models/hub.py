@@ -57,20 +57,20 @@ def fetch_model(repository: str, revision: str | None = None) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{repository}: neither a model folder here nor a model on {hub}, or not one for you; correct the name, or "
-            "set HF_TOKEN for a private one"
+            f"{repository}: no such file or folder here, and no model on {hub}, or not one for you; correct the name, "
+            "or set HF_TOKEN for a private one"
         ) from error
     except LocalEntryNotFoundError as error:
         cause = error.__cause__ or error
         reason = "HF_HUB_OFFLINE is set" if isinstance(cause, OfflineModeIsEnabled) else f"no answer: {_line(cause)}"
         raise CheckpointError(
-            f"{repository}: no model folder here, no whole copy in the cache, and {hub} cannot be asked ({reason}); "
-            "correct the path, or fetch it once online"
+            f"{repository}: no such file or folder here, no whole copy in the cache, and {hub} cannot be asked "
+            f"({reason}); correct the path, or fetch it once online"
         ) from error
     except (HTTPError, OSError, ValueError) as error:  # a ValueError: a name that no repository can have
         raise CheckpointError(
-            f"{repository}: no model folder here, and not to be fetched from {hub} ({_line(error)}); correct the name, "
-            "or check network and disk and try again"
+            f"{repository}: no such file or folder here, and not to be fetched from {hub} ({_line(error)}); correct "
+            "the name, or check network and disk and try again"
         ) from error
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from safe_rlhf_video.contracts import STRICT, parse_json
 from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.heads import HEADS
 from safe_rlhf_video.models.config import (
     BackboneConfig,
@@ -31,6 +32,9 @@ from safe_rlhf_video.video.sampling import Sampling
 
 # 5: checksums of the weights, and how many labels gave the cost its zero.
 FORMAT_VERSION = 5
+MODEL_FOLDER = (
+    "<run>/model as written by train_reward.py or train_cost.py, a folder of export.py, or its owner/name on the hub"
+)
 
 # Fields of the backbone's configuration that whoever loads a folder decides, not the folder.
 NOT_OF_A_FOLDER = ("trust_remote_code", "attention", "liger")
@@ -277,19 +281,19 @@ def resolve_model_folder(folder: str | Path) -> Path:
         CheckpointError: there is none, or a link in it leads out of it.
     """
     candidates = [Path(folder), Path(folder) / "model"]
-    hub_id = parse_hub_id(folder) if isinstance(folder, str) and not Path(folder).exists() else None
-    if hub_id is not None:
-        candidates = [fetch_model(*hub_id)]
+    if not Path(folder).exists():
+        hub_id = parse_hub_id(folder) if isinstance(folder, str) else None
+        if hub_id is None:
+            require_path(folder, CheckpointError, f"give {MODEL_FOLDER}")
+        else:
+            candidates = [fetch_model(*hub_id)]
     for candidate in candidates:
         if (candidate / "model.json").exists():
             _check_links(candidate)
             if unfit := find_unfit(candidate.rglob("*")):
                 raise CheckpointError(f"{unfit[0]}: {unfit[1]}; copy the model folder again")
             return candidate
-    raise CheckpointError(
-        f"{folder}: is no model folder (it has no model.json); give <run>/model as written by train_reward.py or "
-        "train_cost.py, a folder of export.py, or its owner/name on the hub"
-    )
+    raise CheckpointError(f"{folder}: is no model folder (it has no model.json); give {MODEL_FOLDER}")
 
 
 def _check_links(folder: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.reading import load_json, open_regular
 
 
@@ -36,7 +37,8 @@ class RunMetrics:
             ConfigError: there is no such folder.
         """
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: no such folder; give a run folder, the `out` of its training")
+            require_path(folder, ConfigError, "give a run folder, the `out` of its training")
+            raise ConfigError(f"{folder}: is a file; give a run folder, the `out` of its training")
         self.name = name
         self._path = folder / "metrics.jsonl"
         self._forget()

@@ -15,6 +15,7 @@ from safe_rlhf_video.data.config_files import decode_json, decode_text
 from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
 from safe_rlhf_video.data.record_fields import FilePath, NonEmptyText, described_in, fail, is_unicode
 from safe_rlhf_video.errors import SafeRLHFVideoError, SampleError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.reading import read_regular
 from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.parquet_rows import read_parquet
@@ -106,6 +107,9 @@ def read_rows(path: Path, video_dir: str | None = None) -> tuple[list[InputRow],
     Raises:
         SampleError: the file cannot be read, or a record of a SafeSora config is wrong.
     """
+    require_path(path, SampleError)
+    if video_dir is not None:
+        require_path(video_dir, SampleError, "correct the folder of the clips")
     if path.name.endswith((".json", ".json.gz")):
         return _read_config(path, video_dir), []
     rows: list[InputRow] = []

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.serving.settings import ServerSettings, check_key
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,40}")
@@ -57,6 +58,7 @@ def _hash(key: str) -> bytes:
 
 
 def _read_keys(file: Path) -> dict[bytes, str]:
+    require_path(file, ConfigError, "write a key to a file, for api_key_file")
     try:
         lines = file.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 
 from safe_rlhf_video.contracts import STRICT, describe
 from safe_rlhf_video.errors import ConfigError
+from safe_rlhf_video.files import require_path
 
 KEY_VARIABLE = "SAFE_RLHF_VIDEO_API_KEY"
 MIN_KEY_CHARACTERS = 16
@@ -58,6 +59,8 @@ class ServerSettings(BaseModel):
             settings = check(values)
         except ValidationError as wrong:
             raise ConfigError(describe(wrong, "server")) from wrong
+        if settings.video_root is not None:
+            require_path(settings.video_root, ConfigError, "give the folder of the clips as video_root")
         if settings.video_root is not None and not settings.video_root.is_dir():
             raise ConfigError(f"video_root: {settings.video_root} is not a folder; give the folder of the clips")
         if settings.bodies_mb * settings.client_share < settings.max_body_mb:

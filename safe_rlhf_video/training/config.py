@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import HEAD_GROUPS, HEADS, LABEL_HEADS
-from safe_rlhf_video.models.config import ModelConfig
+from safe_rlhf_video.models.config import EMBEDDED_BACKBONE, ModelConfig
 from safe_rlhf_video.video.sampling import Sampling
 from safe_rlhf_video.wording import did_you_mean
 
@@ -280,7 +280,8 @@ class TrainConfig:
             "moderation" means all labels of videos, "text_moderation" all labels of texts. A comparison or label trains
             every head that learns from it. Null trains the head that the script is named for.
         data: Comparisons and clips.
-        sampling: Frames a clip and their size; `size_multiple` is the backbone's patch size times its merge size.
+        sampling: Frames a clip and their size; `size_multiple` is the backbone's patch size times its merge size. With
+            the embedded backbone, what is left at its default becomes 32x32 pixels in multiples of 8.
         model: Backbone and adapter.
         loss: Weights of the loss terms.
         optimization: Steps and rates.
@@ -306,6 +307,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.out), "out", "a folder", self.out)
+        if self.model.backbone.path == EMBEDDED_BACKBONE:
+            object.__setattr__(self, "sampling", _fit_embedded_backbone(self.sampling))
         heads = self.heads
         _require(heads is None or (bool(heads) and len(set(heads)) == len(heads)), "heads", "each head once", heads)
         for name in heads or ():
@@ -323,6 +326,16 @@ OPERATIONAL_FIELDS = ("out", "data.path", "data.video_dir", "data.frame_store", 
                       "tracking.project", "tracking.log_every", "tracking.media", "dry_run",
                       "optimization.micro_batch_tokens", "model.gradient_checkpointing", "engine.zero_stage",
                       "engine.compile")  # fmt: skip
+
+
+def _fit_embedded_backbone(sampling: Sampling) -> Sampling:
+    """Gives fields that are at their defaults, which suit Qwen3-VL, the values that the embedded backbone takes."""
+    default = Sampling()
+    if sampling.size_multiple != default.size_multiple or sampling.fit != default.fit:
+        return sampling
+    if (sampling.min_pixels, sampling.max_pixels) == (default.min_pixels, default.max_pixels):
+        sampling = replace(sampling, min_pixels=32 * 32, max_pixels=32 * 32)
+    return replace(sampling, size_multiple=8)
 
 
 def _check_head(name: str) -> None:

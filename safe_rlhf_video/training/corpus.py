@@ -12,6 +12,7 @@ from safe_rlhf_video.data.datasets import PairDataset, PromptDataset, load_any
 from safe_rlhf_video.data.preferences import is_for_calibration, names_of_generators, videos_of
 from safe_rlhf_video.data.records import VIDEO_NAMES, PairSample, VideoSample
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.heads import GRADED_HEADS, HEADS
 from safe_rlhf_video.kinds.targets import graded_kind_of
 from safe_rlhf_video.training.config import DataConfig
@@ -46,6 +47,8 @@ def read_corpus(config: DataConfig, heads: Sequence[str]) -> Corpus:
     Raises:
         SampleError: a wrong record, or two files use one id for different things.
     """
+    if config.video_dir is not None and config.frame_store is None:
+        require_path(config.video_dir, SampleError, "correct the folder of the clips")
     corpus = Corpus(", ".join(config.paths), [], [], {})
     graded = [head for head in GRADED_HEADS if head in heads]
     text_of: dict[str, tuple[str, str]] = {}

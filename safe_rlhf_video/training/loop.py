@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -47,11 +47,12 @@ from safe_rlhf_video.training.stopping import EXIT_CODE, StopSignal
 from safe_rlhf_video.training.tracking import Tracker
 
 
-def train(config: TrainConfig, head: str) -> None:
+def train(config: TrainConfig, head: str, overrides: Collection[str] = ()) -> None:
     """Trains a head, or with `config.heads` several on one adapter, or goes on with the run in `config.out`.
 
     Args:
         head: what the script is named for: "reward", "cost" or "moderation".
+        overrides: fields that the command line sets, as `loss.sign`; without effect, they are an error.
 
     All that a user can get wrong is checked before the process group starts.
 
@@ -60,7 +61,9 @@ def train(config: TrainConfig, head: str) -> None:
             do.
         SystemExit: SIGTERM came, and the step was saved.
     """
-    run = plan_run(config, head)
+    run = plan_run(config, head, overrides)
+    for note in run.notes:
+        run.say(f"config: {note}")
     if config.dry_run:
         for line in describe_needs(run, load_reader(config.model.backbone)):
             run.say(line)

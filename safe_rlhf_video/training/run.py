@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from safe_rlhf_video.heads import HEAD_GROUPS, HEADS
 from safe_rlhf_video.models.backbones import check_sampling, load_reader
 from safe_rlhf_video.models.record import TrainingFacts
 from safe_rlhf_video.training import engine as engines
-from safe_rlhf_video.training.config import TrainConfig
+from safe_rlhf_video.training.config import LossConfig, TrainConfig
 from safe_rlhf_video.training.data import TrainingData, load_data
 from safe_rlhf_video.training.distributed import Ranks
 from safe_rlhf_video.training.sizes import Sizes, measure_data
+from safe_rlhf_video.training.unused import note_unused_fields
 
 _SCRIPT_OF_KIND = {"preference": "reward", "cost": "cost", "label": "moderation", "ordinal": "moderation"}
 
@@ -36,6 +37,7 @@ class Run:
         first_step: 0, or the step of the checkpoint that it goes on from.
         schedule_start: the step from which the learning rate rises and falls until the last one: 0, or where a
             finished run ended to which steps were added.
+        notes: lines for the user, about fields of the configuration without effect.
     """
 
     config: TrainConfig
@@ -46,6 +48,7 @@ class Run:
     total_steps: int
     first_step: int = 0
     schedule_start: int = 0
+    notes: Sequence[str] = ()
 
     @property
     def folder(self) -> Path:
@@ -88,23 +91,26 @@ class Run:
             sys.stdout.flush()
 
 
-def plan_run(config: TrainConfig, head: str) -> Run:
+def plan_run(config: TrainConfig, head: str, overrides: Collection[str] = ()) -> Run:
     """Reads the data of a run and checks its configuration; loads no weights and starts no process group.
 
     Args:
         head: what the script is named for: "reward", "cost" or "moderation".
+        overrides: fields that the command line sets, as `loss.sign`.
 
     Raises:
         ConfigError, SampleError, VideoDecodeError: with one line that says what to do.
     """
     heads = choose_heads(config, head)
+    _check_weights(config.loss, heads)
+    notes = note_unused_fields(config, heads, overrides)
     data = load_data(config, heads)
     check_sampling(config.model.backbone, config.sampling)
     engines.build_deepspeed_config(config)
     sizes = measure_data(load_reader(config.model.backbone), data, config.sampling)
     # As the launcher tells them; the process group follows.
     ranks = Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), torch.device("cpu"))
-    return Run(config, heads, data, sizes, ranks, count_steps(config, len(data.train)))
+    return Run(config, heads, data, sizes, ranks, count_steps(config, len(data.train)), notes=notes)
 
 
 def choose_heads(config: TrainConfig, head: str) -> tuple[str, ...]:
@@ -126,6 +132,15 @@ def choose_heads(config: TrainConfig, head: str) -> tuple[str, ...]:
             f"{scripts[0]}.py for these"
         )
     return heads
+
+
+def _check_weights(loss: LossConfig, heads: Sequence[str]) -> None:
+    """Raises a ConfigError where a head has no loss term."""
+    for head in heads:
+        names = {"preference": ("comparison",), "cost": ("comparison", "sign")}.get(HEADS[head].kind, ("harm",))
+        if not any(getattr(loss, name) for name in names):
+            weights = " and ".join(f"loss.{name}" for name in names)
+            raise ConfigError(f"{weights}: 0, so the head {head} has nothing to learn; raise it, or leave the head out")
 
 
 def count_steps(config: TrainConfig, num_groups: int) -> int:

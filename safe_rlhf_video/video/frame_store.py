@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 
 from safe_rlhf_video.errors import ConfigError, VideoDecodeError
-from safe_rlhf_video.files import whole_lines
+from safe_rlhf_video.files import require_path, whole_lines
 from safe_rlhf_video.reading import load_json, open_regular, read_regular
 from safe_rlhf_video.video.codec import Codec, decode_frames
 from safe_rlhf_video.video.sampling import Sampling, Video
@@ -237,6 +237,7 @@ class Index:
 def read_header(folder: Path) -> tuple[Sampling, Codec, str]:
     """Reads sampling, codec and checksum of store.json; raises VideoDecodeError if it is missing or damaged."""
     path = folder / HEADER_NAME
+    require_path(folder, VideoDecodeError, f"make a frame store with {BUILD_COMMAND}")
     try:
         line = read_regular(path)
     except OSError as error:

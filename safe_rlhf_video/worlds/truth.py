@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safe_rlhf_video.data.records import SUB_DIMENSIONS
 from safe_rlhf_video.errors import SampleError
+from safe_rlhf_video.files import require_path
 from safe_rlhf_video.reading import load_json, open_unpacked
 
 FILE_NAME = "truth.json.gz"
@@ -18,6 +19,7 @@ def read_truth(path: Path) -> dict[str, dict[str, float]]:
     Raises:
         SampleError: the file is missing or damaged.
     """
+    require_path(path, SampleError)
     try:
         with open_unpacked(path) as file:
             videos = load_json(file.read())["videos"]

@@ -114,7 +114,7 @@ def _read_text(csv_file: Path) -> str:
     try:
         content = read_regular(csv_file)
     except FileNotFoundError:
-        raise SampleError(f"{csv_file}: no such file; correct the path") from None
+        raise SampleError(f"{csv_file}: no such file or folder; correct the path") from None
     except OSError as error:
         raise SampleError(f"{csv_file}: cannot be read ({error.strerror}); check the file and its rights") from error
     try:
