@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -203,7 +204,7 @@ def test_a_panic_of_the_tokenizer_is_an_error_of_the_text(backbone: Backbone, mo
     def encode(*_: object, **__: object) -> None:
         raise raised[-1]
 
-    monkeypatch.setattr(type(backbone.tokenizer), "__call__", encode)
+    monkeypatch.setattr(inputs_module, "_text_tokenizer", lambda *_: SimpleNamespace(encode=encode))
     for error, expected in ((panic(), SampleError), (SystemExit(), SystemExit)):
         raised.append(error)
         with pytest.raises(expected) as caught:
