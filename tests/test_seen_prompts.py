@@ -80,7 +80,7 @@ def test_the_training_file_is_known_without_train_data(reward_run: Path, world: 
     # A folder of an earlier release does not say.
     (folder / FILE_NAME).unlink()
     told = format_table(judge("train"))
-    assert f"{folder}: cannot be checked for training on these prompts" in told
+    assert f"{folder}: cannot be checked for training on these prompts, without a prompts.json" in told
 
 
 def test_calibration_keeps_hashes_refuses_what_was_trained_on_and_says_what_it_drops(

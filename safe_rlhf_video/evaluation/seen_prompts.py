@@ -37,14 +37,18 @@ def count_seen(folder: str | Path, prompts: Sequence[str]) -> SeenPrompts:
 
 
 def describe_seen(seen: Mapping[str, SeenPrompts]) -> list[str]:
-    """A line for each model folder that saw prompts of the data, or that does not say."""
-    return [f"{folder}: {text}" for folder, one in seen.items() for text in say_seen(one)]
+    """A line for each model folder that saw prompts of the data, and one that names those that do not say."""
+    folders: dict[str, list[str]] = {}
+    for folder, one in seen.items():
+        for text in say_seen(one):
+            folders.setdefault(text, []).append(folder)
+    return [f"{', '.join(names)}: {text}" for text, names in folders.items()]
 
 
 def say_seen(seen: SeenPrompts) -> Iterator[str]:
     """Says what a model saw of the data, if anything, and what cannot be checked."""
     if seen.num_trained is None:
-        yield "cannot be checked for training on these prompts, as its folder has no hashes of them (prompts.json)"
+        yield "cannot be checked for training on these prompts, without a prompts.json in the model folder"
     found = {"trained": seen.num_trained, "calibrated": seen.num_calibrated}
     if text := " and ".join(f"{how} on {num}" for how, num in found.items() if num):
         yield f"in-sample, {text} of the {seen.num_prompts} prompts"
