@@ -252,9 +252,9 @@ def test_bodies_that_pause_keep_no_other_body_waiting(server: RunningServer) -> 
     with contextlib.ExitStack() as stack:
         for _ in range(40):
             paused = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            paused.sendall(head + b'{"prompt": "' + b"a" * 260_000)
+            paused.sendall(head + b'{"prompt": "' + b"a" * 270_000)
         body = json.dumps({"prompt": "a", "video": {"data": "A" * 400_000}}).encode()
         answered = server.ask("POST", "/score", body, {"Content-Type": "application/json"}, timeout=20)
         assert "video: is not a readable video" in answered.error
         held = float(server.get("/metrics").content.decode().split("\nsafe_rlhf_video_body_bytes ")[1].split("\n")[0])
-        assert held > 9_000_000
+        assert held > 10_000_000
