@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import promises_intervals
+import promises_issued
 from promise_rows import Row, format_rows
 
 from safe_rlhf_video.cli import Parser, run_script
@@ -49,6 +50,7 @@ def main() -> None:
 def all_rows(draws: int, seed: int) -> Iterator[Row]:
     """Every row, a module after the other."""
     yield from promises_intervals.rows(draws, seed)
+    yield from promises_issued.rows(draws, seed)
 
 
 def summarise(rows: Sequence[Row]) -> str:
