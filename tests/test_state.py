@@ -136,6 +136,13 @@ def test_damage_is_named_with_the_checkpoint_to_go_back_to(
     assert start(tmp_path, "go_back").step == 0
 
 
+def test_a_checkpoint_of_an_earlier_release_is_called_so(tmp_path: Path) -> None:
+    run_with_losses(tmp_path, [1.0])
+    (tmp_path / "checkpoints" / "step_1" / "checksums.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checksums\.json: missing, so .* damaged or of an earlier release; "):
+        start(tmp_path)
+
+
 def test_a_damaged_best_checkpoint_is_not_published(tmp_path: Path) -> None:
     run_with_losses(tmp_path, [1.0, 2.0])
     flip_bit(tmp_path / "checkpoints" / "step_1" / "model" / "model.json")

@@ -93,22 +93,11 @@ def _start_or_go_on(run: Run) -> None:
 
 def _train(run: Run) -> bool:
     """Returns whether the run is complete: SIGTERM may have ended it."""
-    config, ranks = run.config, run.ranks
-    last_found = max(find_checkpoints(run.folder), default=0)
-    distributed.check_same(ranks, f"{run.data.fingerprint} from step {last_found}")
-    state = None
-    with distributed.together(ranks):
-        if ranks.is_first:  # it may rename checkpoints
-            state = find_start(run.folder, config, run.data.fingerprint, run.total_steps, run.say)
-    state = distributed.of_first(ranks, state)
-    run = replace(run, first_step=state.step, schedule_start=state.schedule_start)
+    run, state = _find_start(run)
     if run.first_step >= run.total_steps:
-        with distributed.together(ranks), writing(run.folder):
-            if ranks.is_first:
-                publish_model(run.folder, state.best_step)
-        run.say(f"{run.folder} is complete ({run.total_steps} steps); its model is in {run.folder / 'model'}")
+        _publish_again(run, state)
         return True
-
+    config, ranks = run.config, run.ranks
     learner = start_learner(run)
     tracker, state = _open_tracker(run, state)
     _report_start(run, learner)
@@ -126,12 +115,7 @@ def _train(run: Run) -> bool:
     ):
         batches = prefetch(read_jobs(partial(training_jobs, run), clips))
         for step in range(run.first_step, run.total_steps):
-            factor = engines.learning_rate_factor(
-                step - run.schedule_start,
-                run.total_steps - run.schedule_start,
-                config.optimization.warmup_fraction,
-                config.optimization.final_fraction,
-            )
+            factor = _rate_factor(run, step)
             engines.set_learning_rates(learner.engine, config, factor)
             result = take_step(run, learner, batches, step)
             interval.add(result)
@@ -184,6 +168,37 @@ def _train(run: Run) -> bool:
         return False
     run.say(f"the model of step {state.best_step} is in {run.folder / 'model'}")
     return True
+
+
+def _rate_factor(run: Run, step: int) -> float:
+    """The share of the peak learning rate at a step; steps that were added have a schedule of their own."""
+    rates, start = run.config.optimization, run.schedule_start
+    return engines.learning_rate_factor(
+        step - start, run.total_steps - start, rates.warmup_fraction, rates.final_fraction
+    )
+
+
+def _find_start(run: Run) -> tuple[Run, TrainerState]:
+    """Finds the state to go on from, the same on all ranks, and gives the run its first step."""
+    last_found = max(find_checkpoints(run.folder), default=0)
+    distributed.check_same(run.ranks, f"{run.data.fingerprint} from step {last_found}")
+    state = None
+    with distributed.together(run.ranks):
+        if run.ranks.is_first:  # it may rename checkpoints
+            state = find_start(run.folder, run.config, run.data.fingerprint, run.total_steps, run.say)
+    state = distributed.of_first(run.ranks, state)
+    return replace(run, first_step=state.step, schedule_start=state.schedule_start), state
+
+
+def _publish_again(run: Run, state: TrainerState) -> None:
+    """Publishes the model of a run that is complete: it may have been killed before."""
+    with distributed.together(run.ranks), writing(run.folder):
+        if run.ranks.is_first:
+            publish_model(run.folder, state.best_step)
+    run.say(
+        f"{run.folder} is complete ({run.total_steps} steps); its model is in {run.folder / 'model'}. To train on, "
+        "raise optimization.epochs"
+    )
 
 
 def _gather_checkpoint(run: Run, learner: Learner, state: TrainerState, validation: Validation) -> Callable[[], None]:

@@ -181,6 +181,8 @@ def _link_or_copy(source: str, target: str) -> None:
 def find_damage(run: Path, step: int) -> str | None:
     """Reads all files of a checkpoint; says in a line which of them is damaged, or None."""
     folder = checkpoint_folder(run, step)
+    if not (folder / CHECKSUMS_NAME).exists():
+        return f"{folder / CHECKSUMS_NAME}: missing, so the checkpoint is damaged or of an earlier release"
     try:
         listed = read_json(_Checksums, folder / CHECKSUMS_NAME, CheckpointError, "").checksums
         check_checksums(folder, listed, "")
