@@ -360,7 +360,7 @@ def test_runs_are_compared_in_the_same_plots(tmp_path: Path) -> None:
         "cost 0.8",
     ]
     for given, told in (
-        ([tmp_path / "none"], "no such folder"),
+        ([tmp_path / "none"], "no such file or folder"),
         ([folders[0], folders[0]], "the same run is given twice"),
     ):
         with pytest.raises(ConfigError, match=told):
@@ -410,7 +410,7 @@ def test_the_live_page_follows_a_run_and_serves_nothing_else(tmp_path: Path, mon
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [])
     for arguments, told in (
-        ((tmp_path / "none",), "no such folder"),
+        ((tmp_path / "none",), "no such file or folder"),
         ((run, "--out", tmp_path / "page.html"), "no row in metrics.jsonl"),
         ((run, "--port", 70000), "port 70000 cannot be had"),
         ((run, "--figures", tmp_path), "--figures needs --out"),

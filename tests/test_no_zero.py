@@ -34,6 +34,7 @@ def test_training_records_what_gave_the_cost_its_zero(world: Path) -> None:
 
     signs = list(safety_signs(PairDataset.load(world / "config-train.json.gz").pairs).values())
     assert count("cost") == (signs.count(1), signs.count(-1))
+    json.dumps(count("cost"))  # model.json has them
     assert count("cost", sign=0.0) == (0, 0)
     assert count("reward") is None
 

@@ -251,7 +251,8 @@ def _count_signs(groups: Sequence[PromptGroup], lessons: Lessons) -> tuple[int, 
     if not lessons.signs:
         return 0, 0
     signs = {video.name: sign for group in groups for video, sign in zip(group.videos, group.safety_sign, strict=True)}
-    return sum(sign > 0 for sign in signs.values()), sum(sign < 0 for sign in signs.values())
+    # Whole numbers of Python: model.json holds them, and JSON knows none of numpy's.
+    return sum(int(sign > 0) for sign in signs.values()), sum(int(sign < 0) for sign in signs.values())
 
 
 def _count_unknown_signs(groups: Sequence[PromptGroup], doubtful: Mapping[str, int], lessons: Lessons) -> list[str]:
