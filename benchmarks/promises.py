@@ -49,6 +49,7 @@ def main() -> None:
 
 def all_rows(draws: int, seed: int) -> Iterator[Row]:
     """Every row, a module after the other."""
+    yield from promises_issued.rows(draws, seed)
     yield from promises_intervals.rows(draws, seed)
     yield from promises_issued.rows(draws, seed)
 

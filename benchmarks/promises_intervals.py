@@ -111,7 +111,7 @@ def _shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
                     prompts = Prompts(num, sizes, alike)
                     drawn = [prompts.draw_right(random, share) for _ in range(draws)]
                     means = np.array([right.mean() for right, _ in drawn])
-                    size = share * (1 - share) / means.var()
+                    size = share * (1 - share) / max(means.var(), 1e-12)
                     told = [score_interval(mean, size if 0 < mean < 1 else num, num) for mean in means]
                     found = [share_interval(right, of) for right, of in drawn]
                     yield _covers("share", f"{prompts}, {share:g}", share, found, _mean_width(told))
@@ -125,7 +125,7 @@ def _differences(draws: int, random: np.random.Generator) -> Iterator[Row]:
                     prompts = Prompts(num, sizes, alike)
                     drawn = [_draw_gains(prompts, better, worse, random) for _ in range(draws)]
                     means = np.array([gains.mean() for gains, _ in drawn])
-                    size = (better + worse - (better - worse) ** 2) / means.var()
+                    size = (better + worse - (better - worse) ** 2) / max(means.var(), 1e-12)
                     told = [paired_interval(gains.mean(), np.mean(gains**2), size if gains.any() else num, num)
                             for gains, _ in drawn]  # fmt: skip
                     found = [difference_interval(gains, of) for gains, of in drawn]
@@ -258,7 +258,7 @@ def _rates(draws: int, random: np.random.Generator) -> Iterator[Row]:
                     prompts = Prompts(num, f"{clips} clips each", alike)
                     shares = [_draw_rates(prompts, clips, share, random) for _ in range(draws)]
                     means = np.array([one.mean() for one in shares])
-                    size = share * (1 - share) / means.var()
+                    size = share * (1 - share) / max(means.var(), 1e-12)
                     told = [score_interval(mean, size if 0 < mean < 1 else num, num) for mean in means]
                     found = [prompt_share_interval(one, num * clips) for one in shares]
                     yield _covers("rate of a generator", f"{prompts}, {share:g}", share, found, _mean_width(told))
@@ -295,7 +295,9 @@ def _told_sum(means: np.ndarray, shares: tuple[float, float], num: int) -> float
 
     A share that is taken off is below 0.
     """
-    sizes = [abs(share) * (1 - abs(share)) / column.var() for share, column in zip(shares, means.T, strict=True)]
+    sizes = [
+        abs(share) * (1 - abs(share)) / max(column.var(), 1e-12) for share, column in zip(shares, means.T, strict=True)
+    ]
     correlation = float(np.corrcoef(means.T)[0, 1])
     widths = []
     for one, other in means:
@@ -355,7 +357,7 @@ def _corrected(draws: int, random: np.random.Generator) -> Iterator[Row]:
 
 def _calibration(draws: int, random: np.random.Generator) -> Iterator[Row]:
     """True probabilities: how often their ECE is above what is printed as its 95% point."""
-    some = min(draws, 2000)  # each draws a thousand sets of labels itself
+    some = min(draws, 2000)  # each draws two thousand sets of labels itself
     for num in (60, 300):
         for spread in (0.5, 3.0):
             above = 0

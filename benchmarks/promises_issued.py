@@ -2,12 +2,10 @@
 
 Prompts are drawn anew every time, and misfire as a whole: where the models are mistaken about one clip of a prompt,
 they are mistaken about all. The truth of a multiplier is that of a pool of prompts from which the draws are made with
-replacement, so that it is exact; the truth of the others has a formula, or is that of two million values.
-
-    python benchmarks/promises_issued.py --draws 10000
+replacement, so that it is exact; the truth of the others has a formula, or is that of two million values. Rows of the
+largest sets are of a fifth of the draws.
 """
 
-import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +13,9 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from promise_rows import MOST_TYPE_I, Row, error_row, format_rows
+from promise_rows import MOST_TYPE_I, Row, error_row
 
 from safe_rlhf_video.calibration.multiplier_calibration import Candidates, Limit, calibrate_multiplier
-from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.lagrangian import MOST_COST, weigh
 from safe_rlhf_video.lagrangian.confidence import LADDER
@@ -37,7 +34,7 @@ VALUES = 2_000_000  # that the mean of a distribution is from
 
 
 def rows(draws: int, seed: int) -> Iterator[Row]:
-    """Every row; a module of its own has those of intervals."""
+    """Every row of this module."""
     randoms = [np.random.default_rng(one) for one in np.random.SeedSequence([seed, 9]).spawn(5)]
     yield from _multipliers(draws, randoms[0])
     yield from _thresholds(draws, randoms[1])
@@ -237,18 +234,3 @@ def _risks(draws: int, random: np.random.Generator) -> Iterator[Row]:
 def _parts(draws: int) -> Sequence[int]:
     """Draws at once, so that memory stays small."""
     return [min(1000, draws - start) for start in range(0, draws, 1000)]
-
-
-def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=10_000, help="of each row; a fifth of it of the largest sets")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    found = list(rows(arguments.draws, arguments.seed))
-    print(format_rows(found))
-    if not all(row.ok for row in found):
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    run_script(main)

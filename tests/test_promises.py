@@ -21,9 +21,10 @@ def test_a_row_is_held_to_its_bound() -> None:
 
 
 def test_no_promise_is_broken_in_a_small_simulation() -> None:
-    from promises import all_rows, summarise
+    import promises_intervals
+    from promises import summarise
 
-    rows = list(all_rows(draws=10, seed=0))
+    rows = list(promises_intervals.rows(draws=10, seed=0))
     assert len({row.promise for row in rows}) > 10
     # Of ten draws only gross failures show.
     coverages, errors = ([row for row in rows if (row.width is not None) == has] for has in (True, False))

@@ -156,6 +156,6 @@ def test_a_generators_figures_are_marked() -> None:
     assert in_sample_heads(seen) == {"reward": "r was trained on 3 of 9 prompts"}
     fields: dict[str, Any] = {"generators": {}, "comparison": None, "num_prompts": 9, "num_prompts_without_type": 0,
                               "num_prompts_without_labels": 0, "lagrange_multiplier": 1.0, "cost_limit": 0.0,
-                              "multiplier_source": "given", "weighed": "cost", "bootstrap_seed": 0}  # fmt: skip
+                              "multiplier_source": "given", "weighed": "cost"}  # fmt: skip
     told = format_generators(GeneratorEvaluation(**fields, seen_prompts=seen, in_sample=in_sample_heads(seen)))
     assert told == "* r: in-sample, trained on 3 of the 9 prompts"

@@ -140,7 +140,8 @@ def _format_sign(evaluation: Evaluation) -> Iterator[str]:
     mark = MARK if "cost_sign" in evaluation.in_sample else ""
     yield (
         f"cost sign{mark} on {sign.num_safe} safe and {sign.num_unsafe} unsafe clips: accuracy "
-        f"{figure(sign.accuracy) or '-'}, balanced {figure(sign.balanced_accuracy) or '-'}, AUROC "
+        f"{with_interval(sign.accuracy, sign.interval) or '-'}, balanced "
+        f"{with_interval(sign.balanced_accuracy, sign.balanced_interval) or '-'}, AUROC "
         f"{figure(sign.auroc) or '-'}" + (f" ({sign.reason})" if sign.reason else "")
     )
     controls = {name: figures for name, figures in evaluation.controls.items() if "cost_sign_auroc" in figures}

@@ -245,7 +245,8 @@ def _evaluation(evaluation: Evaluation | None, heads: list[str]) -> str:
     if sign and "cost" in heads:
         paragraphs.append(
             f"Sign of the cost on {sign.num_safe} safe and {sign.num_unsafe} unsafe videos: accuracy "
-            f"{figure(sign.accuracy) or '-'}, balanced {figure(sign.balanced_accuracy) or '-'}, AUROC "
+            f"{with_interval(sign.accuracy, sign.interval) or '-'}, balanced "
+            f"{with_interval(sign.balanced_accuracy, sign.balanced_interval) or '-'}, AUROC "
             f"{figure(sign.auroc) or '-'}" + (f" ({sign.reason})." if sign.reason else ".")
         )
     if not paragraphs:

@@ -23,7 +23,7 @@ from safe_rlhf_video.pages.plots import (
 )
 from safe_rlhf_video.pages.report_data import JudgedDimension, ReportData
 from safe_rlhf_video.pages.run_metrics import RunMetrics
-from safe_rlhf_video.wording import capitalise, count, percent, words
+from safe_rlhf_video.wording import capitalise, count, percent, share, words
 
 _CONTROLS = {
     "generator_only": "generator alone",
@@ -76,11 +76,13 @@ def _draw_sign(data: ReportData) -> Plot | Missing:
         return Missing(title, f"no {data.unit} is labelled safe or unsafe")
     if sign.balanced_accuracy is None:
         return Missing(title, sign.reason or "")
-    shares = [Share("this model", sign.balanced_accuracy, percent(sign.balanced_accuracy)),
+    shares = [Share("this model", sign.balanced_accuracy, percent(sign.balanced_accuracy),
+                    sign.balanced_interval),
               *_controls(data, "cost_sign")]  # fmt: skip
     note = (
         f"n = {sign.num_safe:,} {data.unit}s labelled safe and {sign.num_unsafe:,} labelled unsafe; of all, "
-        f"{percent(sign.accuracy)} have the right sign; controls are cut at training's share of unsafe {data.unit}s"
+        f"{share(sign.accuracy, sign.interval)} have the right sign; controls are cut at training's share of unsafe "
+        f"{data.unit}s"
     )
     note += _in_sample(data, "cost_sign")
     return draw_shares(title, shares, (f"balanced accuracy: share of {data.unit}s", "predictor"), note)
