@@ -407,7 +407,7 @@ def test_pair_score_is_json(scorer: Scorer) -> None:
     fields = json.loads(json.dumps(judged.to_dict()))
     assert set(fields) == {
         *("rewards", "costs", "lagrangian_scores", "lagrange_multiplier", "cost_limit", "p_more_helpful", "p_safer"),
-        *("calibrated", "is_safe", "sub_scores", "preferred", "reason", "percentiles"),
+        *("calibrated", "is_safe", "is_safe_reason", "sub_scores", "preferred", "reason", "percentiles"),
         *("multiplier_source", "weighed", "model", "decided_by"),
     }
     assert fields["rewards"] == list(judged.rewards)
