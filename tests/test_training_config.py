@@ -299,8 +299,8 @@ def test_the_default_backbone_takes_the_default_sampling() -> None:
     assert config.sampling == Sampling(num_frames=8, min_pixels=1024, max_pixels=1024, size_multiple=8)
     few = parse_config(TrainConfig, ["--out", "run", "--data.path", "data", "--sampling.num_frames", "2"], "test")
     assert few.sampling == replace(config.sampling, num_frames=2)
-    large = ["--out", "run", "--data.path", "data", "--sampling.min_pixels", "64", "--sampling.max_pixels", "256"]
-    assert parse_config(TrainConfig, large, "test").sampling == Sampling(8, 64, 256, 8)
+    sized = ["--out", "run", "--data.path", "data", "--sampling.max_pixels", "65536"]
+    assert parse_config(TrainConfig, sized, "test").sampling == Sampling(max_pixels=65536)  # no size is overruled
     other = parse_config(TrainConfig, ["--out", "run", "--data.path", "d", "--model.backbone.path", "Qwen/x"], "test")
     assert other.sampling == Sampling()
 

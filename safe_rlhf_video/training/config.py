@@ -281,7 +281,7 @@ class TrainConfig:
             every head that learns from it. Null trains the head that the script is named for.
         data: Comparisons and clips.
         sampling: Frames a clip and their size; `size_multiple` is the backbone's patch size times its merge size. With
-            the embedded backbone, what is left at its default becomes 32x32 pixels in multiples of 8.
+            the embedded backbone, frames have 32x32 pixels in multiples of 8 where no size is set.
         model: Backbone and adapter.
         loss: Weights of the loss terms.
         optimization: Steps and rates.
@@ -329,13 +329,10 @@ OPERATIONAL_FIELDS = ("out", "data.path", "data.video_dir", "data.frame_store", 
 
 
 def _fit_embedded_backbone(sampling: Sampling) -> Sampling:
-    """Gives fields that are at their defaults, which suit Qwen3-VL, the values that the embedded backbone takes."""
-    default = Sampling()
-    if sampling.size_multiple != default.size_multiple or sampling.fit != default.fit:
+    """Gives frames the size that the embedded backbone takes, unless a size is set; the defaults suit Qwen3-VL."""
+    if replace(sampling, num_frames=Sampling().num_frames) != Sampling():
         return sampling
-    if (sampling.min_pixels, sampling.max_pixels) == (default.min_pixels, default.max_pixels):
-        sampling = replace(sampling, min_pixels=32 * 32, max_pixels=32 * 32)
-    return replace(sampling, size_multiple=8)
+    return replace(sampling, min_pixels=32 * 32, max_pixels=32 * 32, size_multiple=8)
 
 
 def _check_head(name: str) -> None:
