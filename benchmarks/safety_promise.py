@@ -43,7 +43,7 @@ from safe_rlhf_video.errors import SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.lagrangian import confident_multiplier, solve_multiplier, weigh
 from safe_rlhf_video.lagrangian.order import trace_choices
-from safe_rlhf_video.pages.figures import COLOUR, REFERENCE, page_style
+from safe_rlhf_video.pages.figures import COLOUR, REFERENCE, page_style, standalone_svg
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.logistic import fit_logistic
@@ -164,8 +164,9 @@ def main() -> None:
     write_whole(out / "safety_promise.json", json.dumps(result, indent=1) + "\n")
     tables = "\n".join(format_markdown(result)) + "\n"
     write_whole(out / "safety_promise.md", tables)
-    with page_style({"svg.hashsalt": "safety_promise"}):
-        draw(result).savefig(out / "safety_promise.svg", metadata={"Date": None})
+    with page_style():
+        svg = standalone_svg(draw(result), "True harmful rate against helpfulness gained")
+    write_whole(out / "safety_promise.svg", svg)
     print(f"{tables}\n{result['machine']}\nwrote {out / 'safety_promise.json'}, .md and .svg")
     report(out / "safety_promise.json", list(check(result)))
 

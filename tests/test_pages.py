@@ -17,7 +17,7 @@ from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.pages.dashboard_page import COLOURS, MARKERS, RunState, draw_panel
 from safe_rlhf_video.pages.dashboard_spec import SECTIONS
 from safe_rlhf_video.pages.document import render, write_figures
-from safe_rlhf_video.pages.figures import PALETTE, Key, Missing, Plot
+from safe_rlhf_video.pages.figures import PALETTE, Key, Missing, Plot, standalone_svg
 from safe_rlhf_video.pages.plots import (
     ROW_TEXT,
     Line,
@@ -171,21 +171,26 @@ def test_series_differ_without_colours() -> None:
     assert ["dasharray" in style for style in outlines] == [False, True]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.svg")), ids=lambda path: path.name)
-def test_pictures_of_the_docs_have_their_own_paper_in_light_and_dark(path: Path) -> None:
-    svg = ElementTree.fromstring(path.read_text())
+def check_paper(picture: str) -> None:
+    svg = ElementTree.fromstring(picture)
     style = " ".join(part.text or "" for part in svg.iter() if part.tag.endswith("style"))
     light, dark = style.split("@media (prefers-color-scheme: dark)")
     assert ".paper { fill: #ffffff }" in light
     assert ".paper { fill: #16191c }" in dark
     (paper,) = (part for part in svg.iter() if part.get("class") == "paper")
-    left, top, width, height = (svg.get("viewBox") or "").split()
-    assert (paper.get("x", "0"), paper.get("y", "0"), paper.get("width"), paper.get("height")) == (
-        left,
-        top,
-        width,
-        height,
-    )
+    place = (paper.get("x", "0"), paper.get("y", "0"), paper.get("width"), paper.get("height"))
+    assert place == tuple((svg.get("viewBox") or "").split())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.svg")), ids=lambda path: path.name)
+def test_pictures_of_the_docs_have_their_own_paper_in_light_and_dark(path: Path) -> None:
+    check_paper(path.read_text())
+
+
+def test_a_drawing_is_a_picture_with_its_own_paper() -> None:
+    svg = standalone_svg(PLOTS["shares"]().figure, "Shares")
+    check_paper(svg)
+    assert set(re.findall(r"var\(--(\w+)\)", svg)) <= set(re.findall(r"--(\w+):", svg))
 
 
 def test_names_of_data_are_shortened_and_told_in_full() -> None:

@@ -243,6 +243,27 @@ def page_style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
         yield
 
 
+def standalone_svg(figure: Figure, label: str) -> str:
+    """A drawing in the colours of `PALETTE` as a file of its own, with paper behind it, for light and dark settings."""
+    figure.patch.set_visible(False)
+    content = io.BytesIO()
+    with page_style({"svg.hashsalt": label}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(_to_markup(content.getvalue(), label, {}))
+    light, dark = (
+        f"svg {{ {' '.join(f'--{name}: {pair[i]};' for name, pair in PALETTE.items())} }} "
+        f".paper {{ fill: {PALETTE['paper'][i]} }}"
+        for i in (0, 1)
+    )
+    style = ElementTree.Element("style")
+    style.text = f"{light} @media (prefers-color-scheme: dark) {{ {dark} }}"
+    left, top, width, height = root.attrib["viewBox"].split()
+    paper = {"class": "paper", "x": left, "y": top, "width": width, "height": height}
+    root[:0] = [style, ElementTree.Element("rect", paper)]
+    root.attrib |= {"xmlns": _SVG.strip("{}"), "font-family": "system-ui, sans-serif"}
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
 def printable(text: str) -> str:
     """A text without what XML or UTF-8 cannot hold: control characters and halves of characters."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
