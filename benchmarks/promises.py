@@ -12,9 +12,12 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
 
+import numpy as np
 import promises_intervals
 import promises_issued
 from promise_rows import Row, format_rows
@@ -22,11 +25,15 @@ from promise_rows import Row, format_rows
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.files import write_whole
 
+# The longest first.
+PARTS = (*promises_issued.PARTS, *promises_intervals.PARTS)
+
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=10_000, help="of each row")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, metavar="FILE", help="all rows as JSON")
     arguments = parser.parse_args()
     started = time.monotonic()
@@ -36,7 +43,7 @@ def main() -> None:
         rows.append(row)
         return row
 
-    for line in format_rows(map(keep, all_rows(arguments.draws, arguments.seed))):
+    for line in format_rows(map(keep, all_rows(arguments.draws, arguments.seed, arguments.processes))):
         print(line, flush=True)
     print("\n" + summarise(rows))
     missed = [row for row in rows if not row.ok]
@@ -47,11 +54,16 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def all_rows(draws: int, seed: int) -> Iterator[Row]:
-    """Every row, a module after the other."""
-    yield from promises_issued.rows(draws, seed)
-    yield from promises_intervals.rows(draws, seed)
-    yield from promises_issued.rows(draws, seed)
+def all_rows(draws: int, seed: int, processes: int) -> Iterator[Row]:
+    """Every row, a part after the other. How many processes draw them does not change them."""
+    with ProcessPoolExecutor(processes) as pool:
+        for rows in pool.map(run_part, range(len(PARTS)), repeat(draws), repeat(seed)):
+            yield from rows
+
+
+def run_part(number: int, draws: int, seed: int) -> list[Row]:
+    """The rows of one of `PARTS`."""
+    return list(PARTS[number](draws, np.random.default_rng([seed, number])))
 
 
 def summarise(rows: Sequence[Row]) -> str:

@@ -82,27 +82,6 @@ class Prompts:
         return (random.random(len(prompts)) < chances[prompts]).astype(float), prompts
 
 
-def rows(draws: int, seed: int) -> Iterator[Row]:
-    """All rows of this module."""
-    for number, part in enumerate(
-        (
-            _shares,
-            _differences,
-            _type_one,
-            _ratios,
-            _balanced,
-            _auroc_gaps,
-            _rates,
-            _rate_gaps,
-            _means,
-            _corrected,
-            _calibration,
-            _targets,
-        )
-    ):
-        yield from part(draws, np.random.default_rng([seed, number]))
-
-
 def _shares(draws: int, random: np.random.Generator) -> Iterator[Row]:
     for num in (10, 30, 100, 1000):
         for sizes in ("equal", "skewed", "heavy") if num < 1000 else ("skewed",):
@@ -397,3 +376,19 @@ def _covers(
 
 def _mean_width(intervals: Sequence[Interval]) -> float:
     return float(np.mean([high - low for low, high in intervals]))
+
+
+PARTS = (
+    _shares,
+    _differences,
+    _type_one,
+    _ratios,
+    _balanced,
+    _auroc_gaps,
+    _rates,
+    _rate_gaps,
+    _means,
+    _corrected,
+    _calibration,
+    _targets,
+)

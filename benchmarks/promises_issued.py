@@ -33,16 +33,6 @@ SHARES = (0.20, 0.25, 0.25, 0.20, 0.10)
 VALUES = 2_000_000  # that the mean of a distribution is from
 
 
-def rows(draws: int, seed: int) -> Iterator[Row]:
-    """Every row of this module."""
-    randoms = [np.random.default_rng(one) for one in np.random.SeedSequence([seed, 9]).spawn(5)]
-    yield from _multipliers(draws, randoms[0])
-    yield from _thresholds(draws, randoms[1])
-    yield from _temperatures(draws, randoms[2])
-    yield from _costs(draws, randoms[3])
-    yield from _risks(draws, randoms[4])
-
-
 # --- Multipliers
 
 
@@ -234,3 +224,6 @@ def _risks(draws: int, random: np.random.Generator) -> Iterator[Row]:
 def _parts(draws: int) -> Sequence[int]:
     """Draws at once, so that memory stays small."""
     return [min(1000, draws - start) for start in range(0, draws, 1000)]
+
+
+PARTS = (_multipliers, _thresholds, _temperatures, _costs, _risks)
