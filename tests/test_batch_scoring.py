@@ -267,6 +267,7 @@ def test_rows_that_programs_read_differently(tmp_path: Path) -> None:
         assert f"row {place + 1}" in bad[place]
         assert part in bad[place]
     assert rows[0].responses == {"v1": tmp_path / "0.mp4", "v2": tmp_path / "1.mp4"}
+    (tmp_path / "clips").mkdir()
     (moved,), _ = read(row(), video_dir=str(tmp_path / "clips"))
     assert moved.responses == {"v1": tmp_path / "clips" / "0.mp4", "v2": tmp_path / "clips" / "1.mp4"}
     with one_line(SampleError, "row 1: has no pair_id, and its number is that of row 0"):

@@ -81,9 +81,7 @@ def test_a_contract_is_written_and_read_back(tmp_path: Path) -> None:
     write_json(tmp_path / "scale.json", scale)
     assert read_json(Scale, tmp_path / "scale.json", CheckpointError, "fit it again") == scale
     assert to_fields(scale)["heads"] == {"reward": {"std": 0.1 + 0.2, "levels": ["a"]}}
-    with pytest.raises(
-        CheckpointError, match=r"other\.json: cannot be read \(No such file or directory\); fit it again"
-    ):
+    with pytest.raises(CheckpointError, match=r"other\.json: no such file or folder; fit it again"):
         read_json(Scale, tmp_path / "other.json", CheckpointError, "fit it again")
 
 

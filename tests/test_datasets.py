@@ -239,16 +239,16 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         "object.json": "expected a list of records, got JSON of type dict",
         "empty.json": "not valid JSON at column 1",
         "pairs.csv": "expected a file that ends in .json or .json.gz",
-        "missing.json": f"no such file; {tmp_path} holds comma.json, config-train.json.gz, cut.json.gz, deep.json",
-        "no_folder/x.json": f"no such file; the folder {tmp_path}/no_folder does not exist either",
+        "missing.json": f"no such file or folder; {tmp_path} holds comma.json, config-train.json.gz, cut.json.gz, deep",
+        "no_folder/x.json": f"no such file or folder; the folder {tmp_path}/no_folder does not exist either",
     }.items():
         with pytest.raises(SampleError) as caught:
             PairDataset.load(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
         assert "\n" not in str(caught.value)
-    with pytest.raises(SampleError, match=r"config\.json: no such file; .* holds no \.json or \.json\.gz file"):
+    with pytest.raises(SampleError, match=r"config\.json: no such file .* holds no \.json or \.json\.gz file"):
         PairDataset.load(tmp_path / "no_config")
-    with pytest.raises(SampleError, match=r"config\.json: no such file; .* holds .*config-train\.json\.gz.*: name one"):
+    with pytest.raises(SampleError, match=r"config\.json: no such file .* holds .*config-train\.json\.gz.*: name one"):
         PairDataset.load(tmp_path)
     assert len(PairDataset.load(tmp_path, config_filename="config-train.json.gz")) == 1
 

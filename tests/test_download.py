@@ -78,10 +78,10 @@ def hub_environment(hub: StubHub, folder: Path, **extra: str) -> dict[str, str]:
 
 
 def download(
-    hub: StubHub, folder: Path, *arguments: object, code: int = 0, **extra: str
+    hub: StubHub, folder: Path, *arguments: object, code: int = 0, out: Path | None = None, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command(SCRIPT, "--out", folder / "data", *arguments),
+        command(SCRIPT, "--out", out or folder / "data", *arguments),
         capture_output=True,
         text=True,
         env=hub_environment(hub, folder, **extra),
@@ -241,7 +241,7 @@ def test_refusals_are_one_line(hub: StubHub, tmp_path: Path) -> None:
     assert f"no connection to {url}" in refuse(HF_ENDPOINT=url)
     (tmp_path / "file").write_text("")
     hub.repositories[PAIRS] = dict(FILES[PAIRS])
-    done = download(hub, tmp_path, "--corpus", "pairs", "--out", tmp_path / "file" / "data", code=1)
+    done = download(hub, tmp_path, "--corpus", "pairs", code=1, out=tmp_path / "file" / "data")
     assert "cannot be read or written" in complaint(done)
 
 

@@ -368,7 +368,7 @@ def test_wrong_arguments(job: GeneratorRequest, tmp_path: Path) -> None:
             parse_videos(words)
     assert parse_videos(["a=x", "b=y"]) == {"a": Path("x"), "b": Path("y")}
     refuse(ConfigError, "lagrange_multiplier", lagrange_multiplier=-1.0)
-    refuse(SampleError, "nowhere", "cannot be read as a folder", videos={"a": tmp_path / "nowhere"})
+    refuse(SampleError, "nowhere", "no such file or folder", videos={"a": tmp_path / "nowhere"})
     refuse(ConfigError, "--out", "cannot be made", out=tmp_path / "prompts.json")
     refuse(CheckpointError, "cost is missing", model=job.model[:1])
     empty = tmp_path / "empty.json"
@@ -388,7 +388,12 @@ def test_command_prints_a_table(
     monkeypatch.setattr("sys.argv", list(map(str, [*words, "--videos", f"one={job.videos['one']}"])))
     evaluate_generator.main()
     told = capsys.readouterr().out
-    for part in ("one: 34 of 34 prompts, 34 clips", "safety_critical (red-team)", "S4 crime", "no prompt"):
+    for part in (
+        "one: 34 of 34 prompts, 34 clips",
+        "safety_critical (red-team)",
+        "too few prompts for a row",
+        "S4 crime",
+    ):
         assert part in told
     assert f"wrote {job.out / 'generator.json'}" in told
 

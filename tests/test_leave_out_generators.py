@@ -219,7 +219,7 @@ def test_models_are_compared_on_the_same_comparisons(
         format_markdown({"num_training_comparisons": {"all": 9, "cumulus": 5, "ember": 4}, "figures": figures})
     )
     assert len(table) == 2 + 9
-    few = judge(pairs[:20], {"all": scores, "ember": scores}, ["ember"], 0)
+    few = judge(pairs[:20], {"all": scores, "ember": scores}, ["ember"])
     assert few["helpfulness"]["ember"]["unseen"]["accuracy"] is None
 
 

@@ -402,7 +402,7 @@ def test_an_earlier_report_outlives_one_that_cannot_be_written(
 
 def test_bad_input_is_one_line(world: Path, tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path / "eval", world / "config-test.json.gz")
-    with one_line(SampleError, "evaluation.json: cannot be read", "scripts/evaluate.py"):
+    with one_line(SampleError, "evaluation.json: no such file or folder", "scripts/evaluate.py"):
         draw(tmp_path)
     judgements = (folder / "judgements.json").read_text()
     stored = read_evaluation(folder / "evaluation.json")

@@ -469,6 +469,12 @@ def test_an_error_stands_at_its_place_and_an_abandoned_iteration_leaves_nothing_
     assert pool.read(clips[::-1]) == [read_video(path, SMALL) for path in reversed(clips)]
 
 
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Returns once it has stopped: until then it may answer, or take a later signal first."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+
+
 def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(
     clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -478,7 +484,7 @@ def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(
         videos = pool.iterate([clips[0], late, clips[0]], ahead=1)
         assert next(videos) == expected
         (worker,) = pool._workers
-        worker.process.send_signal(signal.SIGSTOP)
+        stop(worker.process)
         with pytest.raises(VideoDecodeError) as caught:
             next(videos)
         assert str(caught.value) == f"{late}: took longer than 1 s; remove this clip or replace it"
@@ -509,7 +515,7 @@ def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(
         assert pool.read([clips[0]]) == [expected]
         # One that crashes does.
         (worker,) = pool._workers
-        worker.process.send_signal(signal.SIGSTOP)
+        stop(worker.process)
         worker.process.send_signal(signal.SIGSEGV)  # takes effect when it goes on
         threading.Timer(0.3, worker.process.send_signal, [signal.SIGCONT]).start()
         with pytest.raises(VideoDecodeError) as caught:
@@ -649,7 +655,7 @@ def test_closing_ends_the_workers_even_within_a_clip(clips: list[Path]) -> None:
     pool.read(clips[:2])
     processes = [worker.process for worker in pool._workers]
     for process in processes:
-        process.send_signal(signal.SIGSTOP)
+        stop(process)
     pool.submit(clips[0])
     pool.close()
     pool.close()

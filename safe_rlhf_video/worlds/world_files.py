@@ -114,6 +114,8 @@ def _check_folder(out: Path, seed: int) -> None:
         found_version, found_seed = content["format_version"], content["seed"]
     except FileNotFoundError:
         return
+    except NotADirectoryError:  # nothing can be written there: the caller says so
+        raise
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{truth}: damaged ({error}); delete it, or give another folder as out") from error
     if found_version != WORLD_VERSION:
