@@ -36,6 +36,7 @@ from safe_rlhf_video.stats.intervals import (
     share_interval,
     student,
     sum_interval,
+    two_class_difference_interval,
 )
 from safe_rlhf_video.stats.prevalence import SignRates, corrected_share
 from safe_rlhf_video.stats.probabilities import preference_probability, reliability
@@ -223,7 +224,7 @@ def _auroc_gaps(draws: int, random: np.random.Generator) -> Iterator[Row]:
                     auroc_parts(_costs(each, 0.5, is_unsafe, effect, random), is_unsafe) for each in separations
                 )
                 figures.append((own - control).mean())
-                found.append(difference_interval(own - control, of))
+                found.append(two_class_difference_interval(own - control, is_unsafe, of))
             reference = 2 * student(num) * np.std(figures)
             yield _covers("difference of AUROC", f"{prompts}, {true:.3f}", true, found, reference)
 

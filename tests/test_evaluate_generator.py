@@ -226,6 +226,13 @@ def test_clips_that_do_not_fit_the_rates_have_no_corrected_interval() -> None:
     assert corrected_share(0.1, 1e4, 1000, rates) == (0.0, None)
 
 
+def test_rates_that_few_clips_hardly_tell_from_chance_leave_everything_possible() -> None:
+    """Drawn towards one half, the rates of few clips may sum to 1 or less, though as counted they do not."""
+    for size_unsafe, specificity, size_safe in ((10, 5 / 22, 22), (10, 0.21, 1000), (1e9, 0.2 + 1e-6, 1e9)):
+        rates = SignRates(0.8, specificity, size_unsafe, size_safe, num_prompts=10)
+        assert corrected_share(0.5, 50, 30, rates)[1] == (0.0, 1.0)
+
+
 def test_prompts_with_rates_of_their_own_widen_the_corrected_interval() -> None:
     """Eighty labelled clips of ten prompts say less of the cost's sign than eighty of as many."""
     alone, alike = (

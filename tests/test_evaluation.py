@@ -206,6 +206,44 @@ def test_a_model_below_its_strongest_control_is_told_so() -> None:
     assert "cannot judge the video" not in format_table(good)
 
 
+def test_a_few_unsafe_clips_set_no_model_above_a_control() -> None:
+    def judge(num_unsafe: int) -> Evaluation:
+        """A model that is always right against words that say nothing."""
+        train, test = (
+            [made_up_pair(2 * row, f"{name} {row}", 0, (row >= few, True)) for row in range(60)]
+            for name, few in (("train", 30), ("test", num_unsafe))
+        )
+        scores = {
+            video.name: {"cost": -1.0 if video.is_safe else 1.0}
+            for pair in test
+            for video in (pair.video_0, pair.video_1)
+        }
+        return evaluate(test, scores, train_pairs=train)
+
+    for figure in ("cost_sign", "cost_sign_auroc"):
+        few, enough = judge(9).control_gaps[figure], judge(10).control_gaps[figure]
+        assert (few.interval, few.standing, few.own_figure) == (None, "not clearly above", 1.0)
+        assert enough.interval[0] > 0
+        assert enough.standing == "above"
+
+
+def test_a_truth_that_orders_nothing_or_all_the_other_way_has_no_figure_beside_it() -> None:
+    pairs = [made_up_pair(2 * row, f"prompt {row}", 0, (True, True)) for row in range(30)]
+    videos = [video for pair in pairs for video in (pair.video_0, pair.video_1)]
+    scores = {video.name: {"reward": 0.0} for video in videos}
+    for utility_0, ceiling in ((0.0, 0.5), (-1.0, 0.0)):
+        truth = {
+            video.video_id: {"helpfulness": utility_0 * (place % 2 == 0), "harmlessness": 0.0}
+            for place, video in enumerate(videos)
+        }
+        result = evaluate(pairs, scores, truth=truth)
+        figures = result.dimensions["helpfulness"]
+        assert figures.ceiling == ceiling
+        assert (figures.true_order_accuracy is None) == (utility_0 == 0)
+        assert (figures.fraction_of_ceiling is None) == (ceiling == 0)
+        json.dumps(evaluation_fields(result), allow_nan=False)
+
+
 def test_sub_dimensions_have_figures_and_controls_of_their_own(
     planned: tuple[list[PairSample], list[PairSample], Truth],
 ) -> None:

@@ -18,6 +18,8 @@ from safe_rlhf_video.stats.intervals import (
     ratio_interval,
     score_interval,
     share_interval,
+    student,
+    two_class_difference_interval,
 )
 from safe_rlhf_video.stats.significance import holm, sign_flip
 from safe_rlhf_video.stats.thresholds import Target
@@ -79,6 +81,17 @@ def test_a_balanced_accuracy_counts_prompts_of_both_classes() -> None:
     middle = (right[is_safe].mean() + right[~is_safe].mean()) / 2
     assert (a + c) / 2 < low < middle < high < (b + d) / 2
     assert balanced_interval(right, np.arange(240) > 20, prompts) is None  # the first class is of 6 prompts
+
+
+def test_a_difference_of_two_class_figures_is_as_sure_as_the_rarer_class() -> None:
+    prompts = np.arange(100)
+    differences = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], 100)
+    low, high = difference_interval(differences, prompts)
+    narrower, wider = two_class_difference_interval(differences, prompts < 10, prompts)
+    assert wider - narrower == pytest.approx((high - low) * student(10) / student(100))
+    # An item that is alone in its class has no influence on what is seen to vary, and all influence on the figure.
+    for rare in (prompts < 9, prompts >= 9, prompts < 0):
+        assert two_class_difference_interval(differences, rare, prompts) is None
 
 
 def test_a_mean_is_given_more_room_on_the_side_of_its_tail() -> None:

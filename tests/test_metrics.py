@@ -188,7 +188,7 @@ def test_logistic_fit_is_the_minimum_of_its_loss():
     [
         ([1.0, -1.0, 3.0] * 9, "27 comparisons, fewer than 30"),
         ([0.5] * 40, "predicted rightly"),
-        ([0.0] * 40, "predicted rightly"),
+        ([0.0] * 40, "do not agree"),
         ([1.0] * 20 + [-1.0] * 20, "do not agree"),
         ([1.0] * 10 + [-1.0] * 30, "do not agree"),
         ([1.0] * 30 + [-1.0] * 10, "40 comparisons do not show that the fitted 0.91 (standard error"),

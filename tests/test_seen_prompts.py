@@ -147,6 +147,7 @@ def test_every_figure_that_is_in_sample_is_marked() -> None:
     rows = {line[:42].strip(): line[42:] for line in table.splitlines()}
     assert rows["accuracy [95% interval]"].split() == ["0.8100", "[0.790,", "0.830]", "0.8100", "[0.790,", "0.830]*"]
     assert rows["Brier score"].split() == ["0.1500*", "0.1500*"]
+    assert rows["ECE of true probabilities, as many"].split() == ["0.0150,", "95%", "below", "0.0300*"] * 2
     assert "cost sign* on" in table
     assert list(describe_seen(seen))[1] == "c: in-sample, trained on 3 and calibrated on 9 of the 9 prompts"
 

@@ -6,8 +6,9 @@ video. The model itself on changed inputs is none of these; that it stays as acc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from safe_rlhf_video.evaluation.results import ControlGap, Standing
 from safe_rlhf_video.heads import HEAD_OF_DIMENSION
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS, FloatArray, too_few
 from safe_rlhf_video.stats.credit import credit, expected_credit
-from safe_rlhf_video.stats.intervals import difference_interval
+from safe_rlhf_video.stats.intervals import Interval, difference_interval, two_class_difference_interval
 from safe_rlhf_video.stats.separation import auroc_parts, balanced_parts
 
 # control -> dimension, "cost_sign" or "cost_sign_auroc" -> figure
@@ -88,7 +89,7 @@ def _judge_dimension(
         figures.standard_error.setdefault(name, {})[dimension] = standard_error
     if head in next(iter(scores.values())) and too_few(len(labelled.pairs)) is None:
         own = credit(preference_margin(labelled.pairs, scores, head) * labelled.sign)
-        figures.gaps.update(_find_gap(dimension, own, rights, labelled.prompts))
+        figures.gaps.update(_find_gap(dimension, own, rights, partial(difference_interval, prompts=labelled.prompts)))
 
 
 def _judge_sign(
@@ -118,27 +119,31 @@ def _judge_sign(
         figures.standard_error.setdefault(name, {})
     if is_known and "cost" in next(iter(scores.values())):
         own = np.array([scores[key]["cost"] for key in clips.names])[known]
+        interval_of = partial(two_class_difference_interval, is_first=is_unsafe, prompts=prompts)
         if has_zero:
             own_balanced = balanced_parts(_sign_credit(own, is_unsafe), is_unsafe)
-            figures.gaps.update(_find_gap("cost_sign", own_balanced, balanced, prompts))
-        figures.gaps.update(_find_gap("cost_sign_auroc", auroc_parts(own, is_unsafe), auroc, prompts))
+            figures.gaps.update(_find_gap("cost_sign", own_balanced, balanced, interval_of))
+        figures.gaps.update(_find_gap("cost_sign_auroc", auroc_parts(own, is_unsafe), auroc, interval_of))
 
 
 def _find_gap(
-    figure: str, own: FloatArray, of_controls: Mapping[str, FloatArray], prompts: np.ndarray
+    figure: str,
+    own: FloatArray,
+    of_controls: Mapping[str, FloatArray],
+    interval_of: Callable[[FloatArray], Interval | None],
 ) -> dict[str, ControlGap]:
     """The model against its strongest control, on the same comparisons or clips; empty without a control.
 
     Args:
         own: (N,) values, whose mean is the model's figure.
         of_controls: control -> (N,) the same of it.
-        prompts: (N,).
+        interval_of: (N,) differences -> the interval of their mean.
     """
     blind = {name: values for name, values in of_controls.items() if name not in CHANGED_INPUTS}
     if not blind:
         return {}
     name = max(blind, key=lambda each: float(blind[each].mean()))
-    interval = difference_interval(own - blind[name], prompts)
+    interval = interval_of(own - blind[name])
     standing: Standing = "not clearly above"
     if interval is not None and interval[0] > 0:
         standing = "above"

@@ -44,10 +44,12 @@ def judge_dimension(
         best = credit(labelled.true_margin * labelled.sign)
         ordered = labelled.true_margin != 0
         ceiling = float(best.mean())
-        fraction = float(right.mean() / best.mean())
-        order_accuracy = float(credit(margin * np.sign(labelled.true_margin))[ordered].mean())
         num_true_ties = int(np.count_nonzero(~ordered))
-        fraction_interval = ratio_interval(right, best, labelled.prompts)
+        if ordered.any():
+            order_accuracy = float(credit(margin * np.sign(labelled.true_margin))[ordered].mean())
+        if best.any():
+            fraction = float(right.mean() / best.mean())
+            fraction_interval = ratio_interval(right, best, labelled.prompts)
     return DimensionFigures(
         accuracy=float(right.mean()) if is_known else None,
         interval=share_interval(right, labelled.prompts) if is_known else None,

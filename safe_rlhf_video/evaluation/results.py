@@ -270,7 +270,7 @@ class ControlGap:
         control: the control with the highest figure of those that cannot judge the video.
         own_figure, control_figure: accuracy, balanced accuracy or AUROC of the model and of the control.
         difference: of the two.
-        interval: of the difference; None with a single prompt.
+        interval: of the difference; None with fewer than 10 prompts, of the cost's sign with fewer of one class.
         standing: "above" or "below" where the whole interval is.
     """
 

@@ -103,8 +103,7 @@ def difference_interval(differences: ArrayLike, prompts: ArrayLike) -> Interval 
     (J. Educ. Behav. Stat. 37, 479-488), which counts one more win and one more loss, with an effective sample size.
 
     Args:
-        differences: (M,) for instance the credit of one model less that of another, or their `separation` parts; the
-            mean lies in [-1, 1].
+        differences: (M,) for instance the credit of one model less that of another; the mean lies in [-1, 1].
         prompts: as for `share_interval`.
 
     Raises:
@@ -116,6 +115,30 @@ def difference_interval(differences: ArrayLike, prompts: ArrayLike) -> Interval 
         return None
     mean, square = float(row.mean()), float(np.mean(row**2))
     return paired_interval(mean, square, spread.size(square - mean**2), spread.num_prompts)
+
+
+def two_class_difference_interval(differences: ArrayLike, is_first: ArrayLike, prompts: ArrayLike) -> Interval | None:
+    """Computes the interval of a difference of figures that compare two classes, such as two models' AUROCs.
+
+    As `difference_interval`, with Student's t of the class with fewer prompts: what one item of a rare class adds is
+    the larger, the rarer its class.
+
+    Args:
+        differences: (M,) of `separation` parts, or of others of two classes.
+        is_first: (M,) bool, the class of each.
+        prompts: (M,); with fewer than `MIN_PROMPTS` of one class there is no interval.
+
+    Raises:
+        ValueError: as for `share_interval`.
+    """
+    row, names, first = finite_row("differences", differences), np.asarray(prompts), np.asarray(is_first, dtype=bool)
+    check_same_length("differences", row, "is_first", first)
+    spread = _spread(row, names)
+    fewest = min(len(np.unique(names[rows])) for rows in (first, ~first))
+    if spread is None or fewest < MIN_PROMPTS:
+        return None
+    mean, square = float(row.mean()), float(np.mean(row**2))
+    return paired_interval(mean, square, spread.size(square - mean**2), fewest)
 
 
 def paired_interval(mean: float, square: float, size: float, num_prompts: int) -> Interval:

@@ -54,6 +54,8 @@ def corrected_share(share: float, size: float, num_prompts: int, rates: SignRate
     se = (rates.sensitivity * rates.size_unsafe + 1) / n_unsafe
     sp = (rates.specificity * rates.size_safe + 1) / n_safe
     youden = se + sp - 1
+    if youden <= 0:  # drawn in like this, the rates of few clips do not show that the classifier knows anything
+        return _cut(estimate), (0.0, 1.0)
     true = (p + sp - 1) / youden
     var_se, var_sp = se * (1 - se) / n_unsafe, sp * (1 - sp) / n_safe
     half = t * math.sqrt(p * (1 - p) / n + true**2 * var_se + (1 - true) ** 2 * var_sp) / youden

@@ -186,10 +186,10 @@ def fit_temperature(margin: ArrayLike, prompts: ArrayLike) -> Temperature:
     reason = too_few(num)
     if reason is None and num_prompts < MIN_PROMPTS:
         reason = f"comparisons of {num_prompts} prompts, fewer than {MIN_PROMPTS}"
-    if reason is None and not (margins < 0).any():
-        reason = "every comparison is predicted rightly, so that no temperature is the most likely; give more"
     if reason is None and margins.sum() <= 0:
         reason = "the scores do not agree with the labels at all, so that no temperature makes them likelier"
+    if reason is None and not (margins < 0).any():
+        reason = "every comparison is predicted rightly, so that no temperature is the most likely; give more"
     if before is None or reason is not None:
         return Temperature(None, None, None, before, None, num, reason)
     inverse = _most_likely_inverse(margins)
