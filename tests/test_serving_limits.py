@@ -217,6 +217,12 @@ def test_limits_of_all_and_of_each_client() -> None:
         limits.take_clips("a", 1)
     assert spent.value.headers == {"Retry-After": "541"}
     assert b'refused_total{limit="quota"} 2' in metrics.text()
+    # The server takes one clip before it reads a body, and then the others.
+    limits.take_clips("d", 1)
+    limits.take_clips("d", 600, num_taken=1)
+    with pytest.raises(HTTPException) as spent:
+        limits.take_clips("d", 1)
+    assert spent.value.headers == {"Retry-After": "541"}
     with pytest.raises(ConfigError, match="bodies_mb: a client's share of 50 MB"):
         ServerSettings(model=("model",), bodies_mb=100.0)
 

@@ -87,8 +87,12 @@ class ClientLimits:
             for usage in usages:
                 usage.num_bytes -= body.num_bytes
 
-    def take_clips(self, client: str, num: int) -> None:
-        """Takes clips from those that a client may have scored in a minute.
+    def take_clips(self, client: str, num: int, num_taken: int = 0) -> None:
+        """Takes a request's clips from those that a client may have scored in a minute.
+
+        Args:
+            num: the clips of the request.
+            num_taken: how many of them were taken before.
 
         Raises:
             HTTPException: too many; a minute's clips come back over a minute.
@@ -100,10 +104,11 @@ class ClientLimits:
         usage.num_clips = min(float(most), usage.num_clips + (now_s - usage.filled_s) * most / 60)
         usage.filled_s = now_s
         # One request may be larger than what is there, not than a minute's: it would never be taken.
-        if usage.num_clips < min(num, most):
-            wait_s = math.ceil((min(num, most) - usage.num_clips) * 60 / most)
+        needed = min(num, most)
+        if usage.num_clips < needed - num_taken:
+            wait_s = math.ceil((needed - usage.num_clips) * 60 / most)
             raise self._refuse("quota", f"{most} clips a minute are scored for you; try again in {wait_s} s", wait_s)
-        usage.num_clips -= num
+        usage.num_clips -= num - num_taken
 
     def check_bytes(self, usages: tuple[_Usage, _Usage], num: int) -> None:
         """Raises an HTTPException if `num` more bytes of bodies find no room."""

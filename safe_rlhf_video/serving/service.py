@@ -99,7 +99,7 @@ class Service:
                 asked = read(await read_fields(request, self.settings, body, self._parsing, stack), self.settings)
                 self._require_running()
                 stack.enter_context(self.limits.place(client))
-                self.limits.take_clips(client, len(asked.clips) - 1)
+                self.limits.take_clips(client, max(1, len(asked.clips)), num_taken=1)
                 left = asyncio.create_task(_end_when_left(request, timeout))
                 stack.callback(left.cancel)
                 yield asked, uploads
