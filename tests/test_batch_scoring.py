@@ -192,6 +192,12 @@ def test_single_clips_and_texts(score: RunScore, folders: tuple[Path, Path], tmp
         assert second["reward"] == pytest.approx(rows[0]["reward"], abs=1e-5)
         assert score(tmp_path / "config.json", tmp_path / "d.jsonl", "--model", folders[0]) == 0
         assert set(read_rows(tmp_path / "d.jsonl")[0]) == {"prompt_id", "video_id", "prompt", "video", "reward"}
+    # What the first row has not, another may have.
+    harms = write_model(tmp_path / "harms", {"moderation": ("harm_crime",)}, seed=3)
+    assert score(tmp_path / "config.json", tmp_path / "e.parquet", "--model", folders[0], harms) == 0
+    first, second = pq.read_table(tmp_path / "e.parquet").to_pylist()
+    assert first["harms"] is None
+    assert 0 < second["harms"]["probabilities"]["crime"] < 1
 
 
 def test_lists_are_put_in_order(

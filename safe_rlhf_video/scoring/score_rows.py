@@ -226,8 +226,10 @@ def _as_parquet(results: Sequence[Mapping[str, Any]]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
+    # A column for each name of any row: pyarrow takes those of the first row alone, and a text may have no harms.
+    names = dict.fromkeys(name for row in results for name in row)
     # Parquet has no struct without fields: a value with none is null.
-    rows = [{name: None if value == {} else value for name, value in row.items()} for row in results]
+    rows = [{name: None if (value := row.get(name)) == {} else value for name in names} for row in results]
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
     return buffer.getvalue()
