@@ -527,6 +527,28 @@ def test_a_hanging_clip_is_given_up_and_a_killed_worker_is_replaced(
         worker.process.kill()
         worker.process.wait()
         assert pool.read([clips[0]]) == [expected]
+        assert worker not in pool._workers
+        assert worker.process.stdin.closed
+        assert worker.process.stdout.closed
+
+
+def test_a_pool_is_started_once_a_worker_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, goes_on = threading.Event(), threading.Event()
+    set_up = video_pool._Worker.set_up
+
+    def wait_and_set_up(worker: Any, setup: Any) -> None:
+        waits.set()
+        assert goes_on.wait(60)
+        set_up(worker, setup)
+
+    monkeypatch.setattr(video_pool._Worker, "set_up", wait_and_set_up)
+    with DecodePool(SMALL, num_workers=1) as pool:
+        started = pool.start()
+        assert waits.wait(60)
+        assert not pool.is_started  # the process runs, and may never read a clip
+        goes_on.set()
+        started.result(60)
+        assert pool.is_started
 
 
 def test_bad_clips_leave_no_file_open_in_a_worker(clips: list[Path], tmp_path: Path) -> None:

@@ -170,9 +170,9 @@ class DecodePool:
 
     @property
     def is_started(self) -> bool:
-        """Whether a worker runs."""
+        """Whether a worker runs that has started in full."""
         with self._lock:
-            return any(worker.process.poll() is None for worker in self._workers)
+            return any(worker.is_set_up and worker.process.poll() is None for worker in self._workers)
 
     def iterate(self, paths: Iterable[str | os.PathLike[str]], ahead: int = 64) -> Iterator[Video]:
         """Decodes clips while earlier ones are used, and yields them in the order of `paths`.
@@ -262,10 +262,7 @@ class DecodePool:
             try:
                 return worker.ask({"path": place.path, "folder": place.folder, **wishes}, self._timeout_s)
             except _WorkerLost as loss:
-                worker.stop()
-                self._own.worker = None
-                with self._lock:
-                    self._workers.discard(worker)
+                self._drop(worker)
                 if not loss.was_killed:
                     raise VideoDecodeError(f"{place.path}: {loss}; remove this clip or replace it") from loss
                 lost = loss
@@ -277,19 +274,29 @@ class DecodePool:
     def _worker(self) -> "_Worker":
         """The worker of this thread, which runs."""
         worker: _Worker | None = getattr(self._own, "worker", None)
-        if worker is None or worker.process.poll() is not None:  # no fault of a clip
-            worker = self._start_worker()
-            self._own.worker = worker
-        return worker
-
-    def _start_worker(self) -> "_Worker":
+        if worker is not None and worker.process.poll() is None:
+            return worker
+        if worker is not None:  # it has died with no clip, so no clip is at fault
+            self._drop(worker)
         with self._lock:
             if self._closed:
                 raise RuntimeError("this DecodePool was closed while it was in use")
             worker = _Worker()
             self._workers.add(worker)
-        worker.set_up(self._setup)
+        try:
+            worker.set_up(self._setup)
+        except DecoderError:
+            self._drop(worker)
+            raise
+        self._own.worker = worker
         return worker
+
+    def _drop(self, worker: "_Worker") -> None:
+        """Forgets a worker of this thread, and closes its pipes."""
+        worker.stop()
+        self._own.worker = None
+        with self._lock:
+            self._workers.discard(worker)
 
 
 class _Place(NamedTuple):
@@ -314,6 +321,8 @@ class _WorkerLost(Exception):
 class _Worker:
     """One worker process, used by one thread."""
 
+    is_set_up = False
+
     def __init__(self) -> None:
         try:
             self.process = subprocess.Popen(
@@ -337,8 +346,8 @@ class _Worker:
         try:
             self._send(setup)
             self._receive_header(time.monotonic() + START_TIMEOUT_S)
+            self.is_set_up = True
         except (_WorkerLost, TimeoutError) as error:
-            self.stop()
             reason = str(error) or f"took longer than {START_TIMEOUT_S:g} s"
             raise DecoderError(f"a decoding process did not start: {reason}; its output on stderr says more") from error
 
