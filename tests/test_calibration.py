@@ -406,6 +406,13 @@ def test_each_number_of_candidates_has_a_multiplier_of_its_own() -> None:
         calibrate_multiplier(draw_candidates([2] * 9), {"reward": "a", "cost": "b"}, Limit(harm_rate=0.9))
 
 
+def test_a_limit_that_cannot_be_promised_is_refused_before_any_clip_is_scored() -> None:
+    with one_line(ConfigError, "confidence must be between 0 and 1"):
+        Limit(harm_rate=0.05, confidence=1.5)
+    with one_line(ConfigError, "cost_limit must be below 10"):
+        Limit(cost=10.0)
+
+
 def test_a_multiplier_is_used_for_its_own_number_alone() -> None:
     found = calibrate_multiplier(draw_candidates([4] * 500), {"reward": "a", "cost": "b"}, Limit(harm_rate=0.05))
     stored = StoredMultiplier(found)

@@ -23,7 +23,7 @@ from safe_rlhf_video.lagrangian import (
     CONFIDENCE,
     ConfidentMultiplier,
     Weighed,
-    check_limit,
+    check_promise,
     confident_multiplier,
     weigh,
 )
@@ -52,7 +52,7 @@ class Limit:
     confidence: float = CONFIDENCE
 
     def __post_init__(self) -> None:
-        check_limit(self.cost, self.harm_rate)
+        check_promise(self.cost, self.harm_rate, self.confidence)
 
 
 @dataclass(frozen=True)

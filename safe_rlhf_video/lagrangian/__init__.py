@@ -6,6 +6,7 @@ from safe_rlhf_video.lagrangian.confidence import (
     MOST_COST,
     Bound,
     ConfidentMultiplier,
+    check_promise,
     confident_multiplier,
 )
 from safe_rlhf_video.lagrangian.multiplier import LagrangeMultiplier
@@ -27,7 +28,6 @@ from safe_rlhf_video.lagrangian.selection import (
     Randomisation,
     Selection,
     Solution,
-    check_limit,
     select,
     solve_multiplier,
 )
@@ -46,7 +46,7 @@ __all__ = [
     "Selection",
     "Solution",
     "Weighed",
-    "check_limit",
+    "check_promise",
     "choose",
     "confident_multiplier",
     "ensemble_scores",

@@ -91,11 +91,7 @@ def confident_multiplier(
         ValueError: a score is not finite, prompts or arguments differ in the number of candidates, or a loss for
             `harm_rate_limit` is not in [0, 1].
     """
-    constraint, limit = check_limit(cost_limit, harm_rate_limit)
-    if not 0.0 < confidence < 1.0:
-        raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
-    if constraint == "cost" and limit >= MOST_COST:
-        raise ConfigError(f"cost_limit must be below {MOST_COST:g} to be promised: higher costs count as that")
+    constraint, limit = check_promise(cost_limit, harm_rate_limit, confidence)
     (reward, offsets), (weight, weight_offsets) = flatten("rewards", rewards), flatten("weights", weights)
     loss, loss_offsets = (weight, weight_offsets) if losses is None else flatten("losses", losses)
     _check_one_number(offsets)
@@ -130,6 +126,22 @@ def confident_multiplier(
         observed=observed,
         reward=float(reward[prompts, chosen[at]].mean()),
     )
+
+
+def check_promise(
+    cost_limit: float | None, harm_rate_limit: float | None, confidence: float = CONFIDENCE
+) -> tuple[Constraint, float]:
+    """Returns what a promise limits, and the limit.
+
+    Raises:
+        ConfigError: not exactly one limit is given, or a value is out of range.
+    """
+    constraint, limit = check_limit(cost_limit, harm_rate_limit)
+    if not 0.0 < confidence < 1.0:
+        raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
+    if constraint == "cost" and limit >= MOST_COST:
+        raise ConfigError(f"cost_limit must be below {MOST_COST:g} to be promised: higher costs count as that")
+    return constraint, limit
 
 
 def _test(losses: FloatArray, constraint: Constraint, limit: float, confidence: float) -> tuple[Bound, FloatArray]:

@@ -231,8 +231,6 @@ class Scorer(ModelScorer):
         deciding = [head for head in ("reward", "cost") if head in self.heads]
         if not deciding:
             raise CheckpointError("a choice needs a reward or a cost model, and both are missing; give a folder of one")
-        if cost_limit is not None:
-            lagrangian.check_limit(cost_limit, None)
         sources = [self.to_source(video, fps) for row in candidates for video in row]
         asked = [prompt for prompt, row in zip(prompts, candidates, strict=True) for _ in row]
         scores = self.iterate(asked, sources, batch_size)
