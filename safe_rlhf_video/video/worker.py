@@ -5,12 +5,13 @@ A message is the length of its header (4 bytes, little-endian), the header in JS
     parent -> child   {"sampling": {...}, "backend": "pyav", "timeout_s": 60.0, "memory_bytes": ...,
                        "max_seconds": 60.0 or null, "max_pixels": ...}                                    once
     child -> parent   {"ready": true}                                                                     once
-    parent -> child   {"path": "..."}                                                                     per clip
+    parent -> child   {"path": "...", "folder": "..."}                                                    per clip
     child -> parent   {"shape": [T, H, W, 3]} + timestamps (8 T bytes) + frames     or {"error": "one line"}
 
-A request for the frame store has two more fields; its answer ends with the pieces of `codec.encode_frames`:
+A relative path starts from "folder", which is empty with an absolute one. A request for the frame store has two more
+fields; its answer ends with the pieces of `codec.encode_frames`:
 
-    parent -> child   {"path": "...", "codec": {...}, "known_sha256": "..." or null}
+    parent -> child   {"path": "...", "folder": "...", "codec": {...}, "known_sha256": "..." or null}
     child -> parent   {"shape": [...], "sha256": "...", "piece_bytes": [...]} + timestamps + pieces
                       or {"unchanged": true}, for a file that has the known hash, or {"error": "one line"}
 
