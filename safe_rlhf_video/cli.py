@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         """Raises a ConfigError, which `run_script` prints, instead of the usage and exit code 2."""
         unknown, _, words = message.partition(": ")
         if unknown == "unrecognized arguments":
-            raise ConfigError(describe_unknown(words.split()[0], self.options()))
+            raise ConfigError(describe_unknown(words.partition(" ")[0], self.options()))
         raise ConfigError(f"{message}; --help lists the arguments")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -60,7 +60,7 @@ def describe_unknown(word: str, known: Iterable[str]) -> str:
     """Says that there is no such option, and which one may be meant."""
     name = word.partition("=")[0]
     if not name.startswith("-"):
-        return f"{name}: no option takes it; --help lists the arguments"
+        return f"{name or repr(name)}: no option takes it; --help lists the arguments"
     if name == "--local_rank":
         return "this script is one process; run it with python, without a launcher"
     return f"there is no option {name}; {did_you_mean(name, known) or '--help lists the arguments'}"

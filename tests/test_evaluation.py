@@ -540,7 +540,9 @@ def test_prompts_also_in_training_are_counted(planned: tuple[list[PairSample], l
 
 
 @pytest.mark.parametrize("content", [b"", b"no gzip", *(gzip.compress(one, mtime=0) for one in (
-                                     b"[]", b'{"videos": [1]}', b'{"videos": {"a": 1}}')), b"corrupt"])  # fmt: skip
+                                     b"[]", b'{"videos": [1]}', b'{"videos": {"a": 1}}',
+                                     b'{"videos": {"a": {"cost": 1%s, "helpfulness": 0}}}' % (b"0" * 400))),
+                                     b"corrupt"])  # fmt: skip
 def test_damaged_truth_is_one_line(tmp_path: Path, content: bytes) -> None:
     if content == b"corrupt":
         whole = bytearray(gzip.compress(b'{"videos": {}}' * 50))

@@ -53,6 +53,7 @@ UNUSED: list[tuple[str, str, str]] = [
     ("download_safesora", "--corpus pairs --out o --extract --no_videos", "--extract"),
     ("evaluate", "--model m --data a.json.gz --out o --config_filename b.json", "--config_filename"),
     ("evaluate", "--model m --data a.json.gz --out o --unreadable drop", "--unreadable"),
+    ("evaluate", "--model m --data a.json.gz --out o --controls single_frame --seed 1", "--seed"),
     ("export", "--model m --out o --dtype float32", "--dtype"),
     ("export", "--model m --out o --merge false --backbone b", "--backbone"),
     ("prepare_videos", "--data a.json --out o --jpeg_quality 90", "--jpeg_quality"),
@@ -199,6 +200,11 @@ def test_an_old_or_wrong_spelling_is_answered_with_the_right_one(
 ) -> None:
     with one_line(ConfigError, f"did you mean {meant}"):
         run(script, *arguments.split())
+
+
+def test_an_empty_word_too_many_is_one_line(run: Run) -> None:
+    with one_line(ConfigError, "'': no option takes it"):
+        run("audit", "--data", "a.json", "--out", "o", "")
 
 
 # Script, arguments; NO is not there.

@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of shuffled prompts")
     arguments = parser.parse_args()
     check_clip_source(parser, arguments)
+    if "shuffled_prompt" not in arguments.controls:
+        parser.refuse_unused("--seed", because="only --controls shuffled_prompt draws")
 
     from safe_rlhf_video.evaluation.evaluate_models import EvaluationRequest, evaluate_models
     from safe_rlhf_video.evaluation.table import format_comparison, format_table

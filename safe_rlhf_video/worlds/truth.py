@@ -31,7 +31,7 @@ def read_truth(path: Path) -> dict[str, dict[str, float]]:
             }
             for name, true in videos.items()
         }
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise SampleError(
             f"{path}: cannot be read as the truth of a synthetic world ({error}); make it again"
         ) from error
