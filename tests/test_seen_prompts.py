@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from made_up_evaluations import dimension_figures, made_up_evaluation, sign_figures
+from made_up_evaluations import control_gap, dimension_figures, made_up_evaluation, sign_figures
 from small_models import COST, REWARD, one_line, write_model
 
 from safe_rlhf_video.calibration.calibrate import calibrate
@@ -19,11 +19,13 @@ from safe_rlhf_video.errors import CheckpointError, SampleError
 from safe_rlhf_video.evaluation.evaluate_models import EvaluationRequest, evaluate_models
 from safe_rlhf_video.evaluation.generator_results import GeneratorEvaluation
 from safe_rlhf_video.evaluation.generator_table import format_generators
-from safe_rlhf_video.evaluation.results import Evaluation, SeenPrompts
+from safe_rlhf_video.evaluation.results import ComparisonFigures, Evaluation, SeenPrompts
 from safe_rlhf_video.evaluation.seen_prompts import count_seen, describe_seen, in_sample_heads, mark_in_sample
-from safe_rlhf_video.evaluation.table import format_table
+from safe_rlhf_video.evaluation.table import format_comparison, format_table
 from safe_rlhf_video.export.export_model import export_model
 from safe_rlhf_video.models.record import TrainingFacts
+from safe_rlhf_video.pages.report_data import ReportData
+from safe_rlhf_video.pages.report_tables import report_tables
 
 SEEN = SeenPrompts(("reward",), 9, 3, 0)
 
@@ -149,7 +151,25 @@ def test_every_figure_that_is_in_sample_is_marked() -> None:
     assert rows["Brier score"].split() == ["0.1500*", "0.1500*"]
     assert rows["ECE of true probabilities, as many"].split() == ["0.0150,", "95%", "below", "0.0300*"] * 2
     assert "cost sign* on" in table
+    gaps = {"harmlessness": control_gap(), "cost_sign": control_gap()}
+    above = [line for line in format_table(replace(evaluation, in_sample=marks, control_gaps=gaps)).splitlines()
+             if "above the strongest control" in line]  # fmt: skip
+    assert [line.count("]*") for line in above] == [1, 1]
     assert list(describe_seen(seen))[1] == "c: in-sample, trained on 3 and calibrated on 9 of the 9 prompts"
+
+
+def test_two_models_are_marked_and_say_why_they_have_no_interval() -> None:
+    reason = "no interval: 9 prompts, fewer than 10"
+    one = ComparisonFigures(0.8, 0.7, 0.1, None, 9.0, 6.0, 0.3, 0.3, 30, reason)
+    marks = {"comparison.helpfulness": "other was trained on 3 of 9 prompts"}
+    evaluation = made_up_evaluation(comparison={"helpfulness": one}, in_sample=marks)
+    table = format_comparison({"helpfulness": one}, marks).splitlines()
+    assert table[1].startswith("helpfulness* ")
+    assert table[2] == f"helpfulness: {reason}"
+    tables = report_tables(ReportData(evaluation, {}, (), (), (), None))
+    assert tables.comparison is not None
+    assert tables.comparison.rows[0][0] == "Helpfulness*"
+    assert tables.not_compared == {("interval", reason): ["helpfulness"]}
 
 
 def test_a_generators_figures_are_marked() -> None:

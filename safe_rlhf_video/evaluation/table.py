@@ -83,6 +83,7 @@ def format_comparison(comparison: Mapping[str, ComparisonFigures], in_sample: Ma
         ]
         mark = MARK if f"comparison.{dimension}" in in_sample else ""
         lines.append(_row(dimension.replace("_", " ") + mark, cells, 22, COMPARISON_WIDTHS))
+    lines += [f"{dimension.replace('_', ' ')}: {one.reason}" for dimension, one in comparison.items() if one.reason]
     return "\n".join(lines)
 
 
@@ -106,7 +107,8 @@ def _format_dimensions(evaluation: Evaluation) -> Iterator[str]:
         cells = [_control(figures.get(name), expected.get(name)) for name in columns]
         yield _row(f"  {CONTROL_NAMES[control]}", cells, 42, widths)
     if any(name in evaluation.control_gaps for name in columns):
-        cells = [describe_gap(evaluation.control_gaps.get(name)) for name in columns]
+        gaps = {name: describe_gap(evaluation.control_gaps.get(name)) for name in columns}
+        cells = [_marked(gap, "", name, evaluation.in_sample) for name, gap in gaps.items()]
         yield _row("above the strongest control [paired 95%]", cells, 42, widths)
 
 
@@ -131,6 +133,7 @@ def _format_sub_dimensions(evaluation: Evaluation) -> Iterator[str]:
     widths = [SUB_WIDTHS[column] for column in kept]
     for title, cells in zip(["", *found], [header, *rows], strict=True):
         yield _row(title.replace("_", " "), [cells[column] for column in kept], 22, widths)
+    yield from (f"{name.replace('_', ' ')}: {one.reason}" for name, one in found.items() if one.reason)
 
 
 def _format_sign(evaluation: Evaluation) -> Iterator[str]:
@@ -151,7 +154,8 @@ def _format_sign(evaluation: Evaluation) -> Iterator[str]:
         cells = [figure(figures[key]) or "-" for key in SIGN_FIGURES]
         yield _row(f"    {CONTROL_NAMES[name]}", cells, 56, SIGN_WIDTHS)
     if any(key in evaluation.control_gaps for key in SIGN_FIGURES):
-        cells = [describe_gap(evaluation.control_gaps.get(key)) for key in SIGN_FIGURES]
+        gaps = [describe_gap(evaluation.control_gaps.get(key)) for key in SIGN_FIGURES]
+        cells = [_marked(gap, "", "cost_sign", evaluation.in_sample) for gap in gaps]
         yield _row("  above the strongest control [paired 95%]", cells, 56, SIGN_WIDTHS)
 
 
@@ -167,9 +171,10 @@ def _format_unseen(evaluation: Evaluation) -> Iterator[str]:
         for name, found in judged.items():
             if found.generators == left_out:
                 cells = [_part(part) for part in (found.any, found.both, found.none)]
-                yield _row(f"  {name.replace('_', ' ')}", cells, 26, widths)
+                yield _row(_marked(f"  {name.replace('_', ' ')}", "", name, evaluation.in_sample), cells, 26, widths)
     if evaluation.cost_sign and (sign := evaluation.cost_sign.unseen_generators):
-        yield _row("  cost sign, by clip", [_part(sign.unseen), "", _part(sign.seen)], 26, widths)
+        title = _marked("  cost sign, by clip", "", "cost_sign", evaluation.in_sample)
+        yield _row(title, [_part(sign.unseen), "", _part(sign.seen)], 26, widths)
 
 
 def _format_moderation(figures: ModerationFigures, in_sample: Mapping[str, str]) -> Iterator[str]:

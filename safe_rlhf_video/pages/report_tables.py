@@ -133,23 +133,28 @@ def _label_row(head: Head, figures: LabelFigures, in_sample: Mapping[str, str]) 
 
 
 def _show_parts(data: ReportData) -> Iterator[tuple[str, list[Table]]]:
+    title_of = {judged.name: judged.name + _mark(data, judged.name) for judged in data.dimensions}
     unseen: dict[str, dict[str, Part]] = {
-        judged.name: {"any": figures.any, "both": figures.both, "none": figures.none}
+        title_of[judged.name]: {"any": figures.any, "both": figures.both, "none": figures.none}
         for judged in data.dimensions
         if (figures := judged.figures.unseen_generators)
     }
     sign = data.evaluation.cost_sign
     if sign and sign.unseen_generators:
         of_sign = {"any": sign.unseen_generators.unseen, "none": sign.unseen_generators.seen}
-        unseen["sign of the cost, by clip"] = {**of_sign}
+        unseen["sign of the cost, by clip" + _mark(data, "cost_sign")] = {**of_sign}
     names = {"any": "one or both clips of theirs", "both": "both", "none": "none"}
     yield "Generators that training left out", _tables("comparisons with", unseen, names)
     for key, heading in _PARTS.items():
         parts: dict[str, dict[str, Part]] = {
-            judged.name: {part.name: part for part in getattr(judged.figures.breakdown, key)}
+            title_of[judged.name]: {part.name: part for part in getattr(judged.figures.breakdown, key)}
             for judged in data.dimensions
         }
         yield heading, _tables(words(key), parts, {name: name for of_name in parts.values() for name in of_name})
+
+
+def _mark(data: ReportData, place: str) -> str:
+    return MARK if place in data.evaluation.in_sample else ""
 
 
 def _tables(first: str, parts: Mapping[str, Mapping[str, Part]], names: Mapping[str, str]) -> list[Table]:
@@ -192,7 +197,8 @@ def _compare(evaluation: Evaluation) -> Table | None:
     for dimension, figures in (evaluation.comparison or {}).items():
         text = None if figures.difference is None else _points(figures.difference, figures.interval)
         ps = [None if value is None else f"{value:.2g}" for value in (figures.p_value, figures.p_value_holm)]
-        rows.append([capitalise(dimension), f"{figures.num_comparisons:,}", share(figures.accuracy_first),
+        mark = MARK if f"comparison.{dimension}" in evaluation.in_sample else ""
+        rows.append([capitalise(dimension) + mark, f"{figures.num_comparisons:,}", share(figures.accuracy_first),
                      share(figures.accuracy_second), text, *ps])  # fmt: skip
     return Table(header, rows) if rows else None
 
@@ -206,6 +212,7 @@ def _points(difference: float, interval: Interval | None) -> str:
 def _explain_comparison(evaluation: Evaluation) -> Reasons:
     reasons: Reasons = {}
     for dimension, figures in (evaluation.comparison or {}).items():
-        if figures.p_value is None:
-            reasons.setdefault(("figure", figures.reason or ""), []).append(words(dimension))
+        if figures.p_value is None or figures.interval is None:
+            missing = "figure" if figures.p_value is None else "interval"
+            reasons.setdefault((missing, figures.reason or ""), []).append(words(dimension))
     return reasons
