@@ -272,15 +272,17 @@ def test_wandb_that_fails_later_costs_no_row(
         def log(self, *_: object, **__: object) -> None:
             raise ConnectionResetError("Connection lost")
 
-        finish = log
+        finish = log_artifact = log
 
     monkeypatch.setattr(wandb, "init", lambda **_: Failing())
     with Tracker(tmp_path, TrackingConfig(wandb="offline"), {}, 0, None) as tracker:
         tracker.log(1, {"x": 1.0})
         tracker.log(2, {"x": 2.0})
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    with Tracker(tmp_path, TrackingConfig(wandb="offline"), {}, 2, None) as tracker:
+        tracker.log_model(tmp_path / "model", {})
     said = capsys.readouterr().out
-    assert said.count("W&B has failed (ConnectionResetError: Connection lost) and gets no more rows") == 1
+    assert said.count("W&B has failed (ConnectionResetError: Connection lost) and gets nothing more") == 2
 
 
 def test_wandb_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

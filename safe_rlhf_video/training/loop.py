@@ -195,9 +195,10 @@ def _publish_again(run: Run, state: TrainerState) -> None:
     with distributed.together(run.ranks), writing(run.folder):
         if run.ranks.is_first:
             publish_model(run.folder, state.best_step)
+    limits = "epochs and optimization.max_steps" if run.config.optimization.max_steps else "epochs"
     run.say(
         f"{run.folder} is complete ({run.total_steps} steps); its model is in {run.folder / 'model'}. To train on, "
-        "raise optimization.epochs"
+        f"raise optimization.{limits}"
     )
 
 

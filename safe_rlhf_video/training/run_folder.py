@@ -99,7 +99,8 @@ def _refuse(damaged: Mapping[int, str], good: int) -> None:
     last, *others = sorted(damaged, reverse=True)
     before = f"the one before it, of step {good}, is good" if good else "there is no good one before it"
     if others:
-        before = f"step {', '.join(map(str, others))} is damaged too, and {before}".replace("before it", "before them")
+        of_others = f"step {others[0]} is" if len(others) == 1 else f"steps {', '.join(map(str, others))} are"
+        before = f"{of_others} damaged too, and {before}".replace("before it", "before them")
     goal = f"goes on from step {good}" if good else "starts anew"
     raise CheckpointError(
         f"{damaged[last]}; it is of the last checkpoint, and {before}: the same command with "

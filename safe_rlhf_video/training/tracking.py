@@ -76,11 +76,12 @@ class Tracker:
             return
         import wandb
 
-        artifact = wandb.Artifact(f"model-{self._wandb.id}", type="model", metadata=dict(facts))
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            # Uploaded from its place: a copy of a language model would fill the home folder.
-            artifact.add_file(str(file), str(file.relative_to(folder)), policy="immutable")
-        self._wandb.log_artifact(artifact)
+        with self._surviving_wandb():
+            artifact = wandb.Artifact(f"model-{self._wandb.id}", type="model", metadata=dict(facts))
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                # Uploaded from its place: a copy of a language model would fill the home folder.
+                artifact.add_file(str(file), str(file.relative_to(folder)), policy="immutable")
+            self._wandb.log_artifact(artifact)
 
     def _show(self, media: ValidationMedia) -> dict[str, Any]:
         """Histograms of a head's scores on common bins, and a table of pairs."""
@@ -126,7 +127,7 @@ class Tracker:
         except Exception as error:
             self._wandb = None
             what = " ".join(f"{type(error).__name__}: {error}".split())
-            tqdm.write(f"W&B has failed ({what}) and gets no more rows; metrics.jsonl has all of them")
+            tqdm.write(f"W&B has failed ({what}) and gets nothing more; metrics.jsonl has all rows")
 
 
 def _row(
