@@ -21,8 +21,8 @@ INTRODUCTION = """# Configuration
 Every field of a training config ([training.md](training.md)), with its default. A YAML file sets only what differs from
 the defaults; `configs/` holds examples. The command line overrides both: `--optimization.epochs 1`. A field that is
 unknown or has a wrong value is an error before anything is loaded. A field without effect is named when the run starts;
-on the command line it is an error. With the embedded backbone, frames have 32x32 pixels in multiples of 8 unless `sampling` sets a
-size.
+on the command line it is an error. With the embedded backbone, frames have 32x32 pixels in multiples of 8 unless
+`sampling` sets a size.
 """
 
 
