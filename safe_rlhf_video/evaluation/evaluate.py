@@ -56,10 +56,10 @@ def evaluate(
         no_zero: why the zero of the cost means nothing; its sign then has no figures.
     """
     heads = next(iter(scores.values())).keys()
+    labelled_of = {dimension: select_labelled(pairs, dimension, truth) for dimension in ALL_DIMENSIONS}
     dimensions: dict[str, DimensionFigures | None] = {}
-    for dimension in ALL_DIMENSIONS:
+    for dimension, labelled in labelled_of.items():
         head = HEAD_OF_DIMENSION[dimension]
-        labelled = select_labelled(pairs, dimension, truth)
         dimensions[dimension] = None
         if head in heads and labelled.pairs:
             ties = [pair for pair in pairs if pair.preferences[dimension] == TIE]
@@ -75,7 +75,7 @@ def evaluate(
     judged = [dimension for dimension in ALL_DIMENSIONS if dimension in DIMENSIONS or dimensions[dimension]]
     of_random = {} if random_scores is None else {"random_backbone": random_scores}
     controls = judge_controls(
-        {dimension: select_labelled(pairs, dimension, truth) for dimension in judged},
+        {dimension: labelled_of[dimension] for dimension in judged},
         train_pairs,
         clips,
         train_clips,

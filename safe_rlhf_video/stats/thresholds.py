@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy.special import bdtr
 
-FloatArray = NDArray[np.float64]
+from safe_rlhf_video.stats.checks import FloatArray
 
 CONFIDENCE = 0.95
 # Of the draw of one video a prompt.
