@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="all curves, as JSON")
     args = parser.parse_args()
-    moving = LagrangeMultiplier(initial=0.1, learning_rate=0.5, cost_limit=-1.0, window_size=64)
+    moving = LagrangeMultiplier(initial=0.1, minimum=0.001, learning_rate=0.5, cost_limit=-1.0, window_size=64)
     runs: dict[str, dict[str, Any]] = {
         "reward alone (lambda = 0)": {"lagrange_multiplier": 0.0},
         "lambda = 1": {"lagrange_multiplier": 1.0},
