@@ -434,7 +434,7 @@ def test_bad_multipliers_are_refused_in_one_line(tmp_path):
         {"initial": 0.0}, {"initial": 6.0}, {"learning_rate": math.nan}, {"maximum": math.inf}, {"cost_limit": "0"},
         {"window_size": 0}, {"delay_steps": -1}, {"delay_steps": True}, {"log_value": 2.0},
         {"log_value": -9.0}, {"maximum": 1e7}, {"minimum": 0.0}, {"cost_limit": 1e7},
-        {"recent_costs": (math.nan,)},
+        {"recent_costs": (math.nan,)}, {"maximum": 10**400}, {"log_value": 10**400},
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"^{next(iter(setting))}[^\n]*$"):
             LagrangeMultiplier(**setting)

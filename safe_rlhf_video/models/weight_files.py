@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import xxhash
@@ -67,9 +67,12 @@ def check_checksums(folder: Path, checksums: Mapping[str, str], advice: str) -> 
         advice: ends the message: what to do.
 
     Raises:
-        CheckpointError: one is missing or has changed; the message names it.
+        CheckpointError: one is missing, has changed or is outside the folder; the message names it.
     """
     for name, expected in checksums.items():
+        parts = PurePosixPath(name)
+        if "\0" in name or parts.is_absolute() or ".." in parts.parts:  # whose bytes nobody asked for
+            raise CheckpointError(f"{folder}: has a checksum of {name!r}, which is no file in it; {advice}")
         path = folder / name
         try:
             found = checksum_file(path)
