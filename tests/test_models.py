@@ -722,7 +722,7 @@ def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
         ),
         (lambda f: edit_json(f / "model.json", heads_of_adapter={"a": ["cost"], "b": ["cost"]}), ("at most once",)),
         (lambda f: edit_json(f / "model.json", checksums={"../x": ""}), ("'../x', which is no file in it",)),
-        (lambda f: edit_json(f / "model.json", checksums={"/etc/hosts": ""}), ("'/etc/hosts', which is no file in it",)),
+        (lambda f: edit_json(f / "model.json", checksums={"/etc/x": ""}), ("'/etc/x', which is no file in it",)),
         (lambda f: edit_json(f / "model.json", checksums={"a\0": ""}), ("which is no file in it",)),
     ],
 )
