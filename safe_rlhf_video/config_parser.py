@@ -119,13 +119,18 @@ def _read_file(path: Path, config_type: type) -> str:
     """Reads a YAML file; checks its keys; leaves out sections without a field."""
     require_path(path, ConfigError)
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return _check_text(path.read_text(encoding="utf-8"), config_type, path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise ConfigError(f"config: {path}: cannot be read ({reason}); give a YAML file") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; correct it") from None
+
+
+def _check_text(text: str, config_type: type, path: Path) -> str:
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
     if node is None:
         return "{}"
     sections: dict[str, Any] = {}

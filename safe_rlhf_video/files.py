@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -72,6 +73,18 @@ def make_folder(folder: Path) -> None:
             make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         flush(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, a link or a folder, whatever is there.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

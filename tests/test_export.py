@@ -315,6 +315,7 @@ def test_two_exports_to_one_folder_do_not_meet(tmp_path: Path) -> None:
         export_model(folder, tmp_path / "out")
     (partial / "adapters").mkdir()  # an export that was killed
     (partial / "heads.safetensors").touch()
+    (partial / "backbone").symlink_to(tmp_path)
     export_model(folder, tmp_path / "out")
     assert files_of(tmp_path / "out") == {*files_of(folder), "README.md"}
     assert not partial.exists()

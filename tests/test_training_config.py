@@ -272,6 +272,8 @@ def test_what_is_required_is_named_with_its_option() -> None:
         ("optimization: [1]", "optimization: expected a section of fields"),
         ("[1]", "expected a section of fields"),
         ("a: [b", "is not YAML"),
+        pytest.param("[" * 3000, "nested too deeply", id="brackets"),
+        ("engine: {deepspeed: &one {again: *one}}", "nested too deeply"),
     ],
 )
 def test_no_key_of_a_file_is_passed_over(tmp_path: Path, text: str, line: str) -> None:

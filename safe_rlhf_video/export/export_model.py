@@ -20,7 +20,7 @@ from safe_rlhf_video.data.prompt_hashes import FILE_NAME as PROMPTS_FILE
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.evaluation.results import read_evaluation
 from safe_rlhf_video.export.model_card import MergeCheck, build_card
-from safe_rlhf_video.files import LOCK_NAME, lock_folder, put_in_place
+from safe_rlhf_video.files import LOCK_NAME, lock_folder, put_in_place, remove
 from safe_rlhf_video.models.backbones import Backbone, copy_settings, fingerprint_checkpoint
 from safe_rlhf_video.models.config import EMBEDDED_BACKBONE
 from safe_rlhf_video.models.fingerprints import fingerprint_trained
@@ -338,7 +338,7 @@ def _appearing(out: Path) -> Iterator[Path]:
         with lock_folder(partial):
             for leftover in partial.iterdir():  # of an export that was killed
                 if leftover.name != LOCK_NAME:
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                    remove(leftover)
             try:
                 _check_absent(out)  # once more: another export may have made it
                 yield partial

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from safe_rlhf_video.errors import CheckpointError
-from safe_rlhf_video.files import flush
+from safe_rlhf_video.files import flush, remove
 from safe_rlhf_video.training.config import OPERATIONAL_FIELDS, TrainConfig
 from safe_rlhf_video.training.state import (
     TrainerState,
@@ -19,7 +19,6 @@ from safe_rlhf_video.training.state import (
     find_checkpoints,
     find_damage,
     read_state,
-    remove,
     writing,
 )
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from safe_rlhf_video.contracts import STRICT, read_json, write_json
 from safe_rlhf_video.errors import CheckpointError
-from safe_rlhf_video.files import flush, make_folder, put_in_place
+from safe_rlhf_video.files import flush, make_folder, put_in_place, remove
 from safe_rlhf_video.models.weight_files import check_checksums, checksum_file, save_tensors
 
 # 2: the schedule; checksums of a checkpoint's files.
@@ -157,18 +157,6 @@ def publish_model(run: Path, best_step: int) -> None:
         os.replace(target, outgoing)
     put_in_place(incoming, target)
     remove(outgoing)
-
-
-def remove(path: Path) -> None:
-    """Deletes a file, a link or a folder, whatever is there.
-
-    Raises:
-        OSError: it cannot be deleted.
-    """
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.files import flush, make_folder, whole_lines, write_whole
+from safe_rlhf_video.reading import load_json
 from safe_rlhf_video.training.config import TrackingConfig
 
 if TYPE_CHECKING:  # it needs torch, which takes seconds to import
@@ -159,8 +160,8 @@ def _cut_rows_after(path: Path, step: int) -> None:
 
 def _step_of(line: bytes) -> int | None:
     try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        step = load_json(line)["step"]
+    except (ValueError, KeyError, TypeError):
         return None
     return step if type(step) is int else None
 
