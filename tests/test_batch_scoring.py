@@ -22,9 +22,9 @@ from conftest import ROOT, command, environment, launch
 from small_models import COST, one_line, share_loaded, write_model, write_reward_and_cost
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError, VideoDecodeError
-from safe_rlhf_video.files import lock_folder
+from safe_rlhf_video.files import lock_folder, write_whole
 from safe_rlhf_video.responses import TextResponse
-from safe_rlhf_video.scoring import input_rows, score_parts
+from safe_rlhf_video.scoring import input_rows, score_parts, score_rows
 from safe_rlhf_video.scoring.decisions import judge_pair
 from safe_rlhf_video.scoring.devices import Shard, read_shard
 from safe_rlhf_video.scoring.input_rows import InputRow
@@ -396,12 +396,24 @@ def test_scores_of_another_input_or_model_are_refused(
 
 
 def test_parts_that_a_kill_or_a_power_cut_left(
-    score: RunScore, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    score: RunScore,
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, out = write_input(tmp_path / "data", 40, 24), tmp_path / "scores.jsonl"
     with lock_folder(parts_of(out)), one_line(ConfigError, "scores.jsonl.parts: another process is writing it"):
         score(source, out)
-    assert score(source, out) == 0
+
+    def write_alone(path: Path, content: Any) -> None:
+        with one_line(ConfigError, "another process is writing it"), lock_folder(parts_of(out)):
+            pass
+        write_whole(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score_rows, "write_whole", write_alone)  # until the output is there
+        assert score(source, out) == 0
     (part,) = parts_of(out).glob("rank-*")
     whole = part.read_bytes()
     lines = whole.splitlines(keepends=True)

@@ -54,6 +54,21 @@ def content_key(prompt: str, response: Source) -> str:
     return _digest([prompt, _describe(response), state])
 
 
+@contextlib.contextmanager
+def hold_parts(folder: Path, shard: Shard) -> Iterator[None]:
+    """Keeps the rank 0 of another run off a folder of scores while the block of this rank 0 runs.
+
+    Raises:
+        ConfigError: another run holds it.
+        CheckpointError: it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        if shard.rank == 0:
+            with _writing(folder):
+                stack.enter_context(lock_folder(folder))
+        yield
+
+
 def score_in_parts(
     scorer: BatchScorer,
     requests: Sequence[ScoreRequest],
@@ -91,8 +106,6 @@ def score_in_parts(
     with contextlib.ExitStack() as stack:
         progress = None
         if is_first:
-            with _writing(folder):
-                stack.enter_context(lock_folder(folder))
             progress = stack.enter_context(progress_bar(parts.num_wanted, len(parts.outcomes), "scoring", "clip"))
         seen_s = time.monotonic()
         made = score_many(scorer, todo, batch_size)

@@ -16,7 +16,7 @@ from safe_rlhf_video.responses import TextResponse
 from safe_rlhf_video.scoring.devices import choose_device, read_shard
 from safe_rlhf_video.scoring.input_rows import BadRow, InputRow, read_rows
 from safe_rlhf_video.scoring.score_many import ScoreRequest, Scores
-from safe_rlhf_video.scoring.score_parts import content_key, score_in_parts
+from safe_rlhf_video.scoring.score_parts import Outcome, content_key, hold_parts, score_in_parts
 
 if TYPE_CHECKING:
     from safe_rlhf_video.scoring.decisions import PairScore, Ranking
@@ -94,23 +94,31 @@ def score_rows(task: RowScoring) -> RowsScored:
     # Torch takes seconds to import, and wrong rows are reported at once.
     from safe_rlhf_video.scoring.scorer import Scorer
 
-    shard = read_shard()
+    shard, parts = read_shard(), task.out.with_name(f"{task.out.name}.parts")
     with Scorer.from_pretrained(
         *task.model, device=choose_device(shard), backbone=task.backbone, workers=task.workers
     ) as scorer:
         if rows[0].kind != "clip":  # a wrong value is reported before any work
             for num in {len(row.responses) for row in rows}:
                 scorer.resolve_trade_off(num, task.lagrange_multiplier, task.cost_limit)
-        outcomes = score_in_parts(
-            scorer,
-            requests,
-            task.out.with_name(f"{task.out.name}.parts"),
-            shard,
-            task.batch_size,
-            keep_unreadable=task.bad_rows == "drop",
-        )
-    if outcomes is None:
-        return RowsScored(f"rank {shard.rank} of {shard.world_size}: its clips are scored; rank 0 writes {task.out}")
+        with hold_parts(parts, shard):
+            outcomes = score_in_parts(
+                scorer, requests, parts, shard, task.batch_size, keep_unreadable=task.bad_rows == "drop"
+            )
+            if outcomes is not None:
+                return _write_rows(rows, bad, keys, outcomes, scorer, task)
+    return RowsScored(f"rank {shard.rank} of {shard.world_size}: its clips are scored; rank 0 writes {task.out}")
+
+
+def _write_rows(
+    rows: Sequence[InputRow],
+    bad: list[BadRow],
+    keys: Keys,
+    outcomes: Mapping[str, Outcome],
+    scorer: Scorer,
+    task: RowScoring,
+) -> RowsScored:
+    """Judges the rows by what their clips score, and writes the output."""
     results: list[dict[str, Any]] = []
     for row in rows:
         found = [outcomes[keys[row.prompt, response]] for response in row.responses.values()]
@@ -120,7 +128,7 @@ def score_rows(task: RowScoring) -> RowsScored:
         else:
             results.append(_judge_row(row, [one for one in found if isinstance(one, dict)], scorer, task))
     side_file = _write_results(results, sorted(bad, key=lambda row: row.number), task)
-    message = f"{task.out}: {_summarise(results, len(requests))}"
+    message = f"{task.out}: {_summarise(results, len(outcomes))}"
     if scorer.no_zero:
         message += f"; {scorer.no_zero}, and is_safe is null"
     if not bad:
