@@ -169,7 +169,7 @@ def test_two_models_are_marked_and_say_why_they_have_no_interval() -> None:
     tables = report_tables(ReportData(evaluation, {}, (), (), (), None))
     assert tables.comparison is not None
     assert tables.comparison.rows[0][0] == "Helpfulness*"
-    assert tables.not_compared == {("interval", reason): ["helpfulness"]}
+    assert tables.not_compared == {("interval", "9 prompts, fewer than 10"): ["helpfulness"]}
 
 
 def test_a_generators_figures_are_marked() -> None:

@@ -100,8 +100,13 @@ def _explain_dimensions(dimensions: Sequence[JudgedDimension]) -> Reasons:
             ("ECE", probability.ece is None, probability.reason),
         ):  # fmt: skip
             if is_missing:
-                reasons.setdefault((name, why or ""), []).append(words(judged.name))
+                reasons.setdefault((name, _without_name(why)), []).append(words(judged.name))
     return reasons
+
+
+def _without_name(reason: str | None) -> str:
+    """A reason behind words that name what is missing, as those of `too_few_prompts` do."""
+    return (reason or "").removeprefix("no interval: ")
 
 
 def _show_labels(labels: Mapping[str, LabelFigures], in_sample: Mapping[str, str]) -> Table:
@@ -214,5 +219,5 @@ def _explain_comparison(evaluation: Evaluation) -> Reasons:
     for dimension, figures in (evaluation.comparison or {}).items():
         if figures.p_value is None or figures.interval is None:
             missing = "figure" if figures.p_value is None else "interval"
-            reasons.setdefault((missing, figures.reason or ""), []).append(words(dimension))
+            reasons.setdefault((missing, _without_name(figures.reason)), []).append(words(dimension))
     return reasons
