@@ -164,6 +164,8 @@ def test_comparisons_of_quarantined_clips_are_refused_or_dropped_and_counted(
     def break_one(records: list[Record]) -> None:
         video = records[0]["video_0"]
         bad.update(name=f"{video['prompt_id']}/{video['video_id']}", video_id=video["video_id"])
+        for one in (record[side] for record in records for side in ("video_0", "video_1")):
+            one["is_safe"] = one["video_id"] != bad["video_id"]
 
     folder = edited_world(break_one)
     (folder / "videos").unlink()
@@ -196,6 +198,10 @@ def test_comparisons_of_quarantined_clips_are_refused_or_dropped_and_counted(
     assert bad["name"] not in kept
     total = sum(group.num_comparisons("helpfulness") for group in (*data.train, *data.validation))
     assert total == len(records) - lost
+    # It is the only unsafe clip.
+    config = parse_config(TrainConfig, ["--config", str(path), "--data.validation_fraction", "0"], "")
+    with pytest.raises(SampleError, match="add unsafe clips, or set loss"):
+        load_data(config, ["cost"])
 
 
 def test_data_are_known_by_their_clips(world: Path, store: Path, tmp_path: Path) -> None:

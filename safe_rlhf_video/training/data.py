@@ -187,14 +187,15 @@ def _split_off_validation(
     groups: list[PromptGroup], config: TrainConfig, lessons: Lessons, where: str
 ) -> tuple[list[PromptGroup], list[PromptGroup]]:
     """Splits by prompt; both sides must have comparisons of every dimension, and training all classes of labels."""
-    if not config.data.validation_fraction:
-        return groups, []
-    train, validation = split_by_prompt(groups, config.data.validation_fraction, config.seed)
-    if lacking := lessons.lacking_dimension(train) or lessons.lacking_dimension(validation):
-        raise SampleError(
-            f"{where}: too few {lacking[1]} labels to validate on other prompts than those trained on; add data or set "
-            "data.validation_fraction to 0"
-        )
+    train, validation = groups, list[PromptGroup]()
+    if config.data.validation_fraction:
+        train, validation = split_by_prompt(groups, config.data.validation_fraction, config.seed)
+        if lacking := lessons.lacking_dimension(train) or lessons.lacking_dimension(validation):
+            raise SampleError(
+                f"{where}: too few {lacking[1]} labels to validate on other prompts than those trained on; add data or "
+                "set data.validation_fraction to 0"
+            )
+    # Without the clips in quarantine and those to validate on, a class may be gone.
     lessons.check_classes(train, where)
     return train, validation
 
