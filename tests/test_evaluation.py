@@ -223,6 +223,7 @@ def test_a_few_unsafe_clips_set_no_model_above_a_control() -> None:
     for figure in ("cost_sign", "cost_sign_auroc"):
         few, enough = judge(9).control_gaps[figure], judge(10).control_gaps[figure]
         assert (few.interval, few.standing, few.own_figure) == (None, "not clearly above", 1.0)
+        assert "difference +0.5000, with too few prompts for an interval" in format_table(judge(9))
         assert enough.interval[0] > 0
         assert enough.standing == "above"
 

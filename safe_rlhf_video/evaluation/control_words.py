@@ -25,10 +25,11 @@ def warn_of_gaps(gaps: Mapping[str, ControlGap]) -> Iterator[str]:
         if gap.standing == "above":
             continue
         name = _FIGURES.get(figure, words(figure))
+        unknown = ", with too few prompts for an interval" if gap.interval is None else ""
         yield (
             f"{name}: this model is {gap.standing} a control that cannot judge the video "
             f"({CONTROL_NAMES[gap.control]}): {gap.own_figure:.4f} against {gap.control_figure:.4f}, "
-            f"difference {describe_gap(gap)}"
+            f"difference {describe_gap(gap)}{unknown}"
         )
 
 
