@@ -201,6 +201,8 @@ def _explain(error: Exception, config_type: type) -> NoReturn:
     value = re.search(r"(?:Got value|Given value): (.*)$", text)
     if one is not None and value is not None:
         raise ConfigError(f"{one.path}: expected {describe_type(one.annotation)}, got {value[1]}") from error
+    if bare := re.search(r"argument (--[\w.]+)\S*: expected one argument", text):
+        raise ConfigError(f"{bare[1]}: needs a value; --help says which") from error
     if required := re.search(r"arguments are required: ([\w.]+)", text):
         raise ConfigError(f"{required[1]}: missing; give --{required[1]}, or set it in the file of --config") from error
     raise ConfigError(text) from error

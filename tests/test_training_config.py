@@ -243,6 +243,8 @@ def test_help_says_what_each_field_means() -> None:
         (("--heads", "reward"), "heads: expected a list such as [a,b], or null, got reward"),
         (("--optimization.epochs", "1.5"), "optimization.epochs: expected a whole number, got 1.5"),
         (("--dry_run", "perhaps"), "dry_run: expected true or false, got perhaps"),
+        (("--sampling.num_frames",), "--sampling.num_frames: needs a value; --help says which"),
+        (("--heads", "--seed", "1"), "--heads: needs a value; --help says which"),
         (("--config", "no.yaml"), "no.yaml: no such file or folder; correct the path"),
     ],
 )
