@@ -160,6 +160,7 @@ def test_a_server_with_two_keys_and_an_access_log(tmp_path: Path) -> None:
         assert statuses == [200, 200, 429, 200, 401]
         strange = ask(OTHER, "GET", "/none/a-secret", **{"X-Request-ID": "two words"})
         assert strange.headers["x-request-id"] != "two words"
+        wait_for(log, '"status": 404')  # a line follows its answer
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert [(one["client"], one["status"]) for one in lines[-6:]] == [
             ("alice", 200), ("alice", 200), ("alice", 429), ("bob", 200), ("127.0.0.1", 401), ("bob", 404),
@@ -184,7 +185,11 @@ def test_a_server_with_two_keys_and_an_access_log(tmp_path: Path) -> None:
 
 def reload(server: RunningServer, message: str) -> None:
     server.process.send_signal(signal.SIGHUP)
+    wait_for(server.log, message)
+
+
+def wait_for(log: Path, text: str) -> None:
     deadline = time.monotonic() + 20
-    while message not in server.log.read_text():
-        assert time.monotonic() < deadline, server.log.read_text()
+    while text not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
