@@ -312,6 +312,15 @@ def test_interrupted_scoring_goes_on(world: Path, folders: tuple[Path, Path], tm
         assert len(cut.read_text().splitlines()) == len(requests) + 1
     with pytest.raises(CheckpointError, match="another model or of other clips"):
         score_to_file(scorer, requests[1:], cut)
+    # Another clip under the name of one.
+    other = tmp_path / "other.mp4"
+    other.hardlink_to(requests[0].response)
+    named = [replace(requests[0], response=other)]
+    score_to_file(scorer, named, tmp_path / "one.jsonl")
+    other.unlink()
+    other.write_bytes(max((request.response.read_bytes() for request in requests), key=len) + b"\0" * 8)
+    with pytest.raises(CheckpointError, match="another model or of other clips"):
+        score_to_file(scorer, named, tmp_path / "one.jsonl")
     # A file that is not ours stays as it is, its last line too.
     for foreign in (b"my notes\nand more", b"one line", b'{"a": 1}\n{"b"', b"\xff\xfe\n", lines[0] + b"[1]\n"):
         cut.write_bytes(foreign)

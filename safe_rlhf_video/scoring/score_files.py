@@ -44,7 +44,7 @@ def score_to_file(
         CheckpointError: `out` holds scores of another model or of other clips, or is another file; it stays as it is.
         VideoDecodeError: a clip cannot be read; what was scored before it is kept.
     """
-    header = {"model": scorer.fingerprint, "requests": _fingerprint(requests)}
+    header = {"model": scorer.fingerprint, "requests": _fingerprint(requests, store)}
     if store is not None and store.codec_name != "raw":  # raw frames equal decoded ones
         header["frames"] = store.codec_name
     with _open(out) as file:
@@ -100,8 +100,20 @@ def _read_scores(out: Path, header: dict[str, str]) -> dict[str, Scores]:
     return scores
 
 
-def _fingerprint(requests: Sequence[ScoreRequest]) -> str:
+def _fingerprint(requests: Sequence[ScoreRequest], store: FrameStore | None) -> str:
+    """Identifies what is scored; clips that were made anew under the same names have other sizes."""
     digest = hashlib.sha256()
     for request in requests:
-        digest.update(json.dumps([request.key, request.prompt, str(request.response)]).encode())
+        fields = [request.key, request.prompt, str(request.response), _file_size(request, store)]
+        digest.update(json.dumps(fields).encode())
     return digest.hexdigest()[:32]
+
+
+def _file_size(request: ScoreRequest, store: FrameStore | None) -> int | None:
+    """Bytes of the file of a clip, also if its frames come from the store; None for a text, or without a file."""
+    if store is not None and request.key in store:
+        return store.file_of(request.key)[0]
+    try:
+        return request.response.stat().st_size if isinstance(request.response, Path) else None
+    except OSError:  # reading it says why
+        return None
