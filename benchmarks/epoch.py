@@ -342,7 +342,7 @@ def time_steps(head: str, divisor: int, arguments: Sequence[str]) -> None:
     steps = math.ceil(len(data.train) / config.optimization.prompts_per_step)
     total = 3 * steps  # the third epoch is read ahead of while the second ends
     run = Run(config, heads, data, sizes, ranks, total)
-    learner, _ = start_learner(run)
+    learner = start_learner(run)
     # The steps that are timed follow some to warm up; the model is a fresh one.
     first = max(0, steps - WARM_UP_STEPS)
     run = replace(run, first_step=first)

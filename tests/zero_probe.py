@@ -53,7 +53,7 @@ def train(config: TrainConfig, ranks: distributed.Ranks, folder: Path) -> None:
     data = load_data(config, HEADS)
     sizes = measure_data(load_reader(config.model.backbone), data, config.sampling)
     run = Run(config, HEADS, data, sizes, ranks, STEPS)
-    learner, _ = start_learner(run)
+    learner = start_learner(run)
     engine = learner.engine
     losses = []
     with open_clips(config, data) as clips:
