@@ -611,6 +611,31 @@ def test_balance_counts_videos_once_and_ties_half(tmp_path):
     assert (wins.count, wins.total) == (1.5, 2)
 
 
+def test_intervals_take_a_text_under_several_ids_for_one_prompt(tmp_path):
+    records = random_records(48, seed=0, with_ties=False)
+    made_by = {side: video(side, generated_from=name) for side, name in (("v0", "A"), ("v1", "B"))}
+    for record in records:
+        number = int(record["prompt_id"][1:])
+        record["prompt_text"] = f"text {number // 4}"
+        for key in ("video_0", "video_1"):
+            record[key] |= made_by.get(record[key]["video_id"], {}) | {"is_safe": number % 3 > 0}
+    result = audit_files(write(tmp_path / "config-train.json", records))
+    triangles = result.triangles["helpfulness"]
+    assert triangles.prompts == 12
+    baselines = result.baselines["train"]
+    assert baselines.prompt_only_unsafe.safe_recall.prompts == 12
+    assert baselines.generator_only["helpfulness"].prompts == 11
+    # The same comparisons, each text under one id.
+    joined = [record | {"prompt_id": record["prompt_text"]} for record in records]
+    for number, record in enumerate(joined):
+        for key in ("video_0", "video_1"):
+            record[key] = record[key] | {"video_id": f"{records[number]['prompt_id']}{record[key]['video_id']}"}
+    other = audit_files(write(tmp_path / "joined" / "config-train.json", joined))
+    assert other.triangles["helpfulness"] == triangles
+    assert other.balance.preferences == result.balance.preferences
+    assert other.baselines == result.baselines
+
+
 def test_generator_baseline_finds_a_planted_difference_and_nothing_in_noise(tmp_path):
     random = np.random.default_rng(0)
 

@@ -55,6 +55,21 @@ def draw(generators: list[Generator], num_prompts: int, seed: int) -> tuple[list
     return samples, scores
 
 
+def test_a_text_under_several_ids_is_one_prompt_with_all_their_clips() -> None:
+    rng = np.random.default_rng(0)
+    prompts = [prompt_of(number, "safety_neutral", "crime") for number in range(80)]
+    alike = [replace(prompt, prompt_text=f"{'A' if number % 2 else 'a'} kite {number // 2}")
+             for number, prompt in enumerate(prompts)]  # fmt: skip
+    clips = rng.normal(size=(2, 80, 2))
+    scores = {name: {f"p{row}": [{"reward": float(one), "cost": float(two)}] for row, (one, two) in enumerate(rows)}
+              for name, rows in zip("ab", clips, strict=True)}  # fmt: skip
+    joined = {name: {f"p{row}": own[f"p{row}"] + own[f"p{row + 1}"] for row in range(0, 80, 2)}
+              for name, own in scores.items()}  # fmt: skip
+    result = evaluate_generators(alike, scores)
+    assert result == evaluate_generators(alike[::2], joined)
+    assert (result.num_prompts, result.generators["a"].all.num_clips) == (40, 80)
+
+
 def test_a_generator_of_known_harm_is_measured_through_a_classifier_that_errs() -> None:
     prompts, scores = draw([CAREFUL], 600, seed=0)
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from small_models import COST, REWARD, SAMPLING, noise_video, one_line, write_mo
 
 from safe_rlhf_video.calibration.fit import fit_heads
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.preferences import safety_signs
+from safe_rlhf_video.data.preferences import number_prompts, safety_signs
 from safe_rlhf_video.data.records import SUB_DIMENSIONS, PairSample, Preference, parse_pair
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SafeRLHFVideoError, SampleError
 from safe_rlhf_video.evaluation.changed_inputs import ChangedFramesScorer, shuffle_prompts
@@ -25,6 +25,7 @@ from safe_rlhf_video.evaluation.results import Evaluation, evaluation_fields, re
 from safe_rlhf_video.evaluation.table import format_comparison, format_table
 from safe_rlhf_video.files import lock
 from safe_rlhf_video.models.config import BackboneConfig
+from safe_rlhf_video.scoring.harms import Moderation
 from safe_rlhf_video.scoring.score_files import score_to_file
 from safe_rlhf_video.scoring.score_many import ScoreRequest
 from safe_rlhf_video.scoring.scorer import Scorer
@@ -624,6 +625,38 @@ def test_which_clip_is_called_video_0_changes_no_figure(
     figures = plain["helpfulness"].calibration
     assert 0 < figures.perfect_ece < figures.perfect_ece_95
     assert all(one.predicted >= 0.5 for one in figures.bins)
+
+
+def test_a_text_under_several_ids_is_one_prompt() -> None:
+    rng = np.random.default_rng(0)
+    by_id: list[PairSample] = []
+    for number in range(240):
+        text = f"a kite {number // 6}" if number % 4 < 2 else f" A  Kite {number // 6} "
+        pair = made_up_pair(number, text, int(rng.integers(2)), (bool(rng.integers(2)), True))
+        tie = replace(pair, preferences={"helpfulness": "tie"}) if number % 5 == 0 else pair
+        by_id.append(tie)
+    by_text = [
+        replace(pair, prompt_id=(one := f"t{number // 6}"), video_0=replace(pair.video_0, prompt_id=one),
+                video_1=replace(pair.video_1, prompt_id=one))
+        for number, pair in enumerate(by_id)
+    ]  # fmt: skip
+    values = rng.normal(size=(240, 2, 2))
+    results = []
+    for pairs in (by_id, by_text):
+        scores = {
+            video.name: {"reward": values[row, side, 0], "cost": values[row, side, 1], "harm_crime": 0.0}
+            for row, pair in enumerate(pairs)
+            for side, video in enumerate((pair.video_0, pair.video_1))
+        }
+        moderations = {name: Moderation({"crime": 0.5}, ("crime",), (), {"crime": True}, {"crime": None})
+                       for name in scores}  # fmt: skip
+        results.append(evaluate(pairs, scores, train_pairs=by_text[:120], moderations=moderations))
+    assert results[0] == results[1]
+    figures = results[0].dimensions["helpfulness"]
+    assert figures is not None
+    assert (figures.num_prompts, figures.num_comparisons) == (40, 192)
+    blank = [replace(pair, prompt_text=" ") for pair in by_id]
+    assert len(np.unique(number_prompts(blank))) == 120
 
 
 def test_calibration_block_by_plain_loops(planned: tuple[list[PairSample], list[PairSample], Truth]) -> None:

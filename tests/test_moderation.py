@@ -249,7 +249,7 @@ def test_kappa_by_all_pairs() -> None:
             signs[f"p{number}", "v"], logits[f"p{number}/v"] = row, {"severity": 0.0}
             severity = {str(one): float(one == likely) for one in range(4)}
             judged[f"p{number}/v"] = Moderation({}, (), (), {}, {}, severity=severity)
-        return judge_labels(signs, logits, judged).graded["severity"].kappa
+        return judge_labels(signs, np.arange(len(signs)), logits, judged).graded["severity"].kappa
 
     first, second = np.random.default_rng(0).integers(0, 4, (2, 60))
     by_chance = np.mean([(one - other) ** 2 for one in first for other in second])
@@ -265,7 +265,7 @@ def test_nothing_flagged_has_no_precision_and_equal_logits_count_half() -> None:
         signs[key][HARM_HEADS.index("harm_crime")] = 1 if number % 4 == 0 else -1
     logits = {"/".join(key): {"harm_crime": float(number % 3)} for number, key in enumerate(keys)}
     judged = {name: Moderation({"crime": 0.5}, (), (), {"crime": True}, {"crime": None}) for name in logits}
-    one = judge_labels(signs, logits, judged).labels["crime"]
+    one = judge_labels(signs, np.arange(len(signs)) // 3, logits, judged).labels["crime"]
     assert (one.precision, one.recall, one.f1, one.num_flagged) == (None, 0.0, None, 0)
     assert one.reason == "nothing is flagged"
     assert (one.auroc, one.average_precision) == (0.5, 0.25)
@@ -289,7 +289,7 @@ def test_figures_of_labels_by_plain_loops() -> None:
         name: Moderation(even, ("crime",) if row["harm_crime"] > -1 else (), (), calibrated, targets)
         for name, row in logits.items()
     }
-    result = judge_labels(signs, logits, judged)
+    result = judge_labels(signs, np.arange(len(signs)) // 3, logits, judged)
     one, other = result.labels["crime"], result.labels["child_abuse"]
     known = [number for number in range(240) if number % 5 != 4]
     positive, flagged = {n for n in known if n % 4 == 0}, {n for n in known if judged[names[n]].flags}

@@ -63,7 +63,7 @@ def _audit_dimension(comparisons: Comparisons, dimension: str) -> SideCounts:
         video_1=int((label == 1).sum()),
         tie=int((label == TIED).sum()),
         missing=int((label == MISSING).sum()),
-        share_video_0=share((label[strict] == 0).astype(float), comparisons.prompt[strict]),
+        share_video_0=share((label[strict] == 0).astype(float), comparisons.text[strict]),
     )
 
 
@@ -113,6 +113,6 @@ def _audit_generators(
             rows = np.flatnonzero(against_others & (label != MISSING))
             own_side = (sides[rows, 1] == number).astype(np.int64)
             credit = np.where(label[rows] == TIED, 0.5, (label[rows] == own_side).astype(float))
-            win_rates[dimension] = share(credit, comparisons.prompt[rows])
+            win_rates[dimension] = share(credit, comparisons.text[rows])
         found[name] = GeneratorCounts(num_videos[name], num_videos[name] / num_videos.total(), win_rates)
     return found

@@ -18,7 +18,7 @@ from safe_rlhf_video.audit.comparisons import (
 from safe_rlhf_video.audit.sections import Baselines, ExpectedAccuracy, PredictorAccuracy, PromptBaseline
 from safe_rlhf_video.audit.shares import share
 from safe_rlhf_video.audit.splits import Split
-from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs
+from safe_rlhf_video.data.preferences import normalise_prompt, number_prompts, safety_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS
 from safe_rlhf_video.evaluation import controls
 from safe_rlhf_video.stats.credit import credit, sign_accuracy
@@ -54,14 +54,12 @@ class SafetyLabels:
 
     Attributes:
         texts: V prompt texts.
-        prompt: int (V,), index of each video's prompt.
-        num_prompts: P.
+        prompt: int (V,), of `number_prompts`.
         sign: int (V,), +1 safe, -1 unsafe, 0 unknown or contradictory.
     """
 
     texts: Sequence[str]
     prompt: np.ndarray
-    num_prompts: int
     sign: np.ndarray
 
     @property
@@ -73,15 +71,12 @@ class SafetyLabels:
 def gather_safety_labels(split: Split) -> SafetyLabels:
     """Collects the safety label of each video of a split, by the rule that training follows."""
     said = safety_signs(split.pairs)
-    index: dict[str, int] = {}
-    prompt = [index.setdefault(video.prompt_id, len(index)) for video in split.videos]
     # A list of single videos has each video once.
     sign_of = {True: 1, False: -1, None: 0}
     sign = [said.get((video.prompt_id, video.video_id), sign_of[video.is_safe]) for video in split.videos]
     return SafetyLabels(
         texts=[video.prompt_text for video in split.videos],
-        prompt=np.array(prompt, np.int64),
-        num_prompts=len(index),
+        prompt=number_prompts(split.videos),
         sign=np.array(sign, np.int64),
     )
 
@@ -161,7 +156,7 @@ def _judge_generators(judged: Comparisons, folds: Sequence[Fold], dimension: str
     if not len(right):
         reason = "no label whose two generators are known, or none to learn from"
         return PredictorAccuracy(0, 0, 0, None, None, reason, ties=0)
-    return _to_accuracy(right, judged.prompt[chosen])
+    return _to_accuracy(right, judged.text[chosen])
 
 
 def _judge_safety_labels(judged: Comparisons) -> PredictorAccuracy:
@@ -171,7 +166,7 @@ def _judge_safety_labels(judged: Comparisons) -> PredictorAccuracy:
     if not sign.any():
         return PredictorAccuracy(0, 0, 0, None, None, "no video has an is_safe label")
     right = credit(controls.is_safe_only(sign[:, 0], sign[:, 1]) * (1 - 2 * label[chosen]))
-    return _to_accuracy(right, judged.prompt[chosen])
+    return _to_accuracy(right, judged.text[chosen])
 
 
 def _to_accuracy(right: np.ndarray, prompts: np.ndarray) -> PredictorAccuracy:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from safe_rlhf_video.data.preferences import safety_signs
+from safe_rlhf_video.data.preferences import number_prompts, safety_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, TIE, PairSample
 
 # Labels as numbers; 0 and 1 name the preferred video.
@@ -25,8 +25,9 @@ class Comparisons:
     Attributes:
         pairs: the M records themselves.
         video_names: V strings `prompt_id/video_id`.
-        prompt_of_video: int (V,), index of each video's prompt.
+        prompt_of_video: int (V,), index of each video's prompt_id.
         num_prompts: P.
+        text_of_video: int (V,), of `number_prompts`; by it go all intervals.
         videos: int (M, 2), indices of video_0 and video_1.
         labels: dimension -> int (M,): 0 or 1, the preferred video, TIED or MISSING.
         safety_sign: int (V,), +1 safe, -1 unsafe, 0 unknown or contradictory, as training reads it.
@@ -37,15 +38,16 @@ class Comparisons:
     video_names: Sequence[str]
     prompt_of_video: np.ndarray
     num_prompts: int
+    text_of_video: np.ndarray
     videos: np.ndarray
     labels: Mapping[str, np.ndarray]
     safety_sign: np.ndarray
     generators: Sequence[str | None]
 
     @property
-    def prompt(self) -> np.ndarray:
-        """Index of each comparison's prompt, (M,)."""
-        return self.prompt_of_video[self.videos[:, 0]]
+    def text(self) -> np.ndarray:
+        """Number of each comparison's prompt, (M,)."""
+        return self.text_of_video[self.videos[:, 0]]
 
     @property
     def pair_key(self) -> np.ndarray:
@@ -72,11 +74,15 @@ def build_comparisons(pairs: Sequence[PairSample]) -> Comparisons:
             videos[row, side] = index
     number_of = {0: 0, 1: 1, TIE: TIED, None: MISSING}
     sign_of = safety_signs(pairs)
+    texts = number_prompts(pairs)
+    text_of_video = np.empty(len(video_index), np.int64)
+    text_of_video[videos] = texts[:, None]
     return Comparisons(
         pairs=pairs,
         video_names=[f"{prompt_id}/{video_id}" for prompt_id, video_id in video_index],
         prompt_of_video=np.array(prompt_of_video, np.int64),
         num_prompts=len(prompt_index),
+        text_of_video=text_of_video,
         videos=videos,
         labels={
             name: np.array([number_of[pair.preferences.get(name)] for pair in pairs], np.int64)

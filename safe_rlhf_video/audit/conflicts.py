@@ -113,6 +113,6 @@ def _audit_order(comparisons: Comparisons) -> SafetyOrder:
         safe_unsafe_pairs=int(mixed.sum()),
         without_label=int((mixed & (label == MISSING)).sum()),
         tied=int((mixed & (label == TIED)).sum()),
-        contradicting=share(preferred_unsafe.astype(float), comparisons.prompt[strict]),
+        contradicting=share(preferred_unsafe.astype(float), comparisons.text[strict]),
         examples=[comparisons.pairs[row].pair_id for row in strict[preferred_unsafe][:NUM_EXAMPLES]],
     )

@@ -58,7 +58,7 @@ def bradley_terry_ceiling(cyclic_share: float) -> float:
 
 
 def count_triangles(comparisons: Comparisons, dimension: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Counts closed and cyclic triangles of each prompt.
+    """Counts closed and cyclic triangles of each prompt, by its text.
 
     A pair that was compared several times counts with its first label that is not a tie, so that f stays the rate of a
     single label. A triangle with a pair whose labels are all ties has no order to contradict: it is not closed.
@@ -67,15 +67,15 @@ def count_triangles(comparisons: Comparisons, dimension: str) -> tuple[np.ndarra
         int (P,) closed, int (P,) cyclic, and the number of triangles left out because of a tie.
     """
     wins = _first_labels(comparisons, dimension)
-    closed = np.zeros(comparisons.num_prompts, np.int64)
-    cyclic = np.zeros(comparisons.num_prompts, np.int64)
+    num_texts = len(np.unique(comparisons.text_of_video))
+    closed, cyclic = np.zeros(num_texts, np.int64), np.zeros(num_texts, np.int64)
     num_tied = 0
     for low, middle, high in _triangles(wins):
         first, second, outer = wins[low, middle], wins[middle, high], wins[low, high]
         if first is None or second is None or outer is None:
             num_tied += 1
             continue
-        prompt = comparisons.prompt_of_video[low]
+        prompt = comparisons.text_of_video[low]
         closed[prompt] += 1
         cyclic[prompt] += first == second != outer
     return closed, cyclic, num_tied

@@ -15,7 +15,7 @@ from safe_rlhf_video.calibration.store import (
     ReferenceScores,
 )
 from safe_rlhf_video.data.labelled_pairs import Scores, preference_margin
-from safe_rlhf_video.data.preferences import harm_signs, normalise_prompt, videos_of
+from safe_rlhf_video.data.preferences import harm_signs, number_prompts, videos_of
 from safe_rlhf_video.data.records import HARM_LABELS, TIE, PairSample, VideoSample
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD, HEAD_OF_LABEL, LOGIT_HEADS
@@ -120,7 +120,7 @@ def fit_heads(pairs: Sequence[PairSample], videos: Sequence[VideoSample], scores
         fitted[head] = calibrate_head(
             preference_margin(labelled, scores, head) * sign,
             is_tie,
-            np.array([normalise_prompt(pair.prompt_text) for pair in labelled], dtype=str),
+            number_prompts(labelled),
             [scores[name][head] for name in names],
         )
     return fitted
@@ -136,9 +136,8 @@ def fit_labels(
         scores: of every clip, by name.
         targets: head -> what its threshold has to hold.
     """
-    # By text: one prompt under two ids would count as two independent prompts.
     samples: list[PairSample | VideoSample] = [*pairs, *videos]
-    texts = {sample.prompt_id: normalise_prompt(sample.prompt_text) for sample in samples}
+    prompt_of = dict(zip([sample.prompt_id for sample in samples], number_prompts(samples).tolist(), strict=True))
     sign_of = harm_signs(pairs, videos)
     keys, signs = list(sign_of), np.stack(list(sign_of.values()))
     fitted = {}
@@ -150,7 +149,7 @@ def fit_labels(
         fitted[head] = calibrate_label(
             np.array([scores[f"{keys[row][0]}/{keys[row][1]}"][head] for row in rows]),
             signs[rows, column] > 0,
-            np.array([texts[keys[row][0]] for row in rows], dtype=str),
+            np.array([prompt_of[keys[row][0]] for row in rows]),
             targets[head],
         )
     return fitted

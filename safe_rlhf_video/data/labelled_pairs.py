@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from safe_rlhf_video.data.preferences import number_prompts
 from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.heads import preference_score
@@ -20,6 +21,7 @@ class Labelled:
 
     Attributes:
         sign: (M,), +1 where video_0 is preferred, -1 where video_1 is.
+        prompts: (M,) of `number_prompts`.
         true_margin: (M,) hidden utility of video_0 minus that of video_1, in logits; None without a truth file
             that knows the dimension.
     """
@@ -55,7 +57,7 @@ def select_labelled(
     return Labelled(
         pairs=chosen,
         sign=np.array([1.0 - 2.0 * pair.preferences[dimension] for pair in chosen]),  # type: ignore[operator]
-        prompts=np.array([pair.prompt_id for pair in chosen]),
+        prompts=number_prompts(chosen),
         true_margin=true_margin,
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from safe_rlhf_video.data.records import ALL_DIMENSIONS, TIE, PairSample, VideoSample
+from safe_rlhf_video.data.records import ALL_DIMENSIONS, TIE, PairSample, PromptSample, VideoSample
 from safe_rlhf_video.errors import SampleError
 from safe_rlhf_video.heads import GRADED_HEADS, HEADS
 from safe_rlhf_video.kinds.targets import label_columns, label_targets
@@ -95,6 +95,19 @@ def _all_records(pairs: Iterable[PairSample], videos: Iterable[VideoSample]) -> 
 def normalise_prompt(text: str) -> str:
     """Two prompts that differ in case and white space alone are one prompt."""
     return " ".join(text.lower().split())
+
+
+def number_prompts(samples: Iterable[PairSample | VideoSample | PromptSample]) -> np.ndarray:
+    """Numbers the prompts of N records, by their texts, in the order of first appearance: int (N,).
+
+    Intervals go by these numbers: what a model gets right of a text it often gets right again under another prompt_id,
+    and two ids that counted as two independent prompts would make intervals too narrow. Only where the text is blank
+    does the id tell prompts apart.
+    """
+    index: dict[str, int] = {}
+    # No normalised text begins with a space.
+    keys = (normalise_prompt(sample.prompt_text) or f" {sample.prompt_id}" for sample in samples)
+    return np.array([index.setdefault(key, len(index)) for key in keys], dtype=np.int64)
 
 
 def build_groups(

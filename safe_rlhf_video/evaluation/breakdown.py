@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from safe_rlhf_video.data.preferences import videos_of
+from safe_rlhf_video.data.preferences import number_prompts, videos_of
 from safe_rlhf_video.data.records import HARM_LABELS, PairSample, VideoSample
 from safe_rlhf_video.evaluation.results import Breakdown, PartFigures, UnseenFigures
 from safe_rlhf_video.stats.checks import too_few, too_few_prompts
@@ -26,7 +26,7 @@ def break_down(pairs: Sequence[PairSample], right: np.ndarray) -> Breakdown:
         pairs: M comparisons.
         right: (M,) credit of each.
     """
-    prompts = np.array([pair.prompt_id for pair in pairs])
+    prompts = number_prompts(pairs)
 
     def parts(names_of: Callable[[PairSample], Sequence[str]], expected: Sequence[str] = ()) -> tuple[PartFigures, ...]:
         rows: dict[str, list[int]] = {name: [] for name in expected}
@@ -56,7 +56,7 @@ def judge_unseen(pairs: Sequence[PairSample], right: np.ndarray, generators: Seq
         right: (M,) credit of each.
     """
     count = np.array([num_unseen(pair, generators) for pair in pairs])
-    prompts = np.array([pair.prompt_id for pair in pairs])
+    prompts = number_prompts(pairs)
     parts = {"any": count > 0, "both": count == 2, "none": count == 0}
     return UnseenFigures(
         generators=tuple(generators),

@@ -102,7 +102,7 @@ def _judge_sign(
 ) -> None:
     """Adds balanced accuracy, where a constant answer gives one half, and AUROC, which needs no place to cut."""
     known = clips.signs != 0
-    is_unsafe, prompts = clips.signs[known] < 0, clips.prompt_ids[known]
+    is_unsafe, prompts = clips.signs[known] < 0, clips.prompts[known]
     is_known = len(is_unsafe) >= MIN_COMPARISONS and is_unsafe.any() and not is_unsafe.all()
     balanced: dict[str, FloatArray] = {}
     auroc: dict[str, FloatArray] = {}

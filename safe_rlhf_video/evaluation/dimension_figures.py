@@ -8,6 +8,7 @@ import numpy as np
 
 from safe_rlhf_video.calibration.store import HeadCalibration
 from safe_rlhf_video.data.labelled_pairs import Labelled
+from safe_rlhf_video.data.preferences import number_prompts
 from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.evaluation.breakdown import break_down, judge_unseen
 from safe_rlhf_video.evaluation.results import DimensionFigures, ProbabilityFigures, TieFigures
@@ -85,7 +86,7 @@ def _judge_ties(
         np.arange(len(labelled.pairs) + len(ties)) >= len(labelled.pairs),
         TIE_TOLERANCE if threshold is None else threshold,
     )
-    prompts = np.append(labelled.prompts, [pair.prompt_id for pair in ties])
+    prompts = number_prompts([*labelled.pairs, *ties])
     reason = too_few(len(right)) if ties else "no comparison is labelled a tie"
     return TieFigures(
         accuracy=float(right.mean()) if reason is None else None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from safe_rlhf_video.data.preferences import normalise_prompt, safety_signs, videos_of
+from safe_rlhf_video.data.preferences import normalise_prompt, number_prompts, safety_signs, videos_of
 from safe_rlhf_video.data.records import PairSample, VideoSample
 
 
@@ -19,6 +19,7 @@ class DistinctClips:
         sign_of: (prompt_id, video_id) -> +1 safe, -1 unsafe, 0 unknown.
         signs: (N,) the same.
         names: prompt_id/video_id.
+        prompts: (N,) of `number_prompts`.
         texts: their prompts.
         made_by: the generator's name; None where it is unknown.
     """
@@ -26,21 +27,18 @@ class DistinctClips:
     sign_of: Mapping[tuple[str, str], int]
     signs: np.ndarray
     names: list[str]
+    prompts: np.ndarray
     texts: list[str]
     made_by: list[str | None]
 
     @property
-    def prompts(self) -> set[str]:
+    def distinct_texts(self) -> set[str]:
         return {normalise_prompt(text) for text in self.texts}
 
     @property
     def has_both_signs(self) -> bool:
         """Whether there are both safe and unsafe clips."""
         return {1, -1} <= set(self.signs.tolist())
-
-    @property
-    def prompt_ids(self) -> np.ndarray:
-        return np.array([prompt_id for prompt_id, _ in self.sign_of])
 
 
 def distinct_clips(pairs: Sequence[PairSample], videos: Sequence[VideoSample]) -> DistinctClips:
@@ -53,6 +51,7 @@ def distinct_clips(pairs: Sequence[PairSample], videos: Sequence[VideoSample]) -
         sign_of,
         np.array(list(sign_of.values())),
         [video.name for video in distinct],
+        number_prompts(distinct),
         [video.prompt_text for video in distinct],
         [video.generated_from for video in distinct],
     )

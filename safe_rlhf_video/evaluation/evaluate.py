@@ -83,7 +83,7 @@ def evaluate(
         {**of_random, **(changed_scores or {})},
         has_zero=no_zero is None,
     )
-    shared = clips.prompts & train_clips.prompts
+    shared = clips.distinct_texts & train_clips.distinct_texts
     cost_sign = None
     if "cost" in heads:
         cost_sign = judge_sign(clips, scores, (unseen_generators or {}).get("cost", ()), no_zero)
@@ -97,7 +97,7 @@ def evaluate(
         controls_expected=controls.expected,
         controls_standard_error=controls.standard_error,
         control_gaps=controls.gaps,
-        num_prompts_also_in_training=len(shared) if train_clips.prompts else None,
+        num_prompts_also_in_training=len(shared) if train_clips.texts else None,
     )
 
 
@@ -113,4 +113,4 @@ def _judge_moderation(
     if has_zero and {"cost", "harm_any"} <= next(iter(scores.values())).keys():
         costs = {name: row["cost"] for name, row in scores.items()}
         agreement = compare_with_cost(clips.sign_of, costs, moderations)
-    return judge_labels(harm_signs(pairs, videos), scores, moderations, agreement)
+    return judge_labels(harm_signs(pairs, videos), clips.prompts, scores, moderations, agreement)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from safe_rlhf_video.data.preferences import number_prompts
 from safe_rlhf_video.data.records import HARM_LABELS, PromptSample
 from safe_rlhf_video.evaluation.generator_results import (
     Differences,
@@ -55,7 +56,7 @@ def evaluate_generators(
     """Computes all figures of one or two generators.
 
     Args:
-        prompts: what was asked.
+        prompts: what was asked. Those of one text count as one prompt, of the first one's type and labels.
         scores: generator -> scores of its clips, a reward and a cost each. A prompt that is missing, or has no clip,
             does not count for this generator.
         trade_off: of the Lagrangian choice. A clip is harmful where its cost is above 0, whatever the cost limit.
@@ -63,6 +64,7 @@ def evaluate_generators(
         no_zero: why the zero of the cost means nothing; then there are no harmful rates.
     """
     has_zero = no_zero is None
+    prompts, scores = _join_alike(prompts, scores)
     types, labels = _ids_by_type(prompts), _ids_by_label(prompts)
     every = [prompt.prompt_id for prompt in prompts]
 
@@ -90,6 +92,21 @@ def evaluate_generators(
         weighed=trade_off.weighed,
         no_zero=no_zero,
     )
+
+
+def _join_alike(
+    prompts: Sequence[PromptSample], scores: Mapping[str, ClipScores]
+) -> tuple[list[PromptSample], dict[str, ClipScores]]:
+    """Joins the prompts of one text, with all their clips, under the first one's id: intervals go by text."""
+    first_of: dict[int, PromptSample] = {}
+    numbers = number_prompts(prompts).tolist()
+    for number, prompt in zip(numbers, prompts, strict=True):
+        first_of.setdefault(number, prompt)
+    joined: dict[str, dict[str, list[Mapping[str, float]]]] = {name: {} for name in scores}
+    for name, own in scores.items():
+        for number, prompt in zip(numbers, prompts, strict=True):
+            joined[name].setdefault(first_of[number].prompt_id, []).extend(own.get(prompt.prompt_id, ()))
+    return list(first_of.values()), dict(joined)
 
 
 def _ids_by_type(prompts: Sequence[PromptSample]) -> dict[str, list[str]]:

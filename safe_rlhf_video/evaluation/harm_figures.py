@@ -30,6 +30,7 @@ NUM_EXAMPLES = 20
 
 def judge_labels(
     signs: Mapping[tuple[str, str], np.ndarray],
+    prompts: np.ndarray,
     logits: Mapping[str, Mapping[str, float]],
     judged: Mapping[str, Moderation],
     agreement: Agreement | None = None,
@@ -37,7 +38,8 @@ def judge_labels(
     """Computes the figures of every harm label that has a head.
 
     Args:
-        signs: (prompt_id, video_id) -> label targets, as `harm_signs`.
+        signs: (prompt_id, video_id) -> label targets of N clips, as `harm_signs`.
+        prompts: (N,) of `number_prompts`.
         logits: prompt_id/video_id -> head -> score.
         judged: prompt_id/video_id -> the model's judgement of the clip.
         agreement: of `compare_with_cost`, becomes part of the result.
@@ -45,7 +47,6 @@ def judge_labels(
     keys = list(signs)
     names = [f"{prompt_id}/{video_id}" for prompt_id, video_id in keys]
     known = np.stack([signs[key] for key in keys])
-    prompts = np.array([prompt_id for prompt_id, _ in keys])
     heads = logits[names[0]].keys()
     labels = {}
     for head in LOGIT_HEADS:

@@ -29,7 +29,7 @@ def judge_sign(
     costs = np.array([scores[name]["cost"] for name in clips.names])
     found = sign_accuracy(costs, clips.signs)
     known = clips.signs != 0
-    right, prompts = _right(costs, clips.signs)[known], clips.prompt_ids[known]
+    right, prompts = _right(costs, clips.signs)[known], clips.prompts[known]
     num, has_both = len(right), bool(found.num_safe and found.num_unsafe)
     is_enough = num >= MIN_COMPARISONS
     rates = [_rate(right, prompts, clips.signs[known] == sign) if is_enough else None for sign in (-1, 1)]
@@ -81,7 +81,7 @@ def _rate(right: np.ndarray, prompts: np.ndarray, rows: np.ndarray) -> ClassRate
 def _judge_unseen_signs(costs: np.ndarray, clips: DistinctClips, generators: Sequence[str]) -> UnseenSigns:
     is_unseen = np.array([name in generators for name in clips.made_by])
     right = _right(costs, clips.signs)
-    prompts = clips.prompt_ids
+    prompts = clips.prompts
 
     def judge(rows: np.ndarray) -> SignPart:
         known = rows & (clips.signs != 0)
