@@ -5,8 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
+from clips import write_clip
+from PIL import Image
 
 _C = ctypes.CDLL(None, use_errno=True)
 _IN_OPEN = 0x20
@@ -27,7 +33,37 @@ class Watch:
         return False
 
 
-def write_tricks(folder: Path, bait: Path, picture: Path, port: int, clip: bytes, stream: bytes) -> list[Path]:
+@contextlib.contextmanager
+def tricks_with_bait(base: Path) -> Iterator[tuple[list[Path], Callable[[object], None]]]:
+    """Writes the tricks; yields their paths, and what fails with a name if any opened another file since it was asked.
+
+    At the end it fails if anything has asked for an address.
+    """
+    bait, picture = base / "bait.ts", base / "bait1.png"
+    write_clip(bait, seed=3)
+    Image.new("RGB", (64, 48)).save(picture)
+    stream, clip = write_clip(base / "own.ts"), write_clip(base / "own.mp4")
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        port = listener.getsockname()[1]
+        datagrams.bind(("127.0.0.1", port))
+        tricks = _write_tricks(base / "tricks", bait, picture, port, clip.read_bytes(), stream.read_bytes())
+        watches = [Watch(bait), Watch(picture)]
+        bait.open().close()
+        assert watches[0].was_opened()
+
+        def check(name: object) -> None:
+            assert not any(watch.was_opened() for watch in watches), name
+
+        yield tricks, check
+        listener.setblocking(False)
+        datagrams.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        with pytest.raises(BlockingIOError):
+            datagrams.recv(1)
+
+
+def _write_tricks(folder: Path, bait: Path, picture: Path, port: int, clip: bytes, stream: bytes) -> list[Path]:
     """Files that make some version of FFmpeg open something else.
 
     Args:

@@ -1,11 +1,14 @@
 """Files that strangers may have written: bombs, pipes and nesting are one line each, in every reader."""
 
 import gzip
+import importlib.util
+import itertools
 import json
 import lzma
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from conftest import launch, write_training_config
+from hostile_clips import tricks_with_bait
+from running_server import running_server
 from small_models import one_line, write_model
 
 from safe_rlhf_video import reading
@@ -122,6 +128,52 @@ def test_a_pipe_or_a_huge_file_in_a_model_folder_is_refused(tmp_path: Path, monk
     monkeypatch.setattr(reading, "MAX_SETTINGS_BYTES", 100)
     with one_line(CheckpointError, "bytes, at most 100 are read"):
         load_models([whole])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who opens a file")
+def test_no_command_has_a_clip_open_another_file(tmp_path: Path) -> None:
+    signal.alarm(0)
+    model, data = write_model(tmp_path / "reward"), tmp_path / "data"
+    with tricks_with_bait(tmp_path) as (tricks, check):
+        rows, out = tmp_path / "rows.jsonl", tmp_path / "scores.jsonl"
+        rows.write_text("".join(json.dumps({"prompt": "a film", "video": str(path)}) + "\n" for path in tricks))
+        arguments = ["--model", model, "--input", rows, "--out", out, "--bad_rows", "drop"]
+        assert launch("scripts/score.py", *arguments, check=False).returncode == 2
+        check("score.py")
+        outcomes = [line for path in (out, Path(f"{out}.bad.jsonl")) for line in path.read_text().splitlines()]
+        assert len(outcomes) == len(tricks)
+
+        # As a data set, in which every clip is an .mp4.
+        whole = [{"video_id": str(number), "video_path": f"videos/p/{number}.mp4"} for number in range(len(tricks))]
+        for video, path in zip(whole, tricks, strict=True):
+            target = data / video["video_path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+        prompt = {"prompt_id": "p", "prompt_text": "a film", "prompt_type": None}
+        records = [{**prompt, "pair_id": str(row), "video_0": {**prompt, **one}, "video_1": {**prompt, **other},
+                    "helpfulness": "video_0", "harmlessness": None}
+                   for row, (one, other) in enumerate(itertools.pairwise(whole))]  # fmt: skip
+        listing = data / "config-train.json.gz"
+        listing.write_bytes(gzip.compress(json.dumps(records).encode()))
+        for backend in ("pyav", "decord") if importlib.util.find_spec("decord") else ("pyav",):
+            arguments = ["--data", listing, "--out", tmp_path / backend, "--num_frames", 4, "--backend", backend]
+            stored = launch("scripts/prepare_videos.py", *arguments)
+            check(f"prepare_videos.py with {backend}")
+            assert f"{len(tricks)} clips" in stored.stdout
+        config = write_training_config(tmp_path / "run.yaml", data, data={"validation_fraction": 0.0})
+        trained = launch("scripts/train_reward.py", "--config", config, check=False)
+        check("train_reward.py")
+        assert trained.returncode == 1
+        assert trained.stderr.startswith("error: ")
+
+        with running_server(tmp_path, "--model", model, "--video_root", tmp_path) as server:
+            for path in tricks:
+                by_path = {"prompt": "a film", "video": {"path": str(path.relative_to(tmp_path))}}
+                answers = [server.upload("/score", [("prompt", "a film"), ("video", path)]),
+                           server.post("/score", by_path)]  # fmt: skip
+                check(path)
+                assert {answer.status for answer in answers} <= {200, 400}, path
 
 
 def test_json_is_read_as_before(tmp_path: Path) -> None:

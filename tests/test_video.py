@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import forked_decoders
 import numpy as np
 import pytest
 from clips import write_clip, write_size_changing_clip, write_sound
-from hostile_clips import Watch, write_tricks
+from hostile_clips import tricks_with_bait
 from PIL import Image
 
 from safe_rlhf_video.errors import ConfigError, DecoderError, VideoDecodeError
@@ -352,32 +351,16 @@ def test_bare_frames_are_read_at_the_rate_that_they_tell(tmp_path: Path) -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who opens a file")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_clip_opens_nothing_but_itself(tmp_path: Path, backend: decoding.Backend) -> None:
-    bait, picture = tmp_path / "bait.ts", tmp_path / "bait1.png"
-    write_clip(bait, seed=3)
-    Image.new("RGB", (64, 48)).save(picture)
-    stream = write_clip(tmp_path / "own.ts")
-    clip = write_clip(tmp_path / "own.mp4").read_bytes()
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-        port = listener.getsockname()[1]
-        datagrams.bind(("127.0.0.1", port))
-        tricks = write_tricks(tmp_path / "tricks", bait, picture, port, clip, stream.read_bytes())
-        watches = [Watch(bait), Watch(picture)]
-        bait.open().close()
-        assert watches[0].was_opened()
+    with tricks_with_bait(tmp_path) as (tricks, check):
+        stream = read_video(tmp_path / "own.ts", SMALL)
         with DecodePool(SMALL, num_workers=1, backend=backend, timeout_s=20) as pool:
             for path, outcome in zip(tricks, pool.attempt(tricks, ahead=1), strict=True):
-                assert not any(watch.was_opened() for watch in watches), path
-                assert isinstance(outcome, VideoDecodeError) or outcome == read_video(stream, SMALL), path
+                check(path)
+                assert isinstance(outcome, VideoDecodeError) or outcome == stream, path
         for path in tricks:  # without the limits of a decoding process
             with contextlib.suppress(VideoDecodeError):
                 read_video(path, SMALL, backend)
-            assert not any(watch.was_opened() for watch in watches), path
-        listener.setblocking(False)
-        datagrams.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            listener.accept()
-        with pytest.raises(BlockingIOError):
-            datagrams.recv(1)
+            check(path)
 
 
 def test_clips_are_opened_in_one_place() -> None:
