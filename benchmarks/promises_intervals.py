@@ -362,7 +362,7 @@ def _targets(draws: int, random: np.random.Generator) -> Iterator[Row]:
                     if held is not None:
                         wrong[held] += 1
                 for held, count in wrong.items():
-                    name = f"a target called {'kept' if held else 'missed'} where it is just not"
+                    name = "a target that is just " + ("missed, called kept" if held else "kept, called missed")
                     yield error_row(name, f"{prompts}, {target}", count, draws, 0.025, 0.05)
 
 
