@@ -461,6 +461,10 @@ def test_score_command_on_a_config_and_on_lines(world: Path, folders: tuple[Path
     [
         ('{"prompt": "a", "v1": "x.mp4", "v2": "y.mp4"}', "x.mp4"),
         ('{"prompt": "a", "v1": "x.mp4"}', "row 0 field v2"),
+        (
+            '{"prompt": "a", "v1": "x.mp4", "v2": "y.mp4", "video_id": "7"}',
+            "row 0 field video_id: is not the id of a pair",
+        ),
         ("not json", "row 0"),
         ("", "holds no pair"),
     ],
@@ -552,7 +556,8 @@ def test_prompts_also_in_training_are_counted(planned: tuple[list[PairSample], l
 
 @pytest.mark.parametrize("content", [b"", b"no gzip", *(gzip.compress(one, mtime=0) for one in (
                                      b"[]", b'{"videos": [1]}', b'{"videos": {"a": 1}}',
-                                     b'{"videos": {"a": {"cost": 1%s, "helpfulness": 0}}}' % (b"0" * 400))),
+                                     b'{"videos": {"a": {"cost": 1%s, "helpfulness": 0}}}' % (b"0" * 400),
+                                     b'{"videos": {"a": {"cost": 0, "helpfulness": NaN}}}')),
                                      b"corrupt"])  # fmt: skip
 def test_damaged_truth_is_one_line(tmp_path: Path, content: bytes) -> None:
     if content == b"corrupt":

@@ -393,6 +393,9 @@ def test_wrong_options_are_one_line(scorer: Scorer, folders: tuple[Path, Path]) 
         scorer.score_pair(PROMPT, FRAMES, FRAMES, lagrange_multiplier=-1.0, fps=8)
     with pytest.raises(ConfigError, match="cost_limit"):
         scorer.score_pair(PROMPT, FRAMES, FRAMES, cost_limit=math.inf, fps=8)
+    for name, value in (("lagrange_multiplier", 10**400), ("lagrange_multiplier", "much"), ("cost_limit", [0.0])):
+        with one_line(ConfigError, f"{name}: expected a number, got "):
+            scorer.score_pair(PROMPT, FRAMES, FRAMES, fps=8, **{name: value})
     with pytest.raises(ConfigError, match="prompts for"):
         list(scorer.iterate([PROMPT], [Path("a"), Path("b")]))
     with pytest.raises(ConfigError, match="device: 'there-is-none'"):

@@ -17,12 +17,25 @@ from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.prompt_hashes import FILE_NAME, hash_prompts, read_trained_prompts, write_trained_prompts
 from safe_rlhf_video.errors import CheckpointError, SampleError
 from safe_rlhf_video.evaluation.evaluate_models import EvaluationRequest, evaluate_models
-from safe_rlhf_video.evaluation.generator_results import GeneratorEvaluation
+from safe_rlhf_video.evaluation.generator_results import Duel, DuelFigures, GeneratorEvaluation
 from safe_rlhf_video.evaluation.generator_table import format_generators
-from safe_rlhf_video.evaluation.results import ComparisonFigures, Evaluation, SeenPrompts
-from safe_rlhf_video.evaluation.seen_prompts import count_seen, describe_seen, in_sample_heads, mark_in_sample
+from safe_rlhf_video.evaluation.results import (
+    ComparisonFigures,
+    Evaluation,
+    MacroFigures,
+    ModerationFigures,
+    SeenPrompts,
+)
+from safe_rlhf_video.evaluation.seen_prompts import (
+    count_seen,
+    describe_seen,
+    in_sample_heads,
+    in_sample_multiplier,
+    mark_in_sample,
+)
 from safe_rlhf_video.evaluation.table import format_comparison, format_table
 from safe_rlhf_video.export.export_model import export_model
+from safe_rlhf_video.kinds.ordinal import OrdinalFigures
 from safe_rlhf_video.models.record import TrainingFacts
 from safe_rlhf_video.pages.report_data import ReportData
 from safe_rlhf_video.pages.report_tables import report_tables
@@ -180,3 +193,17 @@ def test_a_generators_figures_are_marked() -> None:
                               "multiplier_source": "given", "weighed": "cost"}  # fmt: skip
     told = format_generators(GeneratorEvaluation(**fields, seen_prompts=seen, in_sample=in_sample_heads(seen)))
     assert told == "* r: in-sample, trained on 3 of the 9 prompts"
+    marks = in_sample_multiplier({"r": SEEN, "c": SeenPrompts(("cost",), 9, 0, 4)})
+    assert marks == {"lagrange_multiplier": "c was calibrated on 4 of 9 prompts"}
+    duel = Duel("a", "b", DuelFigures(9, None, None, "9 prompts"), {}, {})
+    told = format_generators(GeneratorEvaluation(**{**fields, "comparison": duel}, in_sample=marks))
+    assert "at lambda 1*" in told
+    assert "more helpful*" not in told
+
+
+def test_a_graded_label_is_marked_in_the_report() -> None:
+    graded = OrdinalFigures(4, 0.5, (0.2, 0.8), 0.1, None, ((1, 0, 0, 0),) * 4)
+    moderation = ModerationFigures({}, MacroFigures(None, 0, None, 0, None, 0), {"severity": graded})
+    for marks, note in (({}, ""), ({"moderation.severity": "s was trained on 3 of 9 prompts"}, "in-sample")):
+        evaluation = made_up_evaluation(moderation=moderation, in_sample=marks)
+        assert report_tables(ReportData(evaluation, {}, (), (), (), None)).graded["severity"].note == note

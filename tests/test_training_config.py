@@ -158,6 +158,7 @@ def test_misspelt_key_at_any_level_is_one_line(tmp_path: Path, keys_of_a_section
         ({"data": {"path": "data", "timeout_s": float("inf")}}, "data.timeout_s"),
         ({"optimization": {"epochs": 1.5}}, "epochs"),
         ({"optimization": {"epochs": 0}}, "optimization.epochs"),
+        ({"optimization": {"epochs": 10**18}}, "optimization.epochs: expected 1 to 1,000,000"),
         ({"optimization": {"learning_rate": "fast"}}, "learning_rate"),
         ({"optimization": {"learning_rate": float("nan")}}, "optimization.learning_rate"),
         ({"optimization": {"betas": [0.9, 1.0]}}, "optimization.betas"),

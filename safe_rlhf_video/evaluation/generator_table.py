@@ -62,8 +62,9 @@ def _format_generator(name: str, result: GeneratorResult, evaluation: GeneratorE
 
 
 def _format_duel(duel: Duel, evaluation: GeneratorEvaluation) -> str:
+    at_lambda = f"at lambda {evaluation.lagrange_multiplier:g}"
     titles = ["prompts", "", "more helpful" + _mark(evaluation, "reward"), "safer" + _mark(evaluation, "cost"),
-              f"at lambda {evaluation.lagrange_multiplier:g}" + _mark(evaluation, "reward", "cost"),
+              at_lambda + _mark(evaluation, "reward", "cost", "lagrange_multiplier"),
               "harmful rate, difference" + _mark(evaluation, "cost")]  # fmt: skip
     lines = [f"{duel.first} against {duel.second}: how often it wins, ties count one half", _row("", titles)]
     kept, rare = _part_rare(_titled(duel.all, duel.prompt_type, duel.harm_label))

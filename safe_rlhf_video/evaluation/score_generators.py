@@ -17,7 +17,7 @@ from safe_rlhf_video.evaluation.generations import Generations, check_clips, fin
 from safe_rlhf_video.evaluation.generator import ClipScores, evaluate_generators
 from safe_rlhf_video.evaluation.generator_results import FILE_NAME, GeneratorEvaluation, LeftOut, RatesUsed
 from safe_rlhf_video.evaluation.results import SignFigures, read_evaluation
-from safe_rlhf_video.evaluation.seen_prompts import count_seen, in_sample_heads
+from safe_rlhf_video.evaluation.seen_prompts import count_seen, in_sample_heads, in_sample_multiplier
 from safe_rlhf_video.models.folder import fingerprint_weights
 from safe_rlhf_video.models.record import read_record
 from safe_rlhf_video.scoring.decisions import TradeOff
@@ -90,6 +90,8 @@ def score_generators(request: GeneratorRequest) -> GeneratorEvaluation:
     left_out: dict[str, LeftOut] = {}
     with Scorer.from_pretrained(*request.model, backbone=request.backbone) as scorer:
         trade_off = scorer.require_trade_off(2, request.lagrange_multiplier, request.cost_limit)
+        if trade_off.is_calibrated:
+            in_sample |= in_sample_multiplier(seen)
         no_zero = scorer.no_zero
         hashes = {}
         for name, own in found.items():

@@ -93,6 +93,12 @@ def in_sample_heads(seen: Mapping[str, SeenPrompts]) -> dict[str, str]:
     return _trained("reward", "reward", seen) | _trained("cost", "cost", seen)
 
 
+def in_sample_multiplier(seen: Mapping[str, SeenPrompts]) -> dict[str, str]:
+    """The calibrated multiplier, if prompts that a model was calibrated on are judged by it -> why it is in-sample."""
+    counts = {folder: one.num_calibrated for folder, one in seen.items()}
+    return _mark("lagrange_multiplier", "calibrated", counts, seen)
+
+
 def _trained(place: str, head: str, seen: Mapping[str, SeenPrompts]) -> dict[str, str]:
     return _mark(
         place, "trained", {folder: one.num_trained or 0 for folder, one in seen.items() if head in one.heads}, seen

@@ -126,7 +126,7 @@ class GradedKind(LabelKind):
 
     @abstractmethod
     def judge(
-        self, head: Head, targets: NDArray[np.floating], shown: Sequence[Any], prompts: NDArray[np.str_]
+        self, head: Head, targets: NDArray[np.floating], shown: Sequence[Any], prompts: NDArray[np.int64]
     ) -> GradedFigures:
         """Compares what `show` gave with the labels of N videos.
 

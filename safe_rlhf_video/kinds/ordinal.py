@@ -90,7 +90,7 @@ class Ordinal(GradedKind):
         return dict(zip(head.levels, found.tolist(), strict=True))
 
     def judge(
-        self, head: Head, targets: NDArray[np.floating], shown: Sequence[Any], prompts: NDArray[np.str_]
+        self, head: Head, targets: NDArray[np.floating], shown: Sequence[Any], prompts: NDArray[np.int64]
     ) -> OrdinalFigures:
         from sklearn.metrics import cohen_kappa_score  # slow to import
 

@@ -55,7 +55,10 @@ def report_tables(data: ReportData) -> ReportTables:
         warnings=[*describe_seen(data.evaluation.seen_prompts), *warn_of_gaps(data.evaluation.control_gaps)],
         not_judged=_explain_dimensions(data.dimensions),
         labels=_show_labels(data.labels, in_sample),
-        graded={head: Table(header, rows) for head, (header, *rows) in graded.items()},
+        graded={
+            head: Table(header, rows, note="in-sample" if f"moderation.{head}" in in_sample else "")
+            for head, (header, *rows) in graded.items()
+        },
         parts={heading: tables for heading, tables in _show_parts(data) if tables},
         comparison=_compare(data.evaluation),
         not_compared=_explain_comparison(data.evaluation),

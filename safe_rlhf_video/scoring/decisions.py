@@ -12,12 +12,14 @@ import numpy as np
 from safe_rlhf_video import lagrangian
 from safe_rlhf_video.calibration.multiplier_calibration import StoredMultiplier
 from safe_rlhf_video.calibration.store import HeadCalibration, MultiplierCalibration
-from safe_rlhf_video.errors import CheckpointError
+from safe_rlhf_video.contracts import show
+from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.heads import SUB_HEADS, preference_score
 from safe_rlhf_video.lagrangian import Weighed
 from safe_rlhf_video.lagrangian.score import ScoreT
 from safe_rlhf_video.scoring.reasons import describe_video, explain_first, explain_pair
 
+CALIBRATED = "calibrated"  # how the source of a calibrated multiplier begins
 # What a choice or an order is made by: what the loaded models have.
 DecidedBy: TypeAlias = Literal[
     "reward and cost",
@@ -65,6 +67,11 @@ class TradeOff:
     cost_limit: float = 0.0
     source: str = "given"
     weighed: Weighed = "cost"
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether lambda was calibrated for choosing among as many."""
+        return self.source.startswith(CALIBRATED)
 
     def score(self, rewards: ScoreT, costs: ScoreT) -> ScoreT:
         """The Lagrangian scores; see `lagrangian.lagrangian_score`."""
@@ -118,9 +125,9 @@ def resolve_trade_off(
         CheckpointError: the stored multiplier is needed and cannot be used.
         ConfigError: a value is out of range.
     """
-    limit = 0.0 if cost_limit is None else float(cost_limit)
+    limit = 0.0 if cost_limit is None else _to_float("cost_limit", cost_limit)
     if lagrange_multiplier is not None:
-        trade_off = TradeOff(float(lagrange_multiplier), limit)
+        trade_off = TradeOff(_to_float("lagrange_multiplier", lagrange_multiplier), limit)
     elif num_candidates is None:
         source = DEFAULT_TRADE_OFF.source
         if stored.multiplier is not None:
@@ -129,13 +136,20 @@ def resolve_trade_off(
     elif stored.problem is not None:
         raise CheckpointError(stored.problem)
     else:
-        trade_off = _of_candidates(stored.multiplier, num_candidates, cost_limit)
+        trade_off = _of_candidates(stored.multiplier, num_candidates, None if cost_limit is None else limit)
     trade_off.score(0.0, 0.0)  # raises for a value out of range
     return trade_off
 
 
+def _to_float(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name}: expected a number, got {show(value)}") from error
+
+
 def _of_candidates(found: MultiplierCalibration | None, num: int, cost_limit: float | None) -> TradeOff:
-    limit = 0.0 if cost_limit is None else float(cost_limit)
+    limit = 0.0 if cost_limit is None else cost_limit
     if found is None or num < 2:
         return replace(DEFAULT_TRADE_OFF, cost_limit=limit)
     one = found.find(num)
@@ -148,7 +162,7 @@ def _of_candidates(found: MultiplierCalibration | None, num: int, cost_limit: fl
         )
     if cost_limit is None and found.constraint == "cost":
         limit = found.limit
-    source = f"calibrated for best of {num}, from {one.num_prompts} prompts: {found.promise}"
+    source = f"{CALIBRATED} for best of {num}, from {one.num_prompts} prompts: {found.promise}"
     return TradeOff(one.lagrange_multiplier, limit, source, found.weighed)
 
 

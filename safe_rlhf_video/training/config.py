@@ -112,6 +112,9 @@ class LossConfig:
             _require(0 <= getattr(self, name) < math.inf, f"loss.{name}", "0 or more", getattr(self, name))
 
 
+MOST_EPOCHS = 1_000_000
+
+
 @dataclass(frozen=True)
 class OptimizationConfig:
     """AdamW with linear warm-up and cosine decay.
@@ -151,8 +154,8 @@ class OptimizationConfig:
     gradient_clipping: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "prompts_per_step"):
-            _require(getattr(self, name) >= 1, f"optimization.{name}", "1 or more", getattr(self, name))
+        _require(1 <= self.epochs <= MOST_EPOCHS, "optimization.epochs", f"1 to {MOST_EPOCHS:,}", self.epochs)
+        _require(self.prompts_per_step >= 1, "optimization.prompts_per_step", "1 or more", self.prompts_per_step)
         for name in ("learning_rate", "head_learning_rate", "projector_learning_rate", "language_model_learning_rate",
                      "gradient_clipping"):  # fmt: skip
             _require(0 < getattr(self, name) < math.inf, f"optimization.{name}", "more than 0", getattr(self, name))

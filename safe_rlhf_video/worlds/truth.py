@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from pathlib import Path
 
@@ -25,9 +26,9 @@ def read_truth(path: Path) -> dict[str, dict[str, float]]:
             videos = load_json(file.read())["videos"]
         return {
             name: {
-                "helpfulness": float(true["helpfulness"]),
-                "harmlessness": -float(true["cost"]),
-                **{dimension: float(true[dimension]) for dimension in SUB_DIMENSIONS if dimension in true},
+                "helpfulness": _finite(true["helpfulness"]),
+                "harmlessness": -_finite(true["cost"]),
+                **{dimension: _finite(true[dimension]) for dimension in SUB_DIMENSIONS if dimension in true},
             }
             for name, true in videos.items()
         }
@@ -35,3 +36,9 @@ def read_truth(path: Path) -> dict[str, dict[str, float]]:
         raise SampleError(
             f"{path}: cannot be read as the truth of a synthetic world ({error}); make it again"
         ) from error
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"a utility is {value}")
+    return float(value)
