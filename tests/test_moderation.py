@@ -22,15 +22,19 @@ from safe_rlhf_video.config_parser import parse_config
 from safe_rlhf_video.data.config_files import write_records
 from safe_rlhf_video.data.datasets import VideoDataset
 from safe_rlhf_video.data.preferences import build_groups, harm_signs, is_for_calibration
-from safe_rlhf_video.data.records import HARM_LABELS, parse_video
+from safe_rlhf_video.data.records import HARM_LABELS, VideoSample, parse_video
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
+from safe_rlhf_video.evaluation.evaluate import evaluate
 from safe_rlhf_video.evaluation.harm_figures import compare_with_cost, judge_labels
-from safe_rlhf_video.evaluation.results import AgreementCell, DifferingClips
+from safe_rlhf_video.evaluation.results import AgreementCell, DifferingClips, ModerationFigures
+from safe_rlhf_video.evaluation.table import format_table
 from safe_rlhf_video.heads import HARM_HEADS, LOGIT_HEADS
 from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS, label_columns
 from safe_rlhf_video.losses import harm_label_loss
 from safe_rlhf_video.models.folder import save_model
 from safe_rlhf_video.models.record import TrainingFacts
+from safe_rlhf_video.pages.report_data import ReportData
+from safe_rlhf_video.pages.report_tables import report_tables
 from safe_rlhf_video.scoring.harms import Moderation, judge_harms
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.thresholds import Target, Threshold, choose_threshold
@@ -238,6 +242,11 @@ def test_a_model_is_trained_calibrated_and_evaluated_on_labelled_videos(labelled
     assert figures["precision"] == hits / figures["num_flagged"]
 
 
+def judge_all(signs: dict[tuple[str, str], np.ndarray], logits: Any, judged: Any) -> ModerationFigures:
+    prompts = np.array([prompt_id for prompt_id, _ in signs])
+    return judge_labels(np.array(list(signs.values())), list(map("/".join, signs)), prompts, logits, judged)
+
+
 def test_kappa_by_all_pairs() -> None:
     """The quadratic-weighted kappa, 1 - mean squared difference / that of two levels drawn apart from each other."""
 
@@ -249,13 +258,50 @@ def test_kappa_by_all_pairs() -> None:
             signs[f"p{number}", "v"], logits[f"p{number}/v"] = row, {"severity": 0.0}
             severity = {str(one): float(one == likely) for one in range(4)}
             judged[f"p{number}/v"] = Moderation({}, (), (), {}, {}, severity=severity)
-        return judge_labels(signs, np.arange(len(signs)), logits, judged).graded["severity"].kappa
+        return judge_all(signs, logits, judged).graded["severity"].kappa
 
     first, second = np.random.default_rng(0).integers(0, 4, (2, 60))
     by_chance = np.mean([(one - other) ** 2 for one in first for other in second])
     assert kappa(first, second) == pytest.approx(1.0 - np.mean((first - second) ** 2) / by_chance)
     assert kappa(first, first) == 1.0
     assert kappa([2] * 40, [2] * 40) is None
+
+
+def test_a_label_that_the_prompts_words_tell_as_well_is_said_so() -> None:
+    rng = np.random.default_rng(0)
+
+    def clips(prefix: str) -> list[VideoSample]:
+        made = []
+        for number in range(240):
+            is_robbery = number % 4 < 2  # two clips a prompt
+            labels = {"crime": bool(is_robbery ^ (rng.random() < 0.1)), "violence": bool(rng.random() < 0.5)}
+            one = video({**NONE, **labels}, None, number)
+            text = f"a {'robbery' if is_robbery else 'kite'} {prefix}{number // 2}"
+            made.append(replace(one, prompt_id=f"{prefix}{number // 2}", prompt_text=text))
+        return made
+
+    train, test = clips("train"), clips("test")
+    harms = {one.name: one.harm_labels or {} for one in test}
+    scores = {name: {"harm_crime": rng.normal(), "harm_violence": 3.0 * labels["violence"] + rng.normal()}
+              for name, labels in harms.items()}  # fmt: skip
+    labels = ("crime", "violence")
+    judged = dict.fromkeys(scores, Moderation(dict.fromkeys(labels, 0.5), (), (), dict.fromkeys(labels, False),
+                                              dict.fromkeys(labels)))  # fmt: skip
+    evaluation = evaluate([], scores, videos=test, train_videos=train, moderations=judged)
+    crime, violence = (evaluation.control_gaps[f"harm_{label}"] for label in labels)
+    assert (crime.control, crime.standing, violence.standing) == ("prompt_only", "below", "above")
+    positive = [name for name in scores if harms[name]["crime"]]
+    own = [scores[one]["harm_crime"] > scores[other]["harm_crime"]
+           for one in positive for other in scores.keys() - set(positive)]  # fmt: skip
+    assert crime.own_figure == pytest.approx(np.mean(own))
+    assert crime.control_figure == pytest.approx(0.9, abs=0.04)
+    told = [line for line in format_table(evaluation).splitlines() if line.startswith("AUROC of harm labels")]
+    assert len(told) == 1
+    assert "is below a control that cannot judge the video (the prompt, nothing else) for S4 Crime" in told[0]
+    assert "Violence" not in told[0]
+    table = report_tables(ReportData(replace(evaluation, models={}), {}, (), ("harm_crime",), (), None))
+    assert any("S4 Crime" in warning for warning in table.warnings)
+    assert not evaluate([], scores, videos=test, moderations=judged).control_gaps
 
 
 def test_nothing_flagged_has_no_precision_and_equal_logits_count_half() -> None:
@@ -265,7 +311,7 @@ def test_nothing_flagged_has_no_precision_and_equal_logits_count_half() -> None:
         signs[key][HARM_HEADS.index("harm_crime")] = 1 if number % 4 == 0 else -1
     logits = {"/".join(key): {"harm_crime": float(number % 3)} for number, key in enumerate(keys)}
     judged = {name: Moderation({"crime": 0.5}, (), (), {"crime": True}, {"crime": None}) for name in logits}
-    one = judge_labels(signs, np.arange(len(signs)) // 3, logits, judged).labels["crime"]
+    one = judge_all(signs, logits, judged).labels["crime"]
     assert (one.precision, one.recall, one.f1, one.num_flagged) == (None, 0.0, None, 0)
     assert one.reason == "nothing is flagged"
     assert (one.auroc, one.average_precision) == (0.5, 0.25)
@@ -289,7 +335,7 @@ def test_figures_of_labels_by_plain_loops() -> None:
         name: Moderation(even, ("crime",) if row["harm_crime"] > -1 else (), (), calibrated, targets)
         for name, row in logits.items()
     }
-    result = judge_labels(signs, np.arange(len(signs)) // 3, logits, judged)
+    result = judge_all(signs, logits, judged)
     one, other = result.labels["crime"], result.labels["child_abuse"]
     known = [number for number in range(240) if number % 5 != 4]
     positive, flagged = {n for n in known if n % 4 == 0}, {n for n in known if judged[names[n]].flags}

@@ -18,7 +18,8 @@ from safe_rlhf_video.evaluation import controls
 from safe_rlhf_video.evaluation.changed_inputs import CONTROLS as CHANGED_INPUTS
 from safe_rlhf_video.evaluation.distinct_clips import DistinctClips
 from safe_rlhf_video.evaluation.results import ControlGap, Standing
-from safe_rlhf_video.heads import HEAD_OF_DIMENSION
+from safe_rlhf_video.heads import HEAD_OF_DIMENSION, LOGIT_HEADS
+from safe_rlhf_video.kinds.targets import label_columns
 from safe_rlhf_video.stats.checks import MIN_COMPARISONS, FloatArray, too_few
 from safe_rlhf_video.stats.credit import credit, expected_credit
 from safe_rlhf_video.stats.intervals import Interval, difference_interval, two_class_difference_interval
@@ -70,6 +71,43 @@ def judge_controls(
     return figures
 
 
+def judge_label_controls(
+    signs: np.ndarray,
+    train_signs: np.ndarray,
+    clips: DistinctClips,
+    train_clips: DistinctClips,
+    scores: Scores,
+    scores_of: Mapping[str, Scores],
+) -> dict[str, ControlGap]:
+    """Holds the AUROC of each harm label against that of the prompt's words and of models that are controls.
+
+    Args:
+        signs, train_signs: (N, C) and (N', C) label targets, as `harm_signs`, of the clips and those of training.
+        clips, train_clips, scores, scores_of: as for `judge_controls`.
+    """
+    gaps: dict[str, ControlGap] = {}
+    for head in LOGIT_HEADS:
+        if head not in next(iter(scores.values())):
+            continue
+        column = label_columns(head).start
+        known, said = signs[:, column] != 0, np.sign(train_signs[:, column])
+        applies = signs[known, column] > 0
+        if len(applies) < MIN_COMPARISONS or applies.all() or not applies.any():
+            continue
+        answers = {name: _column(of, clips, head) for name, of in scores_of.items() if head in next(iter(of.values()))}
+        if {1, -1} <= set(said.tolist()):
+            answers["prompt_only"] = controls.prompt_only_unsafe(train_clips.texts, -said, clips.texts)
+        rivals = {name: auroc_parts(answer[known], applies) for name, answer in answers.items()}
+        interval_of = partial(two_class_difference_interval, is_first=applies, prompts=clips.prompts[known])
+        own = auroc_parts(_column(scores, clips, head)[known], applies)
+        gaps.update(_find_gap(head, own, rivals, interval_of))
+    return gaps
+
+
+def _column(scores: Scores, clips: DistinctClips, head: str) -> FloatArray:
+    return np.array([scores[name][head] for name in clips.names], dtype=np.float64)
+
+
 def _judge_dimension(
     figures: ControlFigures,
     dimension: str,
@@ -118,7 +156,7 @@ def _judge_sign(
         figures.expected.setdefault(name, {})
         figures.standard_error.setdefault(name, {})
     if is_known and "cost" in next(iter(scores.values())):
-        own = np.array([scores[key]["cost"] for key in clips.names])[known]
+        own = _column(scores, clips, "cost")[known]
         interval_of = partial(two_class_difference_interval, is_first=is_unsafe, prompts=prompts)
         if has_zero:
             own_balanced = balanced_parts(_sign_credit(own, is_unsafe), is_unsafe)

@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from safe_rlhf_video.calibration.store import HeadCalibration
 from safe_rlhf_video.data.labelled_pairs import Scores, preference_margin, select_labelled
 from safe_rlhf_video.data.preferences import harm_signs
 from safe_rlhf_video.data.records import ALL_DIMENSIONS, DIMENSIONS, TIE, PairSample, VideoSample
-from safe_rlhf_video.evaluation.control_figures import judge_controls
+from safe_rlhf_video.evaluation.control_figures import judge_controls, judge_label_controls
 from safe_rlhf_video.evaluation.dimension_figures import judge_dimension
 from safe_rlhf_video.evaluation.distinct_clips import DistinctClips, distinct_clips
 from safe_rlhf_video.evaluation.harm_figures import compare_with_cost, judge_labels
 from safe_rlhf_video.evaluation.results import DimensionFigures, Evaluation, ModerationFigures
 from safe_rlhf_video.evaluation.sign_figures import judge_sign
 from safe_rlhf_video.heads import HEAD_OF_DIMENSION
+from safe_rlhf_video.kinds.targets import NUM_LABEL_COLUMNS
 
 if TYPE_CHECKING:
     # Only its annotations; torch is slow to import.
@@ -73,16 +76,21 @@ def evaluate(
             )
     clips, train_clips = distinct_clips(pairs, videos), distinct_clips(train_pairs, train_videos)
     judged = [dimension for dimension in ALL_DIMENSIONS if dimension in DIMENSIONS or dimensions[dimension]]
-    of_random = {} if random_scores is None else {"random_backbone": random_scores}
+    rivals = {**({} if random_scores is None else {"random_backbone": random_scores}), **(changed_scores or {})}
     controls = judge_controls(
         {dimension: labelled_of[dimension] for dimension in judged},
         train_pairs,
         clips,
         train_clips,
         scores,
-        {**of_random, **(changed_scores or {})},
+        rivals,
         has_zero=no_zero is None,
     )
+    signs = _label_signs(pairs, videos)
+    label_gaps = {}
+    if moderations:
+        train_signs = _label_signs(train_pairs, train_videos)
+        label_gaps = judge_label_controls(signs, train_signs, clips, train_clips, scores, rivals)
     shared = clips.distinct_texts & train_clips.distinct_texts
     cost_sign = None
     if "cost" in heads:
@@ -90,20 +98,22 @@ def evaluate(
     return Evaluation(
         dimensions=dimensions,
         cost_sign=cost_sign,
-        moderation=_judge_moderation(pairs, videos, clips, scores, moderations, no_zero is None)
-        if moderations
-        else None,
+        moderation=_judge_moderation(signs, clips, scores, moderations, no_zero is None) if moderations else None,
         controls=controls.measured,
         controls_expected=controls.expected,
         controls_standard_error=controls.standard_error,
-        control_gaps=controls.gaps,
+        control_gaps=controls.gaps | label_gaps,
         num_prompts_also_in_training=len(shared) if train_clips.texts else None,
     )
 
 
+def _label_signs(pairs: Sequence[PairSample], videos: Sequence[VideoSample]) -> np.ndarray:
+    """(N, C): the label targets of the distinct clips."""
+    return np.array(list(harm_signs(pairs, videos).values())).reshape(-1, NUM_LABEL_COLUMNS)
+
+
 def _judge_moderation(
-    pairs: Sequence[PairSample],
-    videos: Sequence[VideoSample],
+    signs: np.ndarray,
     clips: DistinctClips,
     scores: Scores,
     moderations: Mapping[str, Moderation],
@@ -113,4 +123,4 @@ def _judge_moderation(
     if has_zero and {"cost", "harm_any"} <= next(iter(scores.values())).keys():
         costs = {name: row["cost"] for name, row in scores.items()}
         agreement = compare_with_cost(clips.sign_of, costs, moderations)
-    return judge_labels(harm_signs(pairs, videos), clips.prompts, scores, moderations, agreement)
+    return judge_labels(signs, clips.names, clips.prompts, scores, moderations, agreement)

@@ -29,7 +29,8 @@ NUM_EXAMPLES = 20
 
 
 def judge_labels(
-    signs: Mapping[tuple[str, str], np.ndarray],
+    signs: np.ndarray,
+    names: list[str],
     prompts: np.ndarray,
     logits: Mapping[str, Mapping[str, float]],
     judged: Mapping[str, Moderation],
@@ -38,26 +39,23 @@ def judge_labels(
     """Computes the figures of every harm label that has a head.
 
     Args:
-        signs: (prompt_id, video_id) -> label targets of N clips, as `harm_signs`.
-        prompts: (N,) of `number_prompts`.
+        signs: (N, C) label targets of the clips, as `harm_signs`.
+        names, prompts: N names, and (N,) of `number_prompts`.
         logits: prompt_id/video_id -> head -> score.
         judged: prompt_id/video_id -> the model's judgement of the clip.
         agreement: of `compare_with_cost`, becomes part of the result.
     """
-    keys = list(signs)
-    names = [f"{prompt_id}/{video_id}" for prompt_id, video_id in keys]
-    known = np.stack([signs[key] for key in keys])
     heads = logits[names[0]].keys()
     labels = {}
     for head in LOGIT_HEADS:
         if head in heads:
             column = label_columns(head).start
-            label, rows = HEADS[head].label, np.flatnonzero(known[:, column])
+            label, rows = HEADS[head].label, np.flatnonzero(signs[:, column])
             one = next((judged[name] for name in names if label in judged[name].probabilities), None)
             labels[label] = judge_label(
                 np.array([logits[names[row]][head] for row in rows]),
                 np.array([label in judged[names[row]].flags for row in rows], dtype=bool),
-                known[rows, column] > 0,
+                signs[rows, column] > 0,
                 prompts[rows],
                 one.targets[label] if one else None,
                 bool(one and one.calibrated[label]),
@@ -67,7 +65,7 @@ def judge_labels(
         shown = [getattr(judged[name], head) for name in names]
         if any(one is not None for one in shown):
             kind = graded_kind_of(head)
-            graded[head] = kind.judge(HEADS[head], known[:, label_columns(head)], shown, prompts)
+            graded[head] = kind.judge(HEADS[head], signs[:, label_columns(head)], shown, prompts)
     return ModerationFigures(
         labels=labels,
         macro=_average({label: one for label, one in labels.items() if label != "any"}),

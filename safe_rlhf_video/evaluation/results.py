@@ -335,8 +335,8 @@ class Evaluation:
             in training, None where the training data were not given; "cost_sign_auroc" -> AUROC.
         controls_expected: the same as the hidden truth predicts it.
         controls_standard_error: of measured less expected, by prompt.
-        control_gaps: dimension, "cost_sign" or "cost_sign_auroc" -> the model against its strongest control; no entry
-            without a figure or without a control.
+        control_gaps: dimension, "cost_sign", "cost_sign_auroc" or head of a harm label (by AUROC) -> the model against
+            its strongest control; no entry without a figure or without a control.
         num_prompts_also_in_training: prompts that are in the given training data too; None where none were given.
         seen_prompts: folder of an evaluated, compared or control model -> what its own hashes of prompts say.
         in_sample: place of a figure in this file, such as "helpfulness.calibration" -> which model saw its prompts.

@@ -16,6 +16,7 @@ from safe_rlhf_video.evaluation.results import (
     SignPart,
 )
 from safe_rlhf_video.evaluation.seen_prompts import MARK, describe_seen
+from safe_rlhf_video.heads import HEAD_OF_LABEL
 from safe_rlhf_video.kinds.label import LabelFigures
 from safe_rlhf_video.wording import count, figure, with_interval
 
@@ -48,7 +49,7 @@ CALIBRATED = {
 SIGN_FIGURES = ("cost_sign", "cost_sign_auroc")
 SIGN_WIDTHS = (26, 26)
 SUB_WIDTHS = (12, 24, 9, 24, 11)
-LABEL_WIDTHS = (15, 8, 8, 11, 8, 8, 25, 34)
+LABEL_WIDTHS = (15, 8, 8, 11, 8, 8, 25, 34, 26)
 COMPARISON_WIDTHS = (12, 9, 9, 26, 13, 11)
 
 
@@ -57,7 +58,7 @@ def format_table(evaluation: Evaluation) -> str:
     lines = [*_format_dimensions(evaluation), *_format_sub_dimensions(evaluation), *_format_sign(evaluation),
              *_format_unseen(evaluation), *warn_of_gaps(evaluation.control_gaps)]  # fmt: skip
     if evaluation.moderation:
-        lines += _format_moderation(evaluation.moderation, evaluation.in_sample)
+        lines += _format_moderation(evaluation.moderation, evaluation)
     if num_shared := evaluation.num_prompts_also_in_training:
         lines.append(f"{num_shared} of the prompts are in the training data too: these figures may flatter the model")
     lines += [f"{MARK} {line}" if "in-sample" in line else line for line in describe_seen(evaluation.seen_prompts)]
@@ -177,16 +178,19 @@ def _format_unseen(evaluation: Evaluation) -> Iterator[str]:
         yield _row(title, [_part(sign.unseen), "", _part(sign.seen)], 26, widths)
 
 
-def _format_moderation(figures: ModerationFigures, in_sample: Mapping[str, str]) -> Iterator[str]:
+def _format_moderation(figures: ModerationFigures, evaluation: Evaluation) -> Iterator[str]:
     """A line a harm label, then what holds for several of them."""
-    labels = figures.labels
+    labels, in_sample, gaps = figures.labels, evaluation.in_sample, evaluation.control_gaps
     if labels:
         columns = ["with / without", "AUROC", "AP", "precision", "recall", "F1", "false positives [95%]", "target"]
-        yield _row("harm labels", columns, 36, LABEL_WIDTHS)
+        columns += ["AUROC above the control"] if any(HEAD_OF_LABEL[label] in gaps for label in labels) else []
+        yield _row("harm labels", columns, 36, LABEL_WIDTHS[: len(columns)])
     labels_of: dict[str, list[str]] = {}
     for label, one in labels.items():
         mark = MARK if f"moderation.labels.{label}" in in_sample else ""
-        yield _row(label.replace("_", " ") + mark, _label_cells(one), 36, LABEL_WIDTHS)
+        gap = gaps.get(HEAD_OF_LABEL[label])
+        cells = [*_label_cells(one), *([describe_gap(gap)] if gap else [])]  # without any, there is no such column
+        yield _row(label.replace("_", " ") + mark, cells, 36, LABEL_WIDTHS[: len(cells)])
         if one.reason is not None:
             labels_of.setdefault(one.reason, []).append(label.replace("_", " "))
     yield from (f"  {', '.join(names)}: {reason}" for reason, names in labels_of.items())

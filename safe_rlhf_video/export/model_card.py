@@ -256,7 +256,7 @@ def _evaluation(evaluation: Evaluation | None, heads: list[str]) -> str:
         if set(one.heads) & set(heads):
             paragraphs += [f"**These figures: {text}.**" for text in say_seen(one)]
     told = {name: gap for name, gap in evaluation.control_gaps.items()
-            if name in judged or ("cost" in heads and name.startswith("cost_sign"))}  # fmt: skip
+            if name in judged or name in heads or ("cost" in heads and name.startswith("cost_sign"))}  # fmt: skip
     paragraphs += [f"**{sentence(text)}**" for text in warn_of_gaps(told)]
     paragraphs.append("Intervals are over prompts; a control is a predictor that cannot judge the video.")
     if num_shared := evaluation.num_prompts_also_in_training:

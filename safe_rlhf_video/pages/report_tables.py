@@ -54,7 +54,7 @@ def report_tables(data: ReportData) -> ReportTables:
         summary=_summarise(data.dimensions, data.evaluation),
         warnings=[*describe_seen(data.evaluation.seen_prompts), *warn_of_gaps(data.evaluation.control_gaps)],
         not_judged=_explain_dimensions(data.dimensions),
-        labels=_show_labels(data.labels, in_sample),
+        labels=_show_labels(data.labels, data.evaluation),
         graded={
             head: Table(header, rows, note="in-sample" if f"moderation.{head}" in in_sample else "")
             for head, (header, *rows) in graded.items()
@@ -112,16 +112,20 @@ def _without_name(reason: str | None) -> str:
     return (reason or "").removeprefix("no interval: ")
 
 
-def _show_labels(labels: Mapping[str, LabelFigures], in_sample: Mapping[str, str]) -> Table:
+def _show_labels(labels: Mapping[str, LabelFigures], evaluation: Evaluation) -> Table:
     """Figures of harm labels; those without any are named in the note, with the reason."""
     header = ["", "with / without", "AUROC", "AP", "precision", "recall", "false positives", "target"]
+    has_gaps = bool(labels.keys() & evaluation.control_gaps.keys())
+    header += ["AUROC above the control, points"] if has_gaps else []
     rows, bare = [], dict[str, list[str]]()
     for head, figures in labels.items():
         title = HEADS[head].title
         if (figures.auroc, figures.recall, figures.false_positive_rate) == (None, None, None):
             bare.setdefault(figures.reason or "", []).append(f"{title} ({figures.num_positive:,})")
         else:
-            rows.append(_label_row(HEADS[head], figures, in_sample))
+            gap = evaluation.control_gaps.get(head)
+            above = [_points(gap.difference, gap.interval) if gap else None] if has_gaps else []
+            rows.append([*_label_row(HEADS[head], figures, evaluation.in_sample), *above])
     note = "; ".join(f"no figure of {', '.join(names)}: {reason}" for reason, names in bare.items())
     return Table(header, rows, note=note)
 
