@@ -50,12 +50,18 @@ HEADS = ("reward", "cost")
 
 @dataclass(frozen=True)
 class Job:
-    """A training run and its evaluation; `folder` names all that it depends on."""
+    """A training run and its evaluation."""
 
     heads: tuple[str, ...]
+    prompts_per_step: int
     epochs: int
     seed: int
-    folder: Path
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        """Named for all that the run depends on."""
+        return self.out / f"{'_'.join(self.heads)}_{self.prompts_per_step}_{self.epochs}_{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--prompts_per_step", type=int, nargs="+", default=[16, 4], help="16 prompts have 56 comparisons"
+    )
     parser.add_argument("--peer", nargs="+", default=[], metavar="NAME=FOLDER", help="of one epoch each")
     parser.add_argument("--only_world", action="store_true", help="draw the world, which a peer needs too, and end")
     arguments = parser.parse_args()
@@ -90,15 +99,14 @@ def main() -> None:
     if arguments.only_world:
         return
     jobs = {
-        (heads, epochs, seed): Job(heads, epochs, seed, out / f"{'_'.join(heads)}_{epochs}_{seed}")
-        for runs in WAYS.values() for heads, epochs, seed in product(runs, arguments.epochs, arguments.seeds)
-    }  # fmt: skip
-    train_all(out, list(jobs.values()))
+        (way, prompts, epochs): [
+            [Job(heads, prompts, epochs, seed, out) for heads in WAYS[way]] for seed in arguments.seeds
+        ]
+        for way, prompts, epochs in product(WAYS, arguments.prompts_per_step, arguments.epochs)
+    }
+    train_all(out, [job for seeds in jobs.values() for runs in seeds for job in runs])
     train, test = (PairDataset.load(out / "world" / f"config-{split}.json.gz") for split in ("train", "test"))
-    points = [
-        measure(way, [[jobs[heads, epochs, seed] for heads in WAYS[way]] for seed in arguments.seeds], train, test)
-        for way, epochs in product(WAYS, arguments.epochs)
-    ]
+    points = [measure(way, seeds, train, test) for (way, *_), seeds in jobs.items()]
     peers = [read_peer(*split_name(text), train, test) for text in arguments.peer]
     table = format_table([*points, *peers], peers, test)
     print(table)
@@ -119,6 +127,7 @@ def train_all(out: Path, jobs: Sequence[Job]) -> None:
             f"scripts/train_{job.heads[0]}.py", "--config", CONFIG, "--heads", f"[{','.join(job.heads)}]",
             "--out", job.folder / "run", "--data.path", out / "world", "--data.frame_store", out / "frames",
             "--data.validation_fraction", 0, "--optimization.epochs", job.epochs, "--seed", job.seed,
+            "--optimization.prompts_per_step", job.prompts_per_step,
             "--tracking.wandb", "disabled", log=log,
         )  # fmt: skip
         run("scripts/evaluate.py", "--model", job.folder / "run", "--data", out / "world" / "config-test.json.gz",
@@ -156,7 +165,7 @@ def measure(way: str, seeds: Sequence[Sequence[Job]], train: PairDataset, test: 
             if "cost" in job.heads:
                 balanced.append(judge_sign(scores, test))
     return Point(
-        name=way,
+        name=f"{way}, {seeds[0][0].prompts_per_step} prompts a step",
         epochs=seeds[0][0].epochs,
         encodings=len(WAYS[way]) * seeds[0][0].epochs * len(train.videos),
         cpu_seconds=float(np.mean(seconds)),

@@ -195,7 +195,9 @@ def _parse_row(record: Any, number: int, folder: Path, where: str, ids: dict[str
         fail(where, id_field, "text without lone surrogates", name)
     ids[id_field] = str(name)
     if id_field not in record and (others := [form.id_field for form in FORMS.values() if form.id_field in record]):
-        raise SampleError(f"{where} field {others[0]}: is not the id of {FORMS[kind].name}; call it {id_field}")
+        raise SampleError(
+            f"{where} field {others[0]}: is not the id of {FORMS[kind].name}; give it a {id_field}, or leave this out"
+        )
     if len(given) > 1:
         raise SampleError(f"{where}: has {' and '.join(FORMS[kind].name for kind in given)}; give one of them")
     checked = check_fields(FORMS[kind].fields, record, where, SampleError)
