@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from safe_rlhf_video.data.preferences import safety_signs
 from safe_rlhf_video.errors import ConfigError, SafeRLHFVideoError
 from safe_rlhf_video.files import write_whole
 from safe_rlhf_video.heads import DIMENSION_OF_HEAD
-from safe_rlhf_video.pages.figures import COLOUR, standalone_svg
+from safe_rlhf_video.pages.figures import COLOUR, page_style, standalone_svg
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.stats.credit import credit, sign_accuracy
 from safe_rlhf_video.stats.intervals import Interval, difference_interval
@@ -46,6 +46,7 @@ WAYS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "joint": (("reward", "cost"),),
 }
 HEADS = ("reward", "cost")
+LOOKS = (("blue", "o"), ("orange", "s"), ("green", "^"), ("purple", "D"), ("red", "v"), ("olive", "P"))
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def main() -> None:
     result = {"machine": describe_machine(), "seeds": arguments.seeds, "points": [*map(to_fields, [*points, *peers])]}
     write_whole(out / "time_to_accuracy.json", json.dumps(result, indent=2) + "\n")
     write_whole(out / "time_to_accuracy.md", table + "\n")
-    write_whole(out / "time_to_accuracy.svg", standalone_svg(draw([*points, *peers]), "accuracy against encodings"))
+    with page_style():
+        write_whole(out / "time_to_accuracy.svg", standalone_svg(draw([*points, *peers]), "accuracy against encodings"))
 
 
 def train_all(out: Path, jobs: Sequence[Job]) -> None:
@@ -252,13 +254,13 @@ def draw(points: Sequence[Point]) -> Figure:
     figure = Figure(figsize=(9 * 100 / 72, 4 * 100 / 72), dpi=72, layout="constrained")
     names = list(dict.fromkeys(point.name for point in points))
     for axes, head in zip(figure.subplots(1, len(HEADS)), HEADS, strict=True):
-        for name, colour, marker in zip(names, ("blue", "orange", "green", "purple"), "os^D", strict=False):
+        for name, (colour, marker) in zip(names, cycle(LOOKS), strict=False):
             own = [point for point in points if point.name == name]
             means = [100 * point.right[head].mean() for point in own]
             axes.plot([point.encodings for point in own], means, color=COLOUR[colour], marker=marker, label=name)
         axes.set(xlabel="encodings of clips, for both heads", ylabel=f"accuracy in {DIMENSION_OF_HEAD[head]}, %")
         axes.set_xlim(left=0)
-        axes.legend()
+        axes.legend(frameon=False)
     return figure
 
 
