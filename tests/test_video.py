@@ -363,6 +363,26 @@ def test_a_clip_opens_nothing_but_itself(tmp_path: Path, backend: decoding.Backe
             check(path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the threads of a process")
+def test_a_clip_is_decoded_without_threads(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", width=640, height=480)
+    before, counts, is_done = len(os.listdir("/proc/self/task")), [0], threading.Event()
+
+    def watch() -> None:
+        while not is_done.is_set():
+            counts.append(len(os.listdir("/proc/self/task")))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for _ in range(5):
+            read_video(path, NATIVE)
+    finally:
+        is_done.set()
+        watcher.join()
+    assert 0 < max(counts) <= before + 1
+
+
 def test_clips_are_opened_in_one_place() -> None:
     folder = Path(decoding.__file__).parents[1]
     openers = {

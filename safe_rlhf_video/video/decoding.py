@@ -232,7 +232,8 @@ def _decode_with_pyav(path: Path, index: _ClipIndex, indices: np.ndarray, max_pi
                 if num_decoded == 0:
                     matrix = _display_matrix(frame)
                 if num_decoded in wanted:
-                    kept.append(_orient(frame.to_ndarray(format="rgb24"), matrix))
+                    # A thread for each frame gains nothing, and under load the system may refuse one.
+                    kept.append(_orient(frame.to_ndarray(format="rgb24", threads=1), matrix))
                 num_decoded += 1
                 # The frames may be larger than the container says.
                 num_pixels += _frame_pixels(frame.height, frame.width)
