@@ -19,7 +19,7 @@ TIMEFORMAT="%U %S"
     --external_plugins "$here/ms_swift_plugin.py" --dataset "$folder/$head.jsonl" --split_dataset_ratio 0 \
     --output_dir "$run" --add_version false --seed "$seed" --data_seed "$seed" --torch_dtype float32 \
     --tuner_type lora --lora_rank 8 --lora_alpha 16 --target_modules all-linear --freeze_vit true --freeze_aligner true \
-    --num_train_epochs "${EPOCHS:-1}" --per_device_train_batch_size 8 --gradient_accumulation_steps 7 \
+    --num_train_epochs 1 --per_device_train_batch_size 8 --gradient_accumulation_steps 7 \
     --learning_rate 2e-3 --gradient_checkpointing false --attn_impl sdpa --dataloader_num_workers 0 \
     --save_strategy epoch --report_to none > "$run.log" 2>&1; } 2> "$run.seconds"
 "${PYTHON:-python}" "$here/ms_swift_score.py" "$run" "$folder/clips.jsonl" "$folder/${head}_$seed.json" "$run.seconds"

@@ -86,9 +86,10 @@ def evaluate(
         rivals,
         has_zero=no_zero is None,
     )
-    signs = _label_signs(pairs, videos)
-    label_gaps = {}
+    moderation, label_gaps = None, {}
     if moderations:
+        signs = _label_signs(pairs, videos)
+        moderation = _judge_moderation(signs, clips, scores, moderations, no_zero is None)
         train_signs = _label_signs(train_pairs, train_videos)
         label_gaps = judge_label_controls(signs, train_signs, clips, train_clips, scores, rivals)
     shared = clips.distinct_texts & train_clips.distinct_texts
@@ -98,7 +99,7 @@ def evaluate(
     return Evaluation(
         dimensions=dimensions,
         cost_sign=cost_sign,
-        moderation=_judge_moderation(signs, clips, scores, moderations, no_zero is None) if moderations else None,
+        moderation=moderation,
         controls=controls.measured,
         controls_expected=controls.expected,
         controls_standard_error=controls.standard_error,

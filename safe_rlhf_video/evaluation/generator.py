@@ -96,7 +96,7 @@ def evaluate_generators(
 
 def _join_alike(
     prompts: Sequence[PromptSample], scores: Mapping[str, ClipScores]
-) -> tuple[list[PromptSample], dict[str, ClipScores]]:
+) -> tuple[list[PromptSample], Mapping[str, ClipScores]]:
     """Joins the prompts of one text, with all their clips, under the first one's id: intervals go by text."""
     first_of: dict[int, PromptSample] = {}
     numbers = number_prompts(prompts).tolist()
@@ -106,7 +106,7 @@ def _join_alike(
     for name, own in scores.items():
         for number, prompt in zip(numbers, prompts, strict=True):
             joined[name].setdefault(first_of[number].prompt_id, []).extend(own.get(prompt.prompt_id, ()))
-    return list(first_of.values()), dict(joined)
+    return list(first_of.values()), joined
 
 
 def _ids_by_type(prompts: Sequence[PromptSample]) -> dict[str, list[str]]:

@@ -125,7 +125,9 @@ def resolve_trade_off(
         CheckpointError: the stored multiplier is needed and cannot be used.
         ConfigError: a value is out of range.
     """
-    limit = 0.0 if cost_limit is None else _to_float("cost_limit", cost_limit)
+    if cost_limit is not None:
+        cost_limit = _to_float("cost_limit", cost_limit)
+    limit = 0.0 if cost_limit is None else cost_limit
     if lagrange_multiplier is not None:
         trade_off = TradeOff(_to_float("lagrange_multiplier", lagrange_multiplier), limit)
     elif num_candidates is None:
@@ -136,7 +138,7 @@ def resolve_trade_off(
     elif stored.problem is not None:
         raise CheckpointError(stored.problem)
     else:
-        trade_off = _of_candidates(stored.multiplier, num_candidates, None if cost_limit is None else limit)
+        trade_off = _of_candidates(stored.multiplier, num_candidates, cost_limit)
     trade_off.score(0.0, 0.0)  # raises for a value out of range
     return trade_off
 
