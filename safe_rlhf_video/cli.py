@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import warnings
@@ -83,21 +84,27 @@ def run_script(main: Callable[[], Any]) -> None:
     # All ranks meet the same error, or share it (training.distributed.together): one of them prints it.
     is_first = os.environ.get("RANK", "0") == "0"
     try:
-        main()
-    except SafeRLHFVideoError as error:
-        sys.stdout.flush()
-        rank = "" if is_first else f"rank {os.environ['RANK']}: "
-        if is_first or isinstance(error, DeviceMemoryError) or _fails_alone():
-            print(f"error: {rank}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
-            _explain_launcher()
-        # At once: threads and libraries would delay the exit, and the other ranks would wait for this one.
-        os._exit(1)
-    except KeyboardInterrupt:
+        try:
+            main()
+        except SafeRLHFVideoError as error:
+            _report(error, is_first)
+            # At once: threads and libraries would delay the exit, and the other ranks would wait for this one.
+            os._exit(1)
+    except KeyboardInterrupt:  # of main, or of what waits before an error is printed
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # some press it twice
         sys.stdout.flush()
         if is_first:
             print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
             _explain_launcher()
         os._exit(130)
+
+
+def _report(error: SafeRLHFVideoError, is_first: bool) -> None:
+    sys.stdout.flush()
+    rank = "" if is_first else f"rank {os.environ['RANK']}: "
+    if is_first or isinstance(error, DeviceMemoryError) or _fails_alone():
+        print(f"error: {rank}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        _explain_launcher()
 
 
 def _explain_launcher() -> None:

@@ -656,7 +656,7 @@ def test_ctrl_c_leaves_a_store_to_go_on_with(clips: list[ClipFile], tmp_path: Pa
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "interrupted; run the same command again to go on"
     store = FrameStore(out)
     assert len(store) == 3

@@ -501,13 +501,35 @@ def test_out_of_memory_on_one_rank_is_one_line_with_advice(tmp_path: Path, world
     assert "model.gradient_checkpointing true" in line
 
 
-def test_interrupt_is_one_line(tmp_path: Path, world: Path) -> None:
+PRESS = "import os, signal, sys, threading, time\nfrom safe_rlhf_video.cli import run_script\n"
+PRESS += "press = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+INTERRUPTED = "interrupted; run the same command again to go on\n"
+
+
+def interrupt(code: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", PRESS + code]
+    return subprocess.run(words, capture_output=True, text=True, env=environment(**extra), check=False)
+
+
+def test_interrupt_is_one_line() -> None:
     """Ctrl-C while arguments and libraries are loaded or during steps: one line and exit code 130."""
+    done = interrupt("run_script(lambda: press() or time.sleep(5))")
+    assert (done.returncode, done.stderr) == (130, INTERRUPTED)
+
+
+def test_interrupt_is_one_line_however_often_it_is_pressed() -> None:
+    code = "class Output:\n    flush = staticmethod(press)\nsys.stdout = Output()\n"
+    done = interrupt(code + "run_script(lambda: press() or time.sleep(5))")
+    assert (done.returncode, done.stderr) == (130, INTERRUPTED)
+
+
+def test_interrupt_while_a_rank_waits_for_another_to_tell_its_error() -> None:
     code = (
-        "import os, signal, sys\n"
-        "from safe_rlhf_video.cli import run_script\n"
-        "run_script(lambda: os.kill(os.getpid(), signal.SIGINT) or __import__('time').sleep(5))"
+        "from safe_rlhf_video.errors import ConfigError\n"
+        "def main():\n"
+        "    threading.Timer(0.2, press).start()\n"
+        "    raise ConfigError('a mistake')\n"
+        "run_script(main)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
-    assert done.returncode == 130
-    assert done.stderr == "interrupted; run the same command again to go on\n"
+    done = interrupt(code, RANK="1")
+    assert (done.returncode, done.stderr) == (130, "")
