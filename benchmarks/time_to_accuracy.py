@@ -2,12 +2,13 @@
 
     python benchmarks/time_to_accuracy.py --out outputs/time_to_accuracy
     python benchmarks/time_to_accuracy.py --out outputs/time_to_accuracy --peer ms-swift=outputs/ms_swift
+    python benchmarks/time_to_accuracy.py --world text --out outputs/text_to_accuracy --peer trl=outputs/trl
 
-Trains the quick start's models on all its 2,000 training comparisons, anew for each way, number of epochs and seed, and
-scores the 3,200 comparisons of held-out prompts. A peer's folder has its scores of the same clips in HEAD_SEED.json, as
-the commands in benchmarks/peers/README.md write them from OUT/world. Seconds are those of the processor, of whole
-training processes with one thread each. Writes time_to_accuracy.json, tables in Markdown and a picture. Runs go side by
-side, one a core; interrupted, it goes on where it stopped.
+Trains on all 2,000 training comparisons of the quick start's world, or of a world of texts, anew for each way, number
+of epochs and seed, and scores 3,200 comparisons of held-out prompts. A peer's folder has its scores of the same clips
+or texts in HEAD_SEED.json, as the commands in benchmarks/peers/README.md write them from OUT/world. Seconds are those
+of the processor, of whole training processes with one thread each. Writes time_to_accuracy.json, tables in Markdown and
+a picture. Runs go side by side, one a core; interrupted, it goes on where it stopped.
 """
 
 import argparse
@@ -39,13 +40,15 @@ from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.stats.credit import credit, sign_accuracy
 from safe_rlhf_video.stats.intervals import Interval, difference_interval
 
-CONFIG = HERE.parent / "configs" / "quickstart.yaml"
-# Way -> the heads of each of its training runs.
+CONFIGS = {name: HERE.parent / "configs" / f"{file}.yaml" for name, file in [("video", "quickstart"), ("text", "text")]}
+HEADS = ("reward", "cost")
+SUB_DIMENSIONS = ("instruction_following", "correctness", "informativeness", "aesthetics")
+# Way -> the heads of each of its training runs. Texts have no labels in sub-dimensions.
 WAYS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "separate": (("reward",), ("cost",)),
     "joint": (("reward", "cost"),),
+    "joint with sub-dimensions": (("reward", "cost", *SUB_DIMENSIONS),),
 }
-HEADS = ("reward", "cost")
 LOOKS = (("blue", "o"), ("orange", "s"), ("green", "^"), ("purple", "D"), ("red", "v"), ("olive", "P"))
 
 
@@ -53,6 +56,7 @@ LOOKS = (("blue", "o"), ("orange", "s"), ("green", "^"), ("purple", "D"), ("red"
 class Job:
     """A training run and its evaluation."""
 
+    world: str
     heads: tuple[str, ...]
     prompts_per_step: int
     epochs: int
@@ -70,7 +74,7 @@ class Point:
     """A way to train both heads, with so many epochs.
 
     Attributes:
-        encodings: passes of the language model over a clip in training.
+        encodings: passes of the language model over a clip or text in training.
         cpu_seconds: of training, the mean over seeds.
         right: head -> (seeds, M) credit of each test comparison.
         balanced: balanced accuracy of the cost's sign, a value a seed; empty for a cost without a zero.
@@ -87,23 +91,30 @@ class Point:
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--world", choices=tuple(CONFIGS), default="video")
+    parser.add_argument("--ways", choices=tuple(WAYS), nargs="+", default=["separate", "joint"])
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument(
         "--prompts_per_step", type=int, nargs="+", default=[16, 4], help="16 prompts have 56 comparisons"
     )
-    parser.add_argument("--peer", nargs="+", default=[], metavar="NAME=FOLDER", help="of one epoch each")
+    parser.add_argument("--peer", nargs="+", default=[], metavar="NAME=FOLDER", help="of one number of epochs each")
     parser.add_argument("--only_world", action="store_true", help="draw the world, which a peer needs too, and end")
     arguments = parser.parse_args()
+    if arguments.world == "text" and "joint with sub-dimensions" in arguments.ways:
+        raise ConfigError("--ways: texts have no labels in sub-dimensions")
     out = arguments.out
-    make_world(out, 2000, 3200, CONFIG)
+    if arguments.world == "text":
+        make_text_world(out / "world")
+    else:
+        make_world(out, 2000, 3200, CONFIGS["video"])
     if arguments.only_world:
         return
     jobs = {
         (way, prompts, epochs): [
-            [Job(heads, prompts, epochs, seed, out) for heads in WAYS[way]] for seed in arguments.seeds
+            [Job(arguments.world, heads, prompts, epochs, seed, out) for heads in WAYS[way]] for seed in arguments.seeds
         ]
-        for way, prompts, epochs in product(WAYS, arguments.prompts_per_step, arguments.epochs)
+        for way, prompts, epochs in product(arguments.ways, arguments.prompts_per_step, arguments.epochs)
     }
     train_all(out, [job for seeds in jobs.values() for runs in seeds for job in runs])
     train, test = (PairDataset.load(out / "world" / f"config-{split}.json.gz") for split in ("train", "test"))
@@ -118,6 +129,16 @@ def main() -> None:
         write_whole(out / "time_to_accuracy.svg", standalone_svg(draw([*points, *peers]), "accuracy against encodings"))
 
 
+def make_text_world(world: Path) -> None:
+    """Draws comparisons of texts; what is there already is kept."""
+    files = {split: world / f"config-{split}.json.gz" for split in ("train", "test")}
+    if all(file.exists() for file in files.values()):
+        return
+    run("scripts/make_synthetic_text.py", "--out", world, "--num_pairs", 2000, "--num_test_pairs", 3200)
+    for split, file in files.items():
+        run("scripts/convert.py", "saferlhf", "--input", world / f"{split}.jsonl", "--out", file)
+
+
 def train_all(out: Path, jobs: Sequence[Job]) -> None:
     """Trains and scores what is not done, as many runs at a time as there are cores."""
     waiting = [job for job in jobs if not (job.folder / "cpu_seconds").exists()]
@@ -125,15 +146,16 @@ def train_all(out: Path, jobs: Sequence[Job]) -> None:
     def work(job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
         log = job.folder / "log.txt"
+        store = out / "frames" if job.world == "video" else None  # texts have no frames
         seconds = run_and_time(
-            f"scripts/train_{job.heads[0]}.py", "--config", CONFIG, "--heads", f"[{','.join(job.heads)}]",
-            "--out", job.folder / "run", "--data.path", out / "world", "--data.frame_store", out / "frames",
-            "--data.validation_fraction", 0, "--optimization.epochs", job.epochs, "--seed", job.seed,
-            "--optimization.prompts_per_step", job.prompts_per_step,
+            f"scripts/train_{job.heads[0]}.py", "--config", CONFIGS[job.world], "--heads", f"[{','.join(job.heads)}]",
+            "--out", job.folder / "run", "--data.path", out / "world" / "config-train.json.gz",
+            *(["--data.frame_store", store] if store else []), "--data.validation_fraction", 0, "--seed", job.seed,
+            "--optimization.epochs", job.epochs, "--optimization.prompts_per_step", job.prompts_per_step,
             "--tracking.wandb", "disabled", log=log,
         )  # fmt: skip
         run("scripts/evaluate.py", "--model", job.folder / "run", "--data", out / "world" / "config-test.json.gz",
-            "--frame_store", out / "frames", "--out", job.folder, log=log)  # fmt: skip
+            *(["--frame_store", store] if store else []), "--out", job.folder, log=log)  # fmt: skip
         write_whole(job.folder / "cpu_seconds", f"{seconds}\n")
 
     with ThreadPoolExecutor(os.cpu_count()) as executor, progress_bar(len(waiting), 0, "training", "run") as progress:
@@ -162,7 +184,7 @@ def measure(way: str, seeds: Sequence[Sequence[Job]], train: PairDataset, test: 
         for job in runs:
             rows = (job.folder / "scores.jsonl").read_text().splitlines()[1:]
             scores = {row["key"]: row for row in map(json.loads, rows)}
-            for head in job.heads:
+            for head in set(HEADS) & set(job.heads):
                 right[head].append(judge(head, scores, test))
             if "cost" in job.heads:
                 balanced.append(judge_sign(scores, test))
@@ -177,9 +199,10 @@ def measure(way: str, seeds: Sequence[Sequence[Job]], train: PairDataset, test: 
 
 
 def read_peer(name: str, folder: Path, train: PairDataset, test: PairDataset) -> Point:
-    """The figures of a peer that encodes both clips of every comparison, for each head."""
+    """The figures of a peer that encodes both sides of every comparison, for each head."""
     right: dict[str, np.ndarray] = {}
     seconds = encodings = 0.0
+    epochs = 1
     for head in HEADS:
         found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{head}_*.json"))]
         if not found:
@@ -188,8 +211,9 @@ def read_peer(name: str, folder: Path, train: PairDataset, test: PairDataset) ->
             [judge(head, {clip: {head: score} for clip, score in one["scores"].items()}, test) for one in found]
         )
         seconds += float(np.mean([one["cpu_seconds"] for one in found]))
-        encodings += 2 * len(select_labelled(train.pairs, DIMENSION_OF_HEAD[head], None).pairs)
-    return Point(name, 1, int(encodings), seconds, right)
+        epochs = found[0].get("epochs", 1)
+        encodings += 2 * epochs * len(select_labelled(train.pairs, DIMENSION_OF_HEAD[head], None).pairs)
+    return Point(name, epochs, int(encodings), seconds, right)
 
 
 def judge(head: str, scores: Mapping[str, Mapping[str, float]], test: PairDataset) -> np.ndarray:
@@ -258,7 +282,7 @@ def draw(points: Sequence[Point]) -> Figure:
             own = [point for point in points if point.name == name]
             means = [100 * point.right[head].mean() for point in own]
             axes.plot([point.encodings for point in own], means, color=COLOUR[colour], marker=marker, label=name)
-        axes.set(xlabel="encodings of clips, for both heads", ylabel=f"accuracy in {DIMENSION_OF_HEAD[head]}, %")
+        axes.set(xlabel="encodings, for both heads", ylabel=f"accuracy in {DIMENSION_OF_HEAD[head]}, %")
         axes.set_xlim(left=0)
         axes.legend(frameon=False)
     return figure

@@ -26,6 +26,11 @@ from safe_rlhf_video.models.pooling import attend, last_attended
 THRESHOLDS = "thresholds/"  # before a head's name: its thresholds, among the scores of the heads
 
 
+# Small, as transformers begins its own layers. With scores of unit spread (Stiennon et al. 2020, arXiv 2009.01325), the
+# first steps of a narrow backbone unlearn an order that was drawn by chance (docs/benchmarks.md).
+HEAD_START_STD = 0.02
+
+
 class ScoreModel(nn.Module):
     """Heads on one backbone, which is frozen but for LoRA adapters and the parts that are trained in full.
 
@@ -201,9 +206,8 @@ class ScoreHead(nn.Module):
 
     def __init__(self, hidden_size: int, pooling: Pooling, num_thresholds: int = 0) -> None:
         super().__init__()
-        # Scores of about unit spread at the start (Stiennon et al. 2020, arXiv 2009.01325).
         linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
-        nn.init.normal_(linear.weight, std=1.0 / math.sqrt(hidden_size + 1))
+        nn.init.normal_(linear.weight, std=HEAD_START_STD)
         self.weight, self.bias = linear.weight, nn.Parameter(torch.zeros(1))
         self.query = nn.Parameter(torch.zeros(hidden_size)) if pooling == "query" else None
         self.thresholds = Thresholds(num_thresholds) if num_thresholds else None
