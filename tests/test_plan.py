@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from safe_rlhf_video.training.data import load_data
 from safe_rlhf_video.training.distributed import Ranks
 from safe_rlhf_video.training.loader import share_out
 from safe_rlhf_video.training.plan import GroupSize, divide, plan_epoch, plan_step
+from safe_rlhf_video.training.run import FEW_STEPS, count_steps, note_few_steps
 from safe_rlhf_video.video.sampling import Video
 
 
@@ -302,3 +305,20 @@ def test_collate_shifts_indices_by_group() -> None:
     assert not idle.safety_sign.any()
     with pytest.raises(ValueError, match="expected the 5 videos"):
         collate(data, videos[:4])
+
+
+@given(st.integers(1, 2000), st.integers(1, 5), st.integers(1, 64))
+def test_few_steps_are_noted_with_a_setting_that_mends_it(num_prompts: int, epochs: int, prompts_per_step: int) -> None:
+    rates = OptimizationConfig(epochs=epochs, prompts_per_step=prompts_per_step)
+    config = TrainConfig("run", DataConfig("data"), optimization=rates)
+    steps = count_steps(config, num_prompts)
+    notes = note_few_steps(config, num_prompts)
+    assert bool(notes) == (steps < FEW_STEPS and prompts_per_step > 1)
+    for note in notes:
+        told, fewer, more = map(int, re.findall(r"[0-9]+", note))
+        mended = replace(config, optimization=replace(rates, prompts_per_step=fewer))
+        assert (told, more) == (steps, count_steps(mended, num_prompts))
+        assert more >= FEW_STEPS or fewer == 1
+        assert fewer < prompts_per_step
+    limited = replace(config, optimization=replace(rates, max_steps=3))
+    assert not note_few_steps(limited, num_prompts), "asked for"

@@ -25,5 +25,5 @@ engine = TransformersEngine(
 requests = [InferRequest(messages=row["messages"], videos=row["videos"]) for row in rows]
 answers = engine.infer(requests, RequestConfig(max_tokens=1, temperature=0))
 scores = {row["name"]: float(answer.choices[0].message.content) for row, answer in zip(rows, answers, strict=True)}
-times = [float(part) for part in seconds.read_text().splitlines()[-1].split()]
-out.write_text(json.dumps({"cpu_seconds": sum(times), "scores": scores}) + "\n")
+_, user, system = map(float, seconds.read_text().splitlines()[-1].split())
+out.write_text(json.dumps({"cpu_seconds": user + system, "scores": scores}) + "\n")

@@ -5,8 +5,8 @@
 
 DATA has the config-train.json.gz and config-test.json.gz of time_to_accuracy.py --world text. TRL gets the embedded
 backbone's language model as a Qwen3 classifier, whose states are the same, and the very tokens that this project makes
-of a prompt and a response; adapter, rates and comparisons a step are those of configs/text.yaml. Writes HEAD_SEED.json:
-the scores by the responses' names, the epochs, and the processor's seconds from the start of this process to the end of
+of a prompt and a response; adapter, rates and schedule are those of configs/text.yaml. Writes HEAD_SEED.json: the
+scores by the responses' names, the epochs, and the processor's seconds from the start of this process to the end of
 training.
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
@@ -33,7 +32,7 @@ from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.models.inputs import build_inputs
 from safe_rlhf_video.responses import TextResponse
 
-COMPARISONS_PER_STEP = 56
+SCORED_AT_ONCE = 64
 
 
 def main() -> None:
@@ -41,6 +40,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--head", choices=("reward", "cost"), required=True)
     parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--comparisons_per_step", type=int, default=56)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -109,8 +109,8 @@ def train_reward(
     with tempfile.TemporaryDirectory() as folder:
         settings = RewardConfig(
             output_dir=folder, seed=arguments.seed, num_train_epochs=arguments.epochs, use_cpu=True, bf16=False,
-            per_device_train_batch_size=COMPARISONS_PER_STEP, learning_rate=2e-3, lr_scheduler_type="cosine",
-            gradient_checkpointing=False, report_to=[], save_strategy="no", disable_dropout=True,
+            per_device_train_batch_size=arguments.comparisons_per_step, learning_rate=2e-3, lr_scheduler_type="cosine",
+            gradient_checkpointing=False, report_to=[], save_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS")
         trainer = RewardTrainer(model, settings, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
@@ -119,11 +119,14 @@ def train_reward(
 
 
 def score(model: torch.nn.Module, tokens: dict[str, list[int]]) -> dict[str, float]:
+    rows = [torch.tensor(ids) for ids in tokens.values()]
+    scores: list[float] = []
     with torch.no_grad():
-        return {
-            name: float(model(torch.tensor([ids]), use_cache=False).logits)
-            for name, ids in tqdm(tokens.items(), desc="scoring", mininterval=10)
-        }
+        for start in range(0, len(rows), SCORED_AT_ONCE):
+            some = rows[start : start + SCORED_AT_ONCE]
+            padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=model.config.pad_token_id)
+            scores += model(padded, use_cache=False).logits.squeeze(1).tolist()
+    return dict(zip(tokens, scores, strict=True))
 
 
 if __name__ == "__main__":

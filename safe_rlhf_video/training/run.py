@@ -23,6 +23,9 @@ from safe_rlhf_video.training.distributed import Ranks
 from safe_rlhf_video.training.sizes import Sizes, measure_data
 from safe_rlhf_video.training.unused import note_unused_fields
 
+# With fewer, models of the embedded backbone learn much less from the same comparisons (docs/benchmarks.md).
+FEW_STEPS = 100
+
 _SCRIPT_OF_KIND = {"preference": "reward", "cost": "cost", "label": "moderation", "ordinal": "moderation"}
 
 
@@ -37,7 +40,7 @@ class Run:
         first_step: 0, or the step of the checkpoint that it goes on from.
         schedule_start: the step from which the learning rate rises and falls until the last one: 0, or where a
             finished run ended to which steps were added.
-        notes: lines for the user, about fields of the configuration without effect.
+        notes: lines for the user, about fields of the configuration without effect, or too few steps.
     """
 
     config: TrainConfig
@@ -110,6 +113,7 @@ def plan_run(config: TrainConfig, head: str, overrides: Collection[str] = ()) ->
     sizes = measure_data(load_reader(config.model.backbone), data, config.sampling)
     # As the launcher tells them; the process group follows.
     ranks = Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), torch.device("cpu"))
+    notes = [*notes, *note_few_steps(config, len(data.train))]
     return Run(config, heads, data, sizes, ranks, count_steps(config, len(data.train)), notes=notes)
 
 
@@ -141,6 +145,16 @@ def _check_weights(loss: LossConfig, heads: Sequence[str]) -> None:
         if not any(getattr(loss, name) for name in names):
             weights = " and ".join(f"loss.{name}" for name in names)
             raise ConfigError(f"{weights}: 0, so the head {head} has nothing to learn; raise it, or leave the head out")
+
+
+def note_few_steps(config: TrainConfig, num_prompts: int) -> list[str]:
+    """Says that a run has few steps for its epochs, and how many prompts a step would make enough of them."""
+    rates, total_steps = config.optimization, count_steps(config, num_prompts)
+    if total_steps >= FEW_STEPS or rates.max_steps or rates.prompts_per_step == 1:
+        return []
+    fewer = max(1, num_prompts * rates.epochs // FEW_STEPS)
+    more = rates.epochs * math.ceil(num_prompts / fewer)
+    return [f"{total_steps} steps are few to learn in; with optimization.prompts_per_step {fewer} there are {more}"]
 
 
 def count_steps(config: TrainConfig, num_groups: int) -> int:
