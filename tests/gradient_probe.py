@@ -171,6 +171,9 @@ def build_probed_model(config: TrainConfig, ranks: distributed.Ranks) -> Any:
     for name, parameter in engines.trainable(model).items():
         if "lora_B" in name:  # zero at the start, which would leave every lora_A without a gradient
             parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+        elif name.endswith(".bias") and "score_heads" in name:
+            # Comparisons cancel in its gradient. What is left, of regularisation, must be more than their rounding.
+            parameter.data.fill_(1.0)
     return backbone, model, record
 
 
