@@ -59,6 +59,7 @@ class Job:
     world: str
     heads: tuple[str, ...]
     prompts_per_step: int
+    learning_rate: float
     epochs: int
     seed: int
     out: Path
@@ -66,7 +67,8 @@ class Job:
     @property
     def folder(self) -> Path:
         """Named for all that the run depends on."""
-        return self.out / f"{'_'.join(self.heads)}_{self.prompts_per_step}_{self.epochs}_{self.seed}"
+        numbers = (self.prompts_per_step, f"{self.learning_rate:g}", self.epochs, self.seed)
+        return self.out / "_".join(map(str, (*self.heads, *numbers)))
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument(
         "--prompts_per_step", type=int, nargs="+", default=[16, 4], help="16 prompts have 56 comparisons"
     )
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="of the adapter")
     parser.add_argument("--peer", nargs="+", default=[], metavar="NAME=FOLDER", help="of one number of epochs each")
     parser.add_argument("--only_world", action="store_true", help="draw the world, which a peer needs too, and end")
     arguments = parser.parse_args()
@@ -112,7 +115,8 @@ def main() -> None:
         return
     jobs = {
         (way, prompts, epochs): [
-            [Job(arguments.world, heads, prompts, epochs, seed, out) for heads in WAYS[way]] for seed in arguments.seeds
+            [Job(arguments.world, heads, prompts, arguments.learning_rate, epochs, seed, out) for heads in WAYS[way]]
+            for seed in arguments.seeds
         ]
         for way, prompts, epochs in product(arguments.ways, arguments.prompts_per_step, arguments.epochs)
     }
@@ -152,6 +156,7 @@ def train_all(out: Path, jobs: Sequence[Job]) -> None:
             "--out", job.folder / "run", "--data.path", out / "world" / "config-train.json.gz",
             *(["--data.frame_store", store] if store else []), "--data.validation_fraction", 0, "--seed", job.seed,
             "--optimization.epochs", job.epochs, "--optimization.prompts_per_step", job.prompts_per_step,
+            "--optimization.learning_rate", job.learning_rate,
             "--tracking.wandb", "disabled", log=log,
         )  # fmt: skip
         run("scripts/evaluate.py", "--model", job.folder / "run", "--data", out / "world" / "config-test.json.gz",

@@ -8,13 +8,14 @@ set -euo pipefail
 folder=$(realpath "$1") world=$(realpath "$2") rounds=$3
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 run=$folder/runs/in_turn
+heads="[reward,cost,instruction_following,correctness,informativeness,aesthetics]"
 export OMP_NUM_THREADS=1 ONLY_TRAIN=1 TOKENIZERS_PARALLELISM=false
 
 TIMEFORMAT="%R %U %S"
 for ((round = 0; round < rounds; round++)); do
     rm -rf "$run"
     for head in reward cost; do bash "$here/ms_swift_train.sh" "$folder" "$head" "$round"; done
-    { time python "$here/../../scripts/train_reward.py" --config "$here/../../configs/quickstart.yaml" --heads "[reward,cost]" \
+    { time python "$here/../../scripts/train_reward.py" --config "$here/../../configs/quickstart.yaml" --heads "$heads" \
         --out "$run" --data.path "$world/world" --data.frame_store "$world/frames" --data.validation_fraction 0 \
         --optimization.epochs 1 --optimization.prompts_per_step 4 --seed "$round" --tracking.wandb disabled \
         > "$run.log" 2>&1; } 2> "$run.seconds"
