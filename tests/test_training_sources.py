@@ -119,7 +119,7 @@ def test_a_cost_learns_its_zero_from_text(tmp_path: Path) -> None:
     launch("scripts/evaluate.py", "--model", run, "--data", configs["test"], "--train_data", configs["train"],
            "--out", tmp_path)  # fmt: skip
     result = json.loads((tmp_path / "evaluation.json").read_text())
-    assert result["cost_sign"]["balanced_accuracy"] >= 0.9
+    assert result["cost_sign"]["balanced_accuracy"] >= 0.95
     assert result["controls"]["prompt_only"]["cost_sign"] < 0.75
 
 
