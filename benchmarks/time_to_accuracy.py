@@ -279,17 +279,20 @@ def to_fields(point: Point) -> dict[str, Any]:
 
 
 def draw(points: Sequence[Point]) -> Figure:
-    """Mean accuracy against encodings, a panel a dimension, a line a way."""
-    figure = Figure(figsize=(9 * 100 / 72, 4 * 100 / 72), dpi=72, layout="constrained")
+    """Mean accuracy against encodings, a panel a dimension, a line a way; bars from the least seed to the greatest."""
+    figure = Figure(figsize=(9 * 100 / 72, 4.5 * 100 / 72), dpi=72, layout="constrained")
     names = list(dict.fromkeys(point.name for point in points))
     for axes, head in zip(figure.subplots(1, len(HEADS)), HEADS, strict=True):
-        for name, (colour, marker) in zip(names, cycle(LOOKS), strict=False):
+        for number, (name, (colour, marker)) in enumerate(zip(names, cycle(LOOKS), strict=False)):
             own = [point for point in points if point.name == name]
-            means = [100 * point.right[head].mean() for point in own]
-            axes.plot([point.encodings for point in own], means, color=COLOUR[colour], marker=marker, label=name)
+            seeds = 100 * np.stack([point.right[head].mean(axis=1) for point in own])  # size = (epochs, seeds)
+            means = seeds.mean(axis=1)
+            bars = [means - seeds.min(axis=1), seeds.max(axis=1) - means]
+            places = [point.encodings + 80 * number for point in own]  # or bars would hide one another
+            axes.errorbar(places, means, bars, color=COLOUR[colour], marker=marker, label=name)
         axes.set(xlabel="encodings, for both heads", ylabel=f"accuracy in {DIMENSION_OF_HEAD[head]}, %")
         axes.set_xlim(left=0)
-        axes.legend(frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
