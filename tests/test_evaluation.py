@@ -571,11 +571,11 @@ def test_damaged_truth_is_one_line(tmp_path: Path, content: bytes) -> None:
 
 
 def quickstart_summary() -> dict:
-    figures = dimension_figures(num_comparisons=3200, accuracy=0.80, ceiling=0.82, true_order_accuracy=0.95)
+    figures = dimension_figures(num_comparisons=3200, accuracy=0.80, ceiling=0.82, true_order_accuracy=0.97)
     chances = {"helpfulness": 0.5, "harmlessness": 0.5}
     evaluation = made_up_evaluation(
         {"helpfulness": figures, "harmlessness": figures},
-        cost_sign=sign_figures(balanced_accuracy=0.95),
+        cost_sign=sign_figures(balanced_accuracy=0.98),
         controls={"random_backbone": {**chances, "cost_sign": 0.5}, "prompt_only": chances},
         controls_expected={"random_backbone": chances, "prompt_only": chances},
         control_gaps={name: control_gap() for name in ("helpfulness", "harmlessness", "cost_sign", "cost_sign_auroc")},
@@ -592,7 +592,7 @@ def test_quickstart_figures_are_held_to_their_bounds(tmp_path: Path) -> None:
     assert done.stdout.splitlines()
     assert all(line.startswith("ok ") for line in done.stdout.splitlines())
     bad = quickstart_summary()
-    bad["helpfulness"]["true_order_accuracy"] = 0.87
+    bad["helpfulness"]["true_order_accuracy"] = 0.9
     bad["pair"]["lambda_5"]["preferred"] = "v1"
     bad["controls"]["prompt_only"]["harmlessness"] = 0.54
     bad["control_gaps"]["cost_sign"]["standing"] = "not clearly above"
