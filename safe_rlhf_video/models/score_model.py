@@ -25,7 +25,6 @@ from safe_rlhf_video.models.pooling import attend, last_attended
 
 THRESHOLDS = "thresholds/"  # before a head's name: its thresholds, among the scores of the heads
 
-
 # Small, as transformers begins its own layers. With scores of unit spread (Stiennon et al. 2020, arXiv 2009.01325), the
 # first steps of a narrow backbone unlearn an order that was drawn by chance (docs/benchmarks.md).
 HEAD_START_STD = 0.02
