@@ -34,6 +34,7 @@ from tiny_backbones import edit_json, write_tiny_backbone
 from transformers import modeling_utils
 
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
+from safe_rlhf_video.heads import LABEL_HEADS
 from safe_rlhf_video.models import backbones
 from safe_rlhf_video.models import inputs as inputs_module
 from safe_rlhf_video.models.backbones import (
@@ -633,6 +634,16 @@ def test_adapters_and_heads_are_float32(dtype: str, tmp_path: Path) -> None:
         output = model(build_inputs(backbone, list(PROMPTS), list(VIDEOS), "cpu"))
     assert {values.dtype for values in output.values()} == {torch.float32}
     assert all(torch.isfinite(values).all() for values in output.values())
+
+
+def test_heads_that_compare_begin_small_and_those_of_labels_with_unit_spread() -> None:
+    heads = ("reward", "cost", "aesthetics", *LABEL_HEADS)
+    torch.manual_seed(0)
+    model = ScoreModel(load_backbone(BackboneConfig()), {"joint": heads}, LORA)
+    for head in heads:
+        weight = model.score_heads[head].weight
+        spread = 1.0 / math.sqrt(weight.numel() + 1) if head in LABEL_HEADS else 0.02
+        assert float(weight.std()) == pytest.approx(spread, rel=0.25), head
 
 
 def test_only_adapters_and_heads_are_trained() -> None:

@@ -25,9 +25,10 @@ from safe_rlhf_video.models.pooling import attend, last_attended
 
 THRESHOLDS = "thresholds/"  # before a head's name: its thresholds, among the scores of the heads
 
-# Small, as transformers begins its own layers. With scores of unit spread (Stiennon et al. 2020, arXiv 2009.01325), the
-# first steps of a narrow backbone unlearn an order that was drawn by chance (docs/benchmarks.md).
-HEAD_START_STD = 0.02
+# Of the weights of a head that learns from comparisons, as transformers begins its own layers. With scores of unit
+# spread (Stiennon et al. 2020, arXiv 2009.01325), the first steps of a narrow backbone unlearn an order that was drawn
+# by chance (docs/benchmarks.md). Heads of labels keep that spread: without, a severity of texts is learned more slowly.
+COMPARED_START_STD = 0.02
 
 
 class ScoreModel(nn.Module):
@@ -84,7 +85,8 @@ class ScoreModel(nn.Module):
         self.score_heads = nn.ModuleDict()
         for heads in self.heads_of_adapter.values():
             for head in heads:
-                score_head = ScoreHead(backbone.hidden_size, pooling, num_thresholds_of(head))
+                std = COMPARED_START_STD if HEADS[head].is_compared else 1.0 / math.sqrt(backbone.hidden_size + 1)
+                score_head = ScoreHead(backbone.hidden_size, pooling, std, num_thresholds_of(head))
                 self.score_heads[head] = score_head.to(backbone.model.device)
 
     def forward(self, inputs: Mapping[str, Tensor], with_thresholds: bool = False) -> dict[str, Tensor]:
@@ -200,13 +202,14 @@ class ScoreHead(nn.Module):
     bfloat16 scores of close videos become exact ties.
 
     Args:
+        start_std: of its weights at the start.
         num_thresholds: of a head of several levels, between them; 0 for any other.
     """
 
-    def __init__(self, hidden_size: int, pooling: Pooling, num_thresholds: int = 0) -> None:
+    def __init__(self, hidden_size: int, pooling: Pooling, start_std: float, num_thresholds: int = 0) -> None:
         super().__init__()
         linear = nn.Linear(hidden_size, 1, dtype=torch.float32)
-        nn.init.normal_(linear.weight, std=HEAD_START_STD)
+        nn.init.normal_(linear.weight, std=start_std)
         self.weight, self.bias = linear.weight, nn.Parameter(torch.zeros(1))
         self.query = nn.Parameter(torch.zeros(hidden_size)) if pooling == "query" else None
         self.thresholds = Thresholds(num_thresholds) if num_thresholds else None
