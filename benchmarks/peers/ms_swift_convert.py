@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sides import chosen_first
+
 from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.datasets import PairDataset
-from safe_rlhf_video.data.records import PairSample
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.models.backbones import EMBEDDED_FOLDER
 
 # A reward model of ms-swift reads the whole exchange, so there has to be an answer. It is the same for all clips.
@@ -41,11 +41,10 @@ def _comparisons(dataset: PairDataset, head: str) -> Iterator[dict[str, Any]]:
     files = dataset.video_files(dataset.videos)
     path_of = {video.name: str(file.resolve()) for video, file in zip(dataset.videos, files, strict=True)}
     for pair in dataset.pairs:
-        label = pair.preferences[DIMENSION_OF_HEAD[head]]
-        if label not in (0, 1):
+        sides = chosen_first(pair, head)
+        if sides is None:
             continue
-        # The chosen clip has the higher score: of a cost it is the less safe one.
-        chosen, rejected = _sides(pair)[:: 1 if (label == 0) == (head == "reward") else -1]
+        chosen, rejected = sides
         messages = _messages(pair.prompt_text)
         yield {"messages": messages, "videos": [path_of[chosen]],
                "rejected_messages": messages, "rejected_videos": [path_of[rejected]]}  # fmt: skip
@@ -54,10 +53,6 @@ def _comparisons(dataset: PairDataset, head: str) -> Iterator[dict[str, Any]]:
 def _clips(dataset: PairDataset) -> Iterator[dict[str, Any]]:
     for video, file in zip(dataset.videos, dataset.video_files(dataset.videos), strict=True):
         yield {"name": video.name, "messages": _messages(video.prompt_text), "videos": [str(file.resolve())]}
-
-
-def _sides(pair: PairSample) -> tuple[str, str]:
-    return pair.video_0.name, pair.video_1.name
 
 
 def _messages(prompt: str) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from sides import chosen_first
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
@@ -26,7 +27,6 @@ from safe_rlhf_video.cli import Parser, run_script
 from safe_rlhf_video.data.datasets import PairDataset
 from safe_rlhf_video.data.records import VideoSample
 from safe_rlhf_video.files import write_whole
-from safe_rlhf_video.heads import DIMENSION_OF_HEAD
 from safe_rlhf_video.models.backbones import Backbone, load_backbone
 from safe_rlhf_video.models.config import BackboneConfig
 from safe_rlhf_video.models.inputs import build_inputs
@@ -46,7 +46,9 @@ def main() -> None:
     arguments = parser.parse_args()
     train, test = (PairDataset.load(arguments.data / f"config-{split}.json.gz") for split in ("train", "test"))
     backbone = load_backbone(BackboneConfig())
-    tokens = {video.name: tokens_of(backbone, video) for video in (*train.videos, *test.videos)}
+    tokens = {
+        video.name: text_inputs(backbone, video)["input_ids"][0].tolist() for video in (*train.videos, *test.videos)
+    }
     set_seed(arguments.seed)
     model = as_classifier(backbone)
     check_states(model, backbone, test.videos[0])
@@ -58,10 +60,9 @@ def main() -> None:
     write_whole(arguments.out / f"{arguments.head}_{arguments.seed}.json", json.dumps(result) + "\n")
 
 
-def tokens_of(backbone: Backbone, video: VideoSample) -> list[int]:
+def text_inputs(backbone: Backbone, video: VideoSample) -> dict[str, torch.Tensor]:
     assert video.response_text is not None
-    inputs = build_inputs(backbone, [video.prompt_text], [TextResponse(video.response_text)], "cpu")
-    return inputs["input_ids"][0].tolist()
+    return build_inputs(backbone, [video.prompt_text], [TextResponse(video.response_text)], "cpu")
 
 
 def as_classifier(backbone: Backbone) -> Qwen3ForSequenceClassification:
@@ -80,8 +81,7 @@ def as_classifier(backbone: Backbone) -> Qwen3ForSequenceClassification:
 
 def check_states(model: Qwen3ForSequenceClassification, backbone: Backbone, video: VideoSample) -> None:
     """The classifier's states of a text are the backbone's."""
-    assert video.response_text is not None
-    inputs = build_inputs(backbone, [video.prompt_text], [TextResponse(video.response_text)], "cpu")
+    inputs = text_inputs(backbone, video)
     with torch.no_grad():
         own = backbone.model(**inputs, use_cache=False).last_hidden_state
         theirs = model.model.eval()(inputs["input_ids"], use_cache=False).last_hidden_state
@@ -89,15 +89,11 @@ def check_states(model: Qwen3ForSequenceClassification, backbone: Backbone, vide
 
 
 def comparisons(dataset: PairDataset, head: str, tokens: dict[str, list[int]]) -> Dataset:
-    """A row for each strict label; the chosen response has the higher score, of a cost the less safe one."""
-    rows = []
-    for pair in dataset.pairs:
-        label = pair.preferences[DIMENSION_OF_HEAD[head]]
-        if label in (0, 1):
-            sides = (pair.video_0.name, pair.video_1.name)
-            chosen, rejected = sides[:: 1 if (label == 0) == (head == "reward") else -1]
-            rows.append({"chosen_ids": tokens[chosen], "rejected_ids": tokens[rejected]})
-    return Dataset.from_list(rows)
+    """A row for each strict label."""
+    found = (chosen_first(pair, head) for pair in dataset.pairs)
+    return Dataset.from_list(
+        [{"chosen_ids": tokens[sides[0]], "rejected_ids": tokens[sides[1]]} for sides in found if sides]
+    )
 
 
 def train_reward(
