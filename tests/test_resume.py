@@ -50,6 +50,7 @@ def write_config(path: Path, world: Path, zero_stage: int, dropout: float | None
             "prompts_per_step": 3,
             "micro_batch_tokens": 1,
             "language_model_learning_rate": 1e-4,
+            "averaging": 0.3,
         },
         engine={"zero_stage": zero_stage, "deepspeed": {"zero_optimization": PIECES} if in_full else {}},
         checkpoint={"every_steps": 3, "keep_last": 100},
@@ -168,6 +169,18 @@ def test_killed_run_ends_bit_identical(
     assert_same_tensors(run / "model", uninterrupted / "model")
     assert without_speed(read_rows(run)) == without_speed(read_rows(uninterrupted))
     assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_averaging_changes_what_is_validated_and_no_step(world: Path, tmp_path: Path, reference: Reference) -> None:
+    config = write_config(tmp_path / "run.yaml", world, 0, 0.1)
+    launch(SCRIPT, "--config", config, "--optimization.averaging", 0)
+    rows, averaged = without_speed(read_rows(tmp_path / "run")), without_speed(read_rows(reference(0, 1, 0.1)))
+
+    def of(side: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{name: value for name, value in row.items() if name.startswith(side)} for row in rows]
+
+    assert of("train/", rows) == of("train/", averaged)
+    assert rows[-1]["eval/loss"] != averaged[-1]["eval/loss"]
 
 
 @pytest.mark.parametrize(

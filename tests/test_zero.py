@@ -30,6 +30,7 @@ def config(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "micro_batch_tokens": 1000,
             "projector_learning_rate": 1e-3,
             "language_model_learning_rate": 1e-4,
+            "averaging": 0.3,
         },
         data={"workers": 1},
     )
@@ -58,6 +59,14 @@ def test_losses_are_those_of_one_process(folders: dict[int, Path], trained: str,
     assert len(set(alone)) == STEPS
     for ranks in (1, 2):
         assert read(folders[ranks], trained, stage)["losses"] == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize(("trained", "stage"), CASES)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_averages_are_those_of_one_process(folders: dict[int, Path], trained: str, stage: int, ranks: int) -> None:
+    alone, scores = read(folders[1], trained, 0)["scores"], read(folders[ranks], trained, stage)["scores"]
+    for head, values in alone.items():
+        assert scores[head] == pytest.approx(values, abs=1e-4)
 
 
 @pytest.mark.parametrize(("trained", "stage"), CASES)

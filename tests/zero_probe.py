@@ -1,7 +1,7 @@
 """Launched by test_zero.py: 20 real steps at every ZeRO stage, with adapters and with the whole language model.
 
 Arguments: a training config and a folder. Rank 0 writes <folder>/<case>/model and <folder>/<case>/losses.json, the loss
-of every step and the scores that the trained engine gives to the clips of the first validation prompt.
+of every step and the scores that the engine, with averaged weights, gives to the clips of the first validation prompt.
 """
 
 from __future__ import annotations
@@ -64,10 +64,15 @@ def train(config: TrainConfig, ranks: distributed.Ranks, folder: Path) -> None:
             losses.append(sum(value for name, value in totals.items() if name.startswith(LOSS)))
         group = data.validation[0]
         batch = collate([group], list(clips(group.videos)))
-    weights = engines.gather_weights(engine)
+    weights, _ = engines.split_averages(engines.gather_weights(engine), engines.gather_moments(engine))
+    inputs = build_inputs(learner.backbone, batch.prompts, batch.responses, ranks.device)
     engine.eval()
     with torch.no_grad():
-        scores = engine(build_inputs(learner.backbone, batch.prompts, batch.responses, ranks.device))
+        before = engine(inputs)
+        with engines.averages_in_place(engine):
+            scores = engine(inputs)
+        after = engine(inputs)
+    assert all(torch.equal(before[head], after[head]) for head in HEADS)
     if ranks.is_first:
         save_model(learner.model, learner.record, folder / "model", weights)
         found = {"losses": losses, "scores": {head: values.tolist() for head, values in scores.items()}}

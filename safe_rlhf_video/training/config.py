@@ -135,6 +135,8 @@ class OptimizationConfig:
         betas: AdamW's decay rates of the mean gradient and of the mean squared gradient.
         warmup_fraction: The share of steps in which the rate rises.
         final_fraction: The share of the peak rate that is left at the end.
+        averaging: The share of the steps so far, the last ones, whose weights are about averaged in the model that is
+            validated and saved: 0 takes the last weights, 1 the mean of all (`engine.AveragingAdamW`).
         gradient_clipping: The largest gradient norm.
     """
 
@@ -151,6 +153,7 @@ class OptimizationConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_fraction: float = 0.05
     final_fraction: float = 0.0
+    averaging: float = 0.0
     gradient_clipping: float = 1.0
 
     def __post_init__(self) -> None:
@@ -161,7 +164,7 @@ class OptimizationConfig:
             _require(0 < getattr(self, name) < math.inf, f"optimization.{name}", "more than 0", getattr(self, name))
         for name in ("max_steps", "micro_batch_tokens", "weight_decay"):
             _require(0 <= getattr(self, name) < math.inf, f"optimization.{name}", "0 or more", getattr(self, name))
-        for name in ("warmup_fraction", "final_fraction"):
+        for name in ("warmup_fraction", "final_fraction", "averaging"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"optimization.{name}", "0 to 1", getattr(self, name))
         _require(all(0.0 <= beta < 1.0 for beta in self.betas), "optimization.betas", "0 <= beta < 1", self.betas)
 

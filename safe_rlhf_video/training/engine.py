@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -17,6 +18,7 @@ import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.models.score_model import ScoreModel
@@ -24,6 +26,35 @@ from safe_rlhf_video.training.config import BUCKET_SIZE, OptimizationConfig, Tra
 from safe_rlhf_video.training.distributed import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "average"  # a third entry of the optimiser's state, where weights are averaged
+WEIGHT = "weight"  # of a checkpoint whose model has averages: the weights that training goes on from
+
+
+class AveragingAdamW(AdamW):
+    """AdamW that keeps an average of each weight in its state, divided among ranks as its moments are.
+
+    After t steps a new weight counts for 1 / (1 - s + s t), so that about the last s t are averaged: polynomial-decay
+    averaging with eta = 1/s - 1 (Shamir and Zhang 2013, arXiv 1212.1824). It needs no number of steps in advance.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], share: float, **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self._share = share
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Takes a step of AdamW, then one of the averages."""
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state.get(parameter)
+                if not state:  # had no gradient yet
+                    continue
+                if AVERAGE not in state:
+                    state[AVERAGE] = parameter.detach().clone()
+                newest = 1.0 / (1.0 - self._share + self._share * state["step"])
+                state[AVERAGE].lerp_(parameter, newest.to(parameter.dtype))
+        return loss
 
 
 def build_deepspeed_config(config: TrainConfig, num_trained: int = BUCKET_SIZE) -> dict[str, Any]:
@@ -68,15 +99,14 @@ def build_engine(model: ScoreModel, config: TrainConfig, device: torch.device) -
         for part, parameters in model.trained().items()
     ]
     # A client optimizer: DeepSpeed's own Adam is compiled at first use, for minutes.
-    optimizer = torch.optim.AdamW(
-        groups,
-        betas=config.optimization.betas,
-        weight_decay=config.optimization.weight_decay,
-        fused=device.type == "cuda",
-    )
+    rates = config.optimization
+    settings: dict[str, Any] = {
+        "betas": rates.betas, "weight_decay": rates.weight_decay, "fused": device.type == "cuda"
+    }  # fmt: skip
+    optimizer = AveragingAdamW(groups, rates.averaging, **settings) if rates.averaging else AdamW(groups, **settings)
     num_trained = sum(parameter.numel() for parameter in trainable(model).values())
-    settings = build_deepspeed_config(config, num_trained)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    deepspeed_config = build_deepspeed_config(config, num_trained)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config)
     if config.engine.compile:
         engine.compile(compile_kwargs={"dynamic": True})
     return engine
@@ -141,11 +171,62 @@ def gather_weights(engine: Any) -> dict[str, Tensor]:
 
 
 def gather_moments(engine: Any) -> dict[str, Tensor]:
-    """Adam's moments of every trained parameter, whole, as `<moment>.<parameter>`; as `gather_weights` does."""
+    """What the optimizer keeps of every trained parameter, whole, as `<name>.<parameter>`; as `gather_weights` does."""
+    return _gather_state(engine, _kept(engine))
+
+
+@contextmanager
+def averages_in_place(engine: Any) -> Iterator[None]:
+    """Gives the model the averages of its weights meanwhile, where the optimizer keeps some."""
+    if AVERAGE not in _kept(engine):
+        yield
+        return
+    own, averages = gather_weights(engine), _gather_state(engine, (AVERAGE,))
+    _put_weights(engine, {name.removeprefix(f"{AVERAGE}."): average for name, average in averages.items()})
+    yield
+    _put_weights(engine, own)
+
+
+def split_averages(
+    weights: dict[str, Tensor], moments: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a checkpoint's model has and what its training state has: averages, where there are some, are the model.
+
+    Args:
+        weights: of `gather_weights`.
+        moments: of `gather_moments`.
+    """
+    averages = {name: moments.pop(f"{AVERAGE}.{name}") for name in weights if f"{AVERAGE}.{name}" in moments}
+    if not averages:
+        return weights, moments
+    return averages, moments | {f"{WEIGHT}.{name}": weight for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def restore_weights(model: ScoreModel, moments: dict[str, Tensor]) -> None:
+    """`split_averages` undone: a model loaded from a checkpoint gets the weights that training goes on from."""
+    for name, parameter in trainable(model).items():
+        if f"{WEIGHT}.{name}" in moments:
+            moments[f"{AVERAGE}.{name}"] = parameter.cpu().clone()
+            parameter.copy_(moments.pop(f"{WEIGHT}.{name}"))
+
+
+def _put_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
+    """Puts whole weights of the first rank in the place of those on all ranks."""
+    divided = engine.zero_optimization_partition_weights()
+    for name, parameter in trainable(engine.module).items():
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=divided):
+            if engine.global_rank == 0:
+                parameter.copy_(weights[name])
+            if not divided:
+                torch.distributed.broadcast(parameter.detach(), 0)
+
+
+def _gather_state(engine: Any, kept: tuple[str, ...]) -> dict[str, Tensor]:
     held = _held_pieces(engine)
     tensors = {}
     for name, parameter in trainable(engine.module).items():
-        for moment in MOMENTS:
+        for moment in kept:
             # A tensor at a time: those of a language model do not fit on a device together.
             shape = _whole_shape(parameter)
             whole = torch.zeros(math.prod(shape), dtype=torch.float32, device=parameter.device)
@@ -166,7 +247,7 @@ def restore_moments(engine: Any, tensors: dict[str, Tensor], step: int) -> None:
     for holder, pieces in _state_pieces(engine):
         fused = holder.device.type == "cuda"
         state: dict[str, Tensor] = {"step": torch.tensor(float(step), device=holder.device if fused else "cpu")}
-        for moment in MOMENTS:
+        for moment in _kept(engine):
             state[moment] = torch.zeros_like(holder)
             for parameter, place, part in pieces:
                 value = tensors[f"{moment}.{names[parameter]}"].flatten()[part]
@@ -230,6 +311,11 @@ def _own_part(engine: Any, parameter: Any) -> tuple[int, int]:
 
 def _whole_shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _kept(engine: Any) -> tuple[str, ...]:
+    """What the optimizer keeps of a parameter."""
+    return (*MOMENTS, AVERAGE) if isinstance(_torch_optimizer(engine), AveragingAdamW) else MOMENTS
 
 
 def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -62,7 +62,8 @@ class MemoryEstimate:
         loading: The whole model, which every rank has on its device before ZeRO 3 divides it.
         frozen_weights, trained_weights: Of the model, as they lie there in a step.
         gradients: Of what is trained, float32.
-        optimiser_state: Adam's moments, and with ZeRO 1 and 2 DeepSpeed's own float32 copy of the weights.
+        optimiser_state: Adam's moments, averages of the weights, and with ZeRO 1 and 2 DeepSpeed's own float32 copy of
+            the weights.
         buffers: DeepSpeed's for communication, and with ZeRO 3 the weights that are gathered at a time.
         saved_states: What autograd keeps of the language model and the heads for the backward pass.
         vision_states: The vision tower's, which pass.
@@ -185,6 +186,7 @@ def estimate_run(
         config.engine.zero_stage,
         config.model.gradient_checkpointing,
         config.engine.deepspeed.get("zero_optimization"),
+        bool(config.optimization.averaging),
     )
 
 
@@ -195,6 +197,7 @@ def estimate_memory(
     zero_stage: int = 0,
     gradient_checkpointing: bool = False,
     zero_options: Mapping[str, Any] | None = None,
+    averages: bool = False,
 ) -> MemoryEstimate:
     """Bytes on each rank, divided among them as DeepSpeed does.
 
@@ -203,6 +206,7 @@ def estimate_memory(
     Args:
         model: of `build_on_meta`.
         zero_options: DeepSpeed's section `zero_optimization`, for the sizes of its buffers.
+        averages: whether the optimiser averages the weights.
     """
     options = zero_options or {}
     trained_ids = {id(one) for part in model.trained().values() for one in part.values()}
@@ -214,18 +218,19 @@ def estimate_memory(
     share = math.ceil(trained / world_size) * 4
     # DeepSpeed 0.19, runtime/zero/stage_1_and_2.py and stage3.py: a bucket of the whole size is always allocated.
     bucket = 4 * int(options.get("reduce_bucket_size", min(BUCKET_SIZE, trained)))
+    kept = 3 if averages else 2  # of every weight: Adam's two moments
     saved, vision = _saved_states(model, batch, gradient_checkpointing), _vision_states(model, batch)
     if zero_stage == 0:
         buffers = min(bucket, whole) if world_size > 1 else 0
-        return MemoryEstimate(loading, frozen_bytes, whole, whole, 2 * whole, buffers, saved, vision)
+        return MemoryEstimate(loading, frozen_bytes, whole, whole, kept * whole, buffers, saved, vision)
     if zero_stage == 1:  # gradients whole, and this rank's share of their mean
-        return MemoryEstimate(loading, frozen_bytes, whole, whole + share, 3 * share, bucket, saved, vision)
+        return MemoryEstimate(loading, frozen_bytes, whole, whole + share, (kept + 1) * share, bucket, saved, vision)
     if zero_stage == 2:
-        return MemoryEstimate(loading, frozen_bytes, whole, share, 3 * share, bucket, saved, vision)
+        return MemoryEstimate(loading, frozen_bytes, whole, share, (kept + 1) * share, bucket, saved, vision)
     live = int(options.get("stage3_max_live_parameters", MAX_LIVE_PARAMETERS))
     gathered = int(loading * min(1.0, live / (sum(one.numel() for one in frozen) + trained)))
     return MemoryEstimate(
-        loading, math.ceil(frozen_bytes / world_size), share, share, 2 * share, bucket + gathered, saved, vision
+        loading, math.ceil(frozen_bytes / world_size), share, share, kept * share, bucket + gathered, saved, vision
     )
 
 

@@ -51,6 +51,7 @@ def start_learner(run: Run) -> Learner:
         if run.first_step:
             moments = read_moments(run.folder, run.first_step)
             load_weights(model, record.heads_of_adapter, checkpoint_folder(run.folder, run.first_step) / "model")
+            engines.restore_weights(model, moments)
     with memory_hint(config, "dividing the model among ranks"):
         engine = engines.build_engine(model, config, ranks.device)
     if run.first_step:

@@ -207,7 +207,9 @@ def _gather_checkpoint(run: Run, learner: Learner, state: TrainerState, validati
 
     Nothing else may keep the tensors once they are saved: those of a language model fill the host.
     """
-    weights, moments = engines.gather_weights(learner.engine), engines.gather_moments(learner.engine)
+    weights, moments = engines.split_averages(
+        engines.gather_weights(learner.engine), engines.gather_moments(learner.engine)
+    )
     record = replace(learner.record, training=run.facts(state.step, validation.metrics))
     save = partial(_save_folder, run, learner.model, record, weights)
     return partial(save_checkpoint, run.folder, state, moments, save, run.config.checkpoint.keep_last)

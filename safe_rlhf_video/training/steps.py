@@ -113,7 +113,7 @@ def validate(run: Run, learner: Learner, when: str, collector: MediaCollector | 
     engine.eval()
     tally = Tally()
     jobs = partial(validation_jobs, run)
-    with torch.no_grad(), open_clips(config, run.data) as clips:
+    with torch.no_grad(), engines.averages_in_place(engine), open_clips(config, run.data) as clips:
         batches = prefetch(read_jobs(jobs, clips))
         for _ in jobs():
             with distributed.together(ranks):
