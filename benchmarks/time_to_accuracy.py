@@ -54,12 +54,15 @@ LOOKS = (("blue", "o"), ("orange", "s"), ("green", "^"), ("purple", "D"), ("red"
 
 @dataclass(frozen=True)
 class Job:
-    """A training run and its evaluation."""
+    """A training run and its evaluation.
+
+    Attributes:
+        changes: fields of the config that have another value, as FIELD=VALUE.
+    """
 
     world: str
     heads: tuple[str, ...]
-    prompts_per_step: int
-    learning_rate: float
+    changes: tuple[str, ...]
     epochs: int
     seed: int
     out: Path
@@ -67,8 +70,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Named for all that the run depends on."""
-        numbers = (self.prompts_per_step, f"{self.learning_rate:g}", self.epochs, self.seed)
-        return self.out / "_".join(map(str, (*self.heads, *numbers)))
+        return self.out / "_".join(map(str, (*self.heads, *self.changes, self.epochs, self.seed)))
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument(
-        "--prompts_per_step", type=int, nargs="+", default=[16, 4], help="16 prompts have 56 comparisons"
+        "--changes",
+        nargs="+",
+        default=[""],
+        metavar="'FIELD=VALUE ...'",
+        help="of the config; a row for each, '' is none",
     )
-    parser.add_argument("--learning_rate", type=float, default=2e-3, help="of the adapter")
     parser.add_argument("--peer", nargs="+", default=[], metavar="NAME=FOLDER", help="of one number of epochs each")
     parser.add_argument("--only_world", action="store_true", help="draw the world, which a peer needs too, and end")
     arguments = parser.parse_args()
@@ -114,11 +119,11 @@ def main() -> None:
     if arguments.only_world:
         return
     jobs = {
-        (way, prompts, epochs): [
-            [Job(arguments.world, heads, prompts, arguments.learning_rate, epochs, seed, out) for heads in WAYS[way]]
+        (way, changes, epochs): [
+            [Job(arguments.world, heads, tuple(changes.split()), epochs, seed, out) for heads in WAYS[way]]
             for seed in arguments.seeds
         ]
-        for way, prompts, epochs in product(arguments.ways, arguments.prompts_per_step, arguments.epochs)
+        for way, changes, epochs in product(arguments.ways, arguments.changes, arguments.epochs)
     }
     train_all(out, [job for seeds in jobs.values() for runs in seeds for job in runs])
     train, test = (PairDataset.load(out / "world" / f"config-{split}.json.gz") for split in ("train", "test"))
@@ -155,9 +160,8 @@ def train_all(out: Path, jobs: Sequence[Job]) -> None:
             f"scripts/train_{job.heads[0]}.py", "--config", CONFIGS[job.world], "--heads", f"[{','.join(job.heads)}]",
             "--out", job.folder / "run", "--data.path", out / "world" / "config-train.json.gz",
             *(["--data.frame_store", store] if store else []), "--data.validation_fraction", 0, "--seed", job.seed,
-            "--optimization.epochs", job.epochs, "--optimization.prompts_per_step", job.prompts_per_step,
-            "--optimization.learning_rate", job.learning_rate,
-            "--tracking.wandb", "disabled", log=log,
+            "--optimization.epochs", job.epochs, "--tracking.wandb", "disabled",
+            *[f"--{change}" for change in job.changes], log=log,
         )  # fmt: skip
         run("scripts/evaluate.py", "--model", job.folder / "run", "--data", out / "world" / "config-test.json.gz",
             *(["--frame_store", store] if store else []), "--out", job.folder, log=log)  # fmt: skip
@@ -194,7 +198,7 @@ def measure(way: str, seeds: Sequence[Sequence[Job]], train: PairDataset, test: 
             if "cost" in job.heads:
                 balanced.append(judge_sign(scores, test))
     return Point(
-        name=f"{way}, {seeds[0][0].prompts_per_step} prompts a step",
+        name=", ".join([way, *(change.rpartition(".")[2].replace("=", " ") for change in seeds[0][0].changes)]),
         epochs=seeds[0][0].epochs,
         encodings=len(WAYS[way]) * seeds[0][0].epochs * len(train.videos),
         cpu_seconds=float(np.mean(seconds)),

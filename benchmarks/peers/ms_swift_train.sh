@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Trains a reward or a cost with ms-swift and scores the test clips: ms_swift_train.sh FOLDER HEAD SEED [EIGHTS]
+# Trains a reward or a cost with ms-swift and scores the test clips: ms_swift_train.sh FOLDER HEAD SEED [EIGHTS [RATE]]
 #
 # FOLDER is what ms_swift_convert.py wrote; PYTHON, an interpreter of an environment with ms-swift. A step has EIGHTS times
-# eight comparisons, 56 unless given. The scores of the test clips go to FOLDER/HEAD_SEED.json, unless ONLY_TRAIN is set; the
-# seconds of the training (by the clock, of the user, of the system) to FOLDER/runs/HEAD_SEED.seconds. Adapter, rates and
-# frames are those of configs/quickstart.yaml; what is not named keeps ms-swift's default.
+# eight comparisons, 56 unless given; RATE is 2e-3 unless given. The scores of the test clips go to FOLDER/HEAD_SEED.json,
+# unless ONLY_TRAIN is set; the seconds of the training (by the clock, of the user, of the system) to
+# FOLDER/runs/HEAD_SEED.seconds. Adapter and frames are those of configs/quickstart.yaml; what is not named keeps ms-swift's
+# default.
 set -euo pipefail
-folder=$(realpath "$1") head=$2 seed=$3 eights=${4:-7}
+folder=$(realpath "$1") head=$2 seed=$3 eights=${4:-7} rate=${5:-2e-3}
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 run=$folder/runs/${head}_$seed
 mkdir -p "$folder/runs"
@@ -21,5 +22,5 @@ TIMEFORMAT="%R %U %S"
     --output_dir "$run" --add_version false --seed "$seed" --data_seed "$seed" --torch_dtype float32 \
     --tuner_type lora --lora_rank 8 --lora_alpha 16 --target_modules all-linear --freeze_vit true --freeze_aligner true \
     --num_train_epochs 1 --per_device_train_batch_size 8 --gradient_accumulation_steps "$eights" \
-    --learning_rate 2e-3 --gradient_checkpointing false --attn_impl sdpa --dataloader_num_workers 0 \
+    --learning_rate "$rate" --gradient_checkpointing false --attn_impl sdpa --dataloader_num_workers 0 \
     --save_strategy epoch --report_to none > "$run.log" 2>&1; } 2> "$run.seconds"
