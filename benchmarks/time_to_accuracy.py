@@ -198,13 +198,19 @@ def measure(way: str, seeds: Sequence[Sequence[Job]], train: PairDataset, test: 
             if "cost" in job.heads:
                 balanced.append(judge_sign(scores, test))
     return Point(
-        name=", ".join([way, *(change.rpartition(".")[2].replace("=", " ") for change in seeds[0][0].changes)]),
+        name=", ".join([way, *map(shorten, seeds[0][0].changes)]),
         epochs=seeds[0][0].epochs,
         encodings=len(WAYS[way]) * seeds[0][0].epochs * len(train.videos),
         cpu_seconds=float(np.mean(seconds)),
         right={head: np.array(rows) for head, rows in right.items()},
         balanced=balanced,
     )
+
+
+def shorten(change: str) -> str:
+    """From `optimization.final_fraction=0.5` to `final_fraction 0.5`."""
+    field, _, value = change.partition("=")
+    return f"{field.rpartition('.')[2]} {value}"
 
 
 def read_peer(name: str, folder: Path, train: PairDataset, test: PairDataset) -> Point:

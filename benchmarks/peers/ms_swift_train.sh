@@ -24,3 +24,8 @@ TIMEFORMAT="%R %U %S"
     --num_train_epochs 1 --per_device_train_batch_size 8 --gradient_accumulation_steps "$eights" \
     --learning_rate "$rate" --gradient_checkpointing false --attn_impl sdpa --dataloader_num_workers 0 \
     --save_strategy epoch --report_to none > "$run.log" 2>&1; } 2> "$run.seconds"
+
+if [ -z "${ONLY_TRAIN:-}" ]; then
+    "${PYTHON:-python}" "$here/ms_swift_score.py" "$run" "$folder/clips.jsonl" "$folder/${head}_$seed.json" "$run.seconds" \
+        >> "$run.log" 2>&1
+fi

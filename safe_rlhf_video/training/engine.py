@@ -46,14 +46,15 @@ class AveragingAdamW(AdamW):
         """Takes a step of AdamW, then one of the averages."""
         loss = super().step(closure)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                state = self.state.get(parameter)
-                if not state:  # had no gradient yet
-                    continue
+            known = [parameter for parameter in group["params"] if self.state.get(parameter)]  # a gradient came before
+            if not known:
+                continue
+            newest = 1.0 / (1.0 - self._share + self._share * self.state[known[0]]["step"])  # the same for all of them
+            for parameter in known:
+                state = self.state[parameter]
                 if AVERAGE not in state:
                     state[AVERAGE] = parameter.detach().clone()
-                newest = 1.0 / (1.0 - self._share + self._share * state["step"])
-                state[AVERAGE].lerp_(parameter, newest.to(parameter.dtype))
+                state[AVERAGE].lerp_(parameter, newest)
         return loss
 
 
@@ -92,7 +93,7 @@ def build_deepspeed_config(config: TrainConfig, num_trained: int = BUCKET_SIZE) 
 
 
 def build_engine(model: ScoreModel, config: TrainConfig, device: torch.device) -> Any:
-    """Wrap a model whose trainable parameters are already those of rank 0's choice."""
+    """Wrap a model whose trainable parameters are already those of rank 0's choice; it is then in training mode."""
     deepspeed_logger.setLevel("WARNING")
     groups = [
         {"params": list(parameters.values()), "lr": peak_rate(part, config.optimization), "part": part}
@@ -109,6 +110,7 @@ def build_engine(model: ScoreModel, config: TrainConfig, device: torch.device) -
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config)
     if config.engine.compile:
         engine.compile(compile_kwargs={"dynamic": True})
+    engine.train()
     return engine
 
 
@@ -143,13 +145,15 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def squared_gradient_norms(engine: Any, ranks: Ranks) -> dict[str, Tensor]:
+def squared_gradient_norms(
+    engine: Any, parts: Mapping[str, Mapping[str, nn.Parameter]], ranks: Ranks
+) -> dict[str, Tensor]:
     """Part of the model -> the square of its averaged gradient's norm, to be summed over ranks.
 
     Between the last backward pass of a step and the step itself. Every rank brings what lies on it.
     """
     squares = {}
-    for part, parameters in engine.module.trained().items():
+    for part, parameters in parts.items():
         total = torch.zeros((), device=ranks.device)
         for parameter in parameters.values():
             gradient = _own_gradient(engine, parameter)

@@ -128,7 +128,7 @@ def _train(run: Run) -> bool:
             must_stop = distributed.any_of(ranks, stop.is_there)
             if not run.is_row(done) and not must_stop:
                 continue
-            rates = {part: engines.peak_rate(part, config.optimization) * factor for part in learner.model.trained()}
+            rates = {part: engines.peak_rate(part, config.optimization) * factor for part in learner.parts}
             metrics = interval.summarize(run.heads) | {
                 "train/epoch": done / run.steps_an_epoch,
                 **{f"train/learning_rate/{part}": rate for part, rate in rates.items()},

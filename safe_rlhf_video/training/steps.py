@@ -48,7 +48,7 @@ class Validation:
 
 
 def take_step(run: Run, learner: Learner, batches: Iterator[tuple[Job, Batch]], step: int) -> StepResult:
-    """Takes one optimiser step: all its micro-batches, then the update.
+    """Takes one optimiser step: all its micro-batches, then the update. The engine is in training mode.
 
     Nothing is read back from the device between micro-batches, so that the host makes the next one ready meanwhile; all
     that can be wrong with the numbers is looked at before the weights change.
@@ -61,7 +61,6 @@ def take_step(run: Run, learner: Learner, batches: Iterator[tuple[Job, Batch]], 
         DeviceMemoryError: a micro-batch does not fit the device.
     """
     config, ranks, engine = run.config, run.ranks, learner.engine
-    engine.train()
     when = f"step {step + 1}"
     tally = Tally()
     is_last = False
@@ -84,7 +83,7 @@ def take_step(run: Run, learner: Learner, batches: Iterator[tuple[Job, Batch]], 
         tally.add_sum("tokens", inputs["attention_mask"].sum())
     with distributed.together(ranks):  # one rank's videos alone may have a score that is not finite
         tally.check_finite(when)
-    squares = engines.squared_gradient_norms(engine, ranks)
+    squares = engines.squared_gradient_norms(engine, learner.parts, ranks)
     squares_by_name = {f"norm/{part}": square for part, square in squares.items()}
     totals = distributed.sum_over_ranks(tally.sums | squares_by_name, ranks)
     norms = {part: math.sqrt(totals.pop(f"norm/{part}")) for part in squares}
@@ -129,5 +128,6 @@ def validate(run: Run, learner: Learner, when: str, collector: MediaCollector | 
                 collector.add(batch, scores)
     with distributed.together(ranks):
         tally.check_finite(f"{when}, validation")
+    engine.train()
     metrics = summarize("eval", distributed.sum_over_ranks(tally.sums, ranks), [job.plan], run.heads)
     return Validation(metrics, collector.gather(ranks) if collector else None)
