@@ -127,7 +127,12 @@ def main() -> None:
     }
     train_all(out, [job for seeds in jobs.values() for runs in seeds for job in runs])
     train, test = (PairDataset.load(out / "world" / f"config-{split}.json.gz") for split in ("train", "test"))
-    points = [measure(way, seeds, train, test) for (way, *_), seeds in jobs.items()]
+    points = [
+        measure(
+            ", ".join([way, *map(shorten, changes.split())]) if len(arguments.changes) > 1 else way, runs, train, test
+        )
+        for (way, changes, _), runs in jobs.items()
+    ]
     peers = [read_peer(*split_name(text), train, test) for text in arguments.peer]
     table = format_table([*points, *peers], peers, test)
     print(table)
@@ -184,7 +189,7 @@ def run_and_time(*command: object, log: Path) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(way: str, seeds: Sequence[Sequence[Job]], train: PairDataset, test: PairDataset) -> Point:
+def measure(name: str, seeds: Sequence[Sequence[Job]], train: PairDataset, test: PairDataset) -> Point:
     """The figures of a way, from its runs by seed."""
     right: dict[str, list[np.ndarray]] = {head: [] for head in HEADS}
     balanced, seconds = [], []
@@ -198,9 +203,9 @@ def measure(way: str, seeds: Sequence[Sequence[Job]], train: PairDataset, test: 
             if "cost" in job.heads:
                 balanced.append(judge_sign(scores, test))
     return Point(
-        name=", ".join([way, *map(shorten, seeds[0][0].changes)]),
+        name=name,
         epochs=seeds[0][0].epochs,
-        encodings=len(WAYS[way]) * seeds[0][0].epochs * len(train.videos),
+        encodings=len(seeds[0]) * seeds[0][0].epochs * len(train.videos),
         cpu_seconds=float(np.mean(seconds)),
         right={head: np.array(rows) for head, rows in right.items()},
         balanced=balanced,
