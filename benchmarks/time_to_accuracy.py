@@ -14,6 +14,8 @@ a picture. Runs go side by side, one a core; interrupted, it goes on where it st
 import argparse
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -70,7 +72,8 @@ class Job:
     @property
     def folder(self) -> Path:
         """Named for all that the run depends on."""
-        return self.out / "_".join(map(str, (*self.heads, *self.changes, self.epochs, self.seed)))
+        words = (*self.heads, *map(shorten, self.changes), self.epochs, self.seed)
+        return self.out / re.sub(r"[^\w.-]+", "_", "_".join(map(str, words)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def main() -> None:
         return
     jobs = {
         (way, changes, epochs): [
-            [Job(arguments.world, heads, tuple(changes.split()), epochs, seed, out) for heads in WAYS[way]]
+            [Job(arguments.world, heads, tuple(shlex.split(changes)), epochs, seed, out) for heads in WAYS[way]]
             for seed in arguments.seeds
         ]
         for way, changes, epochs in product(arguments.ways, arguments.changes, arguments.epochs)
@@ -129,7 +132,10 @@ def main() -> None:
     train, test = (PairDataset.load(out / "world" / f"config-{split}.json.gz") for split in ("train", "test"))
     points = [
         measure(
-            ", ".join([way, *map(shorten, changes.split())]) if len(arguments.changes) > 1 else way, runs, train, test
+            ", ".join([way, *map(shorten, shlex.split(changes))]) if len(arguments.changes) > 1 else way,
+            runs,
+            train,
+            test,
         )
         for (way, changes, _), runs in jobs.items()
     ]

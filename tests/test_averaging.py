@@ -9,6 +9,33 @@ import torch
 from safe_rlhf_video.training.engine import AveragingAdamW
 
 
+def take_steps(share: float, moves: np.ndarray) -> float:
+    """The average of a weight that begins at 1 and moves so."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = AveragingAdamW([{"params": [weight], "lr": 0.0}], share)
+    weight.grad = torch.zeros(1)
+    for move in moves:
+        with torch.no_grad():
+            weight += float(move)
+        optimizer.step()
+    return float(optimizer.state[weight]["average"])
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_an_average_follows_a_weight_that_moves_slowly(share: float) -> None:
+    """The increments of a plain float32 average would be rounded away: at 1.0, 5e-4 would be missing here."""
+    moves = np.full(20_000, 1e-3 / 20_000)
+    moves[::2] = 0.0  # by two at a time, which float32 can hold near 1
+    moves *= 2
+    steps = np.arange(1, 20_001)
+    average = 0.0
+    weight = np.float32(1.0)
+    for step, move in zip(steps, moves, strict=True):
+        weight = np.float32(weight + np.float32(move))
+        average += (float(weight) - average) / (1 - share + share * step)
+    assert take_steps(share, moves) == pytest.approx(average, abs=2e-5)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 def test_averages_equal_a_float64_reference(share: float) -> None:
     torch.manual_seed(0)

@@ -135,8 +135,8 @@ class OptimizationConfig:
         betas: AdamW's decay rates of the mean gradient and of the mean squared gradient.
         warmup_fraction: The share of steps in which the rate rises.
         final_fraction: The share of the peak rate that is left at the end.
-        averaging: The share of the steps so far, the last ones, whose weights are about averaged in the model that is
-            validated and saved: 0 takes the last weights, 1 the mean of all (`engine.AveragingAdamW`).
+        averaging: The share of the steps so far, the last ones, that make two thirds of the average of the weights that
+            is validated and saved: 0 takes the last weights, 1 the mean of all (`engine.AveragingAdamW`).
         gradient_clipping: The largest gradient norm.
     """
 

@@ -1,8 +1,8 @@
 """DeepSpeed: building the engine, and its trainable state in a form that fits any number of ranks.
 
 DeepSpeed's own checkpoints of ZeRO 1 and 2 cannot be loaded at another world size. What is trained here (adapters and
-heads, or a language model, and their Adam moments) is gathered tensor by tensor, saved whole by one rank, and given
-back in whatever shape the ranks have then.
+heads, or a language model, with their Adam moments and averages) is gathered tensor by tensor, saved whole by one rank,
+and given back in whatever shape the ranks have then.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -27,14 +28,17 @@ from safe_rlhf_video.training.distributed import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 AVERAGE = "average"  # a third entry of the optimiser's state, where weights are averaged
+MOST_AVERAGED = 64  # steps in the window of an average, before some are passed over
 WEIGHT = "weight"  # of a checkpoint whose model has averages: the weights that training goes on from
 
 
 class AveragingAdamW(AdamW):
     """AdamW that keeps an average of each weight in its state, divided among ranks as its moments are.
 
-    After t steps a new weight counts for 1 / (1 - s + s t), so that about the last s t are averaged: polynomial-decay
-    averaging with eta = 1/s - 1 (Shamir and Zhang 2013, arXiv 1212.1824). It needs no number of steps in advance.
+    After t steps a new weight counts for 1 / (1 - s + s t): polynomial-decay averaging with eta = 1/s - 1 (Shamir and
+    Zhang 2013, arXiv 1212.1824), which needs no number of steps in advance. Two thirds of an average are of the last
+    s t steps. Once those are more than 128, only every second step is averaged, then every fourth, and so on, each for
+    all of them: else a float32 average would no longer follow a weight that moves slowly.
     """
 
     def __init__(self, groups: list[dict[str, Any]], share: float, **settings: Any) -> None:
@@ -49,13 +53,19 @@ class AveragingAdamW(AdamW):
             known = [parameter for parameter in group["params"] if self.state.get(parameter)]  # a gradient came before
             if not known:
                 continue
-            newest = 1.0 / (1.0 - self._share + self._share * self.state[known[0]]["step"])  # the same for all of them
+            newest = self._weight_of_newest(self.state[known[0]]["step"])  # the same for all of them
             for parameter in known:
                 state = self.state[parameter]
                 if AVERAGE not in state:
                     state[AVERAGE] = parameter.detach().clone()
                 state[AVERAGE].lerp_(parameter, newest)
         return loss
+
+    def _weight_of_newest(self, step: Tensor) -> Tensor:
+        """In tensors, so that nothing is read back from the device."""
+        every = 2.0 ** (self._share * step / MOST_AVERAGED).clamp_min(1.0).log2().floor()
+        weight = (every / (1.0 - self._share + self._share * step)).clamp_max(1.0)
+        return torch.where(step % every == 0, weight, 0.0)
 
 
 def build_deepspeed_config(config: TrainConfig, num_trained: int = BUCKET_SIZE) -> dict[str, Any]:
@@ -105,6 +115,8 @@ def build_engine(model: ScoreModel, config: TrainConfig, device: torch.device) -
         "betas": rates.betas, "weight_decay": rates.weight_decay, "fused": device.type == "cuda"
     }  # fmt: skip
     optimizer = AveragingAdamW(groups, rates.averaging, **settings) if rates.averaging else AdamW(groups, **settings)
+    if AveragingAdamW not in ZERO_SUPPORTED_OPTIMIZERS:  # it steps as AdamW does; tests/test_zero.py holds the averages
+        ZERO_SUPPORTED_OPTIMIZERS.append(AveragingAdamW)
     num_trained = sum(parameter.numel() for parameter in trainable(model).values())
     deepspeed_config = build_deepspeed_config(config, num_trained)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config)
@@ -185,8 +197,8 @@ def averages_in_place(engine: Any) -> Iterator[None]:
     if AVERAGE not in _kept(engine):
         yield
         return
-    own, averages = gather_weights(engine), _gather_state(engine, (AVERAGE,))
-    _put_weights(engine, {name.removeprefix(f"{AVERAGE}."): average for name, average in averages.items()})
+    own = gather_weights(engine)
+    _put_weights(engine, _gather_state(engine, (AVERAGE,)), f"{AVERAGE}.")  # not kept meanwhile
     yield
     _put_weights(engine, own)
 
@@ -215,13 +227,13 @@ def restore_weights(model: ScoreModel, moments: dict[str, Tensor]) -> None:
             parameter.copy_(moments.pop(f"{WEIGHT}.{name}"))
 
 
-def _put_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
-    """Puts whole weights of the first rank in the place of those on all ranks."""
+def _put_weights(engine: Any, weights: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Puts whole weights of the first rank, by prefix and name, in the place of those on all ranks."""
     divided = engine.zero_optimization_partition_weights()
     for name, parameter in trainable(engine.module).items():
         with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=divided):
             if engine.global_rank == 0:
-                parameter.copy_(weights[name])
+                parameter.copy_(weights[prefix + name])
             if not divided:
                 torch.distributed.broadcast(parameter.detach(), 0)
 

@@ -199,7 +199,7 @@ def read_state(run: Path, step: int) -> TrainerState:
 
 
 def read_moments(run: Path, step: int) -> dict[str, Tensor]:
-    """Reads a checkpoint's Adam moments, whose checksum `find_damage` has compared.
+    """Reads a checkpoint's Adam moments, and weights if its model has averages; `find_damage` has compared checksums.
 
     Raises:
         CheckpointError: they cannot be read.
