@@ -261,7 +261,7 @@ def test_a_job_that_is_asked_to_end_saves_first(world: Path, tmp_path: Path) -> 
     )  # fmt: skip
     try:
         while last_step(tmp_path / "run") < 2:
-            assert launcher.poll() is None
+            assert launcher.poll() is None, launcher.communicate()[0]
             time.sleep(0.1)
         os.killpg(launcher.pid, signal.SIGTERM)
         said, _ = launcher.communicate(timeout=120)
