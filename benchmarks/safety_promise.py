@@ -47,6 +47,7 @@ from safe_rlhf_video.pages.figures import COLOUR, REFERENCE, page_style, standal
 from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.scoring.scorer import Scorer
 from safe_rlhf_video.stats.logistic import fit_logistic
+from safe_rlhf_video.video.encoding import encode_mp4
 from safe_rlhf_video.worlds.video_world import (
     FPS,
     GENERATORS,
@@ -54,7 +55,6 @@ from safe_rlhf_video.worlds.video_world import (
     Prompt,
     draw_clip,
     draw_prompt,
-    encode_mp4,
     render,
     true_utilities,
 )
@@ -370,7 +370,7 @@ def compare_with_files(settings: Settings, scored: Candidates, num_prompts: int)
         for prompt, clips in drawn:
             paths = [Path(folder) / f"{place}.mp4" for place in range(len(clips))]
             for path, clip in zip(paths, clips, strict=True):
-                path.write_bytes(encode_mp4(render(clip)))
+                path.write_bytes(encode_mp4(render(clip), FPS))
             scores = scorer.score_batch([prompt.text] * len(clips), scorer.read(paths))
             for head, rows in found.items():
                 rows.append(scores[head])

@@ -53,9 +53,10 @@ from safe_rlhf_video.training.estimate import (
     count_flops,
     estimate_memory,
 )
+from safe_rlhf_video.video.encoding import encode_mp4
 from safe_rlhf_video.video.sampling import Sampling
 from safe_rlhf_video.video.store_builder import ClipFile, build_store
-from safe_rlhf_video.worlds.video_world import encode_mp4, plan_split, write_config
+from safe_rlhf_video.worlds.video_world import FPS, plan_split, write_config
 
 from safe_rlhf_video.training import distributed, engine as engines, steps as training_steps  # isort: skip
 from safe_rlhf_video.training.config import DataConfig, EngineConfig, OptimizationConfig, TrainConfig
@@ -394,7 +395,7 @@ def write_world(folder: Path, num_prompts: int, side: int) -> None:
         texture = rng.integers(0, 256, (side // 8 + 1, side // 8 + 1, 3), np.uint8).repeat(8, 0).repeat(8, 1)
         frames = np.stack([np.roll(texture, 2 * index, 1)[:side, :side] for index in range(CLIP_FRAMES)])
         clips.append(folder / f"{number}.mp4")
-        clips[-1].write_bytes(encode_mp4(frames))
+        clips[-1].write_bytes(encode_mp4(frames, FPS))
     records: list[dict[str, Any]] = []
     for number, (pairs, _, _) in enumerate(plan_split("train", 4 * num_prompts, 0)):
         if number == num_prompts:

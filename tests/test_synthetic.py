@@ -180,7 +180,7 @@ def test_world_without_test_pairs(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_that_draws_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "encode_mp4", lambda _: os.kill(os.getpid(), signal.SIGKILL))  # the fork's own
+    monkeypatch.setattr(synthetic, "encode_mp4", lambda *_: os.kill(os.getpid(), signal.SIGKILL))  # the fork's own
     with pytest.raises(ConfigError, match="a process that drew clips was killed"):
         write_video_world(tmp_path / "world", {"train": 1}, seed=0, workers=1)
 
@@ -449,7 +449,7 @@ def test_encoding_depends_on_the_frames_alone() -> None:
             # Blocks of other bytes, freed again: the encoder gets its memory from there.
             blocks = [rng.integers(0, 256, int(rng.integers(1_000, 300_000)), dtype=np.uint8) for _ in range(10)]
             del blocks
-            encoded.add(synthetic.encode_mp4(frames))
+            encoded.add(synthetic.encode_mp4(frames, synthetic.FPS))
         assert len(encoded) == 1
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -32,12 +31,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
 from safe_rlhf_video.data.records import HARM_LABELS, VIDEO_NAMES
 from safe_rlhf_video.errors import ConfigError
 from safe_rlhf_video.files import write_whole
+from safe_rlhf_video.video.encoding import encode_mp4
 
 # Increase it with every change to what a clip shows or how it is drawn. It is part of every video_id, so that new
 # labels never meet a clip that another version has drawn.
@@ -281,24 +280,6 @@ def render(clip: Clip, frame_indices: tuple[int, ...] = tuple(range(NUM_FRAMES))
     return frames.clip(0, 255).astype(np.uint8)
 
 
-def encode_mp4(frames: np.ndarray, fps: int = FPS) -> bytes:
-    """H.264 in MP4; one thread, so that the same frames always give the same bytes.
-
-    Args:
-        frames: uint8 (T, H, W, 3), H and W even.
-    """
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        # No macroblock trees: with them, x264 reads memory that it has not written, and some clips differ between runs.
-        stream.options = {"preset": "veryfast", "crf": "16", "threads": "1", "x264-params": "mbtree=0"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
 def plan_split(split: str, num_pairs: int, seed: int) -> Iterator[tuple[list[dict], dict[str, Clip], dict[str, dict]]]:
     """Yields (pair records, clips by video id, truth by video id) for each prompt, until `num_pairs` are planned."""
     held_out, used_texts, planned = split == "test", set(), 0
@@ -335,7 +316,7 @@ def write_clip(job: tuple[Path, Clip]) -> None:
     """Renders and encodes one clip; a file that is there already was written whole and is kept."""
     path, clip = job
     if not path.exists():
-        write_whole(path, encode_mp4(render(clip)))
+        write_whole(path, encode_mp4(render(clip), FPS))
 
 
 def truth_record(prompt: Prompt, clip: Clip) -> dict:

@@ -1,0 +1,14 @@
+"""The families of text-to-video models, by their pipeline in diffusers. A new one is a module here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from safe_rlhf_video.alignment.generators.base import ClipShape, Condition, Generator
+from safe_rlhf_video.alignment.generators.cogvideox import CogVideoX
+from safe_rlhf_video.alignment.generators.ltx import LTX
+from safe_rlhf_video.alignment.generators.wan import Wan
+
+FAMILIES: Mapping[str, type[Generator]] = {"WanPipeline": Wan, "LTXPipeline": LTX, "CogVideoXPipeline": CogVideoX}
+
+__all__ = ["FAMILIES", "ClipShape", "Condition", "Generator"]
