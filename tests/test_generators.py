@@ -93,6 +93,15 @@ def test_a_prompt_too_long_is_named(tmp_path: Path, prompts: Path) -> None:
         generate(write_folder("wan", tmp_path / "model"), prompts, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["../p0", "/p0", "..", ".p0", "a/b", "p" * 201])
+def test_no_clip_is_written_outside_its_folder(tmp_path: Path, prompts: Path, name: str) -> None:
+    records = json.loads(prompts.read_text())
+    records[1]["prompt_id"] = name
+    prompts.write_text(json.dumps(records))
+    with pytest.raises(SampleError, match="cannot name a folder"):
+        generate(tmp_path / "none", prompts, tmp_path / "out")
+
+
 def test_two_experts_are_refused() -> None:
     pipeline = build_pipeline("wan")
     pipeline.transformer_2 = pipeline.transformer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -22,6 +23,7 @@ from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.scoring.devices import resolve_device
 from safe_rlhf_video.video.encoding import encode_mp4
 
+FOLDER_NAME = re.compile(r"[^./\\\0][^/\\\0]{0,199}")
 SETTINGS_NAME = ".generation.json"  # scripts/evaluate_generator.py passes over names that begin with a dot
 
 
@@ -69,6 +71,12 @@ def generate_clips(
     found = PromptDataset.load(prompts).prompts
     if not found:
         raise SampleError(f"{prompts}: holds no prompt; there is nothing to generate")
+    for prompt in found:
+        if not FOLDER_NAME.fullmatch(prompt.prompt_id):
+            raise SampleError(
+                f"{prompts}: prompt_id {prompt.prompt_id!r:.60} cannot name a folder; give names of at most 200 "
+                "characters, without slashes and a dot at their beginning"
+            )
     wanted = [Wanted(p.prompt_id, p.prompt_text, number) for p in found for number in range(clips_per_prompt)]
     make_folder(out)
     with lock_folder(out):

@@ -29,14 +29,6 @@ class Condition:
     states: Tensor
     mask: Tensor | None = None
 
-    def __getitem__(self, rows: Tensor | slice) -> Condition:
-        return Condition(self.states[rows], None if self.mask is None else self.mask[rows])
-
-    def repeat(self, times: int) -> Condition:
-        """Every prompt `times` times, one after another."""
-        mask = None if self.mask is None else self.mask.repeat_interleave(times, dim=0)
-        return Condition(self.states.repeat_interleave(times, dim=0), mask)
-
 
 class Generator(ABC):
     """A pipeline of diffusers, seen as a network that predicts the clean clip from a noisy one.
@@ -48,7 +40,6 @@ class Generator(ABC):
         shape: of all clips.
     """
 
-    TARGET_MODULES: ClassVar[tuple[str, ...]]  # linear layers of the network that get adapters
     text_tokens: int  # the most that the network reads of a prompt
     frame_rate: int  # frames a second that it was trained on
     usual_shape: ClassVar[ClipShape]  # of its clips
@@ -60,7 +51,7 @@ class Generator(ABC):
 
     @property
     def network(self) -> Any:
-        """What is trained."""
+        """What predicts."""
         return self.pipeline.transformer
 
     @property
@@ -111,11 +102,6 @@ class Generator(ABC):
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device)
 
-    def add_noise(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Noisy latents at times (B,)."""
-        alpha, sigma = (_over_batch(level, clean) for level in self.levels(times))
-        return alpha * clean + sigma * noise
-
     @torch.no_grad()
     def sample(self, condition: Condition, noise: Tensor, num_steps: int, guidance: float = 1.0) -> Tensor:
         """Clean latents from noise, by DDIM's steps (arXiv 2010.02502), which are Euler's for flows.
@@ -142,7 +128,3 @@ def to_frames(pixels: Tensor) -> np.ndarray:
     """From (B, 3, T, H, W), from -1 to 1, to uint8 (B, T, H, W, 3)."""
     frames = (pixels.float().clamp(-1.0, 1.0) + 1.0).mul(127.5).round().to(torch.uint8)
     return frames.permute(0, 2, 3, 4, 1).cpu().numpy()
-
-
-def _over_batch(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))

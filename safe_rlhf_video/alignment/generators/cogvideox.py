@@ -15,7 +15,6 @@ from safe_rlhf_video.alignment.generators.base import ClipShape, Condition, Gene
 class CogVideoX(Generator):
     """A diffusion with sqrt(a) x_0 + sqrt(1 - a) e, a at 1,000 times; the network says sqrt(a) e - sqrt(1 - a) x_0."""
 
-    TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
     text_tokens = 226
     frame_rate = 8
     usual_shape = ClipShape(49, 480, 720)

@@ -17,7 +17,6 @@ DECODE_TIME = 0.05  # how noisy its decoder, where it denoises, takes latents to
 class LTX(Generator):
     """A flow on packed latents (B, tokens, channels): x_t = (1 - t) x_0 + t e; the network says e - x_0."""
 
-    TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
     text_tokens = 128
     frame_rate = 25
     usual_shape = ClipShape(161, 512, 704)

@@ -22,8 +22,6 @@ class Wan(Generator):
         ConfigError: a model of two experts, which share out the times.
     """
 
-    TARGET_MODULES = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
-
     text_tokens = 512
     frame_rate = 16
     usual_shape = ClipShape(81, 480, 832)
