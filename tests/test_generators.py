@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from small_generators import build_pipeline, write_folder
 from safe_rlhf_video.alignment.config import GeneratorConfig
 from safe_rlhf_video.alignment.generate import generate_clips
 from safe_rlhf_video.alignment.generators import FAMILIES, ClipShape
-from safe_rlhf_video.alignment.generators.loading import LORA_NAME
+from safe_rlhf_video.alignment.generators.load_generator import LORA_NAME
 from safe_rlhf_video.errors import CheckpointError, ConfigError, SampleError
 from safe_rlhf_video.video.decoding import read_video
 from safe_rlhf_video.video.sampling import Sampling
@@ -98,7 +99,7 @@ def test_no_clip_is_written_outside_its_folder(tmp_path: Path, prompts: Path, na
     records = json.loads(prompts.read_text())
     records[1]["prompt_id"] = name
     prompts.write_text(json.dumps(records))
-    with pytest.raises(SampleError, match="cannot name a folder"):
+    with pytest.raises(SampleError, match=r"expected a plain name|cannot name a folder"):
         generate(tmp_path / "none", prompts, tmp_path / "out")
 
 
@@ -114,10 +115,6 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, prompts: Path) 
     index = folder / "model_index.json"
     with pytest.raises(ConfigError, match=r"10 frames of 32 x 32 do not fit .*; the nearest .* 9 frames of 32 x 32"):
         generate(folder, prompts, tmp_path / "out", num_frames=10)
-    (tmp_path / "lora").mkdir()
-    save_file({"transformer.blocks.9.attn1.to_q.lora_A.weight": torch.zeros(2, 24)}, tmp_path / "lora" / LORA_NAME)
-    with pytest.raises(CheckpointError, match=f"{LORA_NAME}: cannot be laid over .*; is it of another generator"):
-        generate(folder, prompts, tmp_path / "out", lora=str(tmp_path / "lora"))
     content = json.loads(index.read_text())
     index.write_text(json.dumps(content | {"_class_name": "StableVideoDiffusionPipeline"}))
     with pytest.raises(CheckpointError, match=r"'StableVideoDiffusionPipeline' are not supported; supported: WanPipe"):
@@ -128,3 +125,35 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, prompts: Path) 
     index.unlink()
     with pytest.raises(CheckpointError, match="is no pipeline of diffusers"):
         generate(folder, prompts, tmp_path / "out")
+
+
+def lora_of(names: Sequence[str], width: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {
+        f"transformer.{name}.lora_{side}.weight": torch.randn((2, width) if side == "A" else (width, 2))
+        for name in names
+        for side in "AB"
+    }
+
+
+def test_a_lora_changes_the_clips_and_one_of_another_generator_is_refused(tmp_path: Path, prompts: Path) -> None:
+    folder, lora = write_folder("wan", tmp_path / "model"), tmp_path / "lora"
+    lora.mkdir()
+    fitting = ["blocks.0.attn1.to_v", "blocks.1.attn1.to_v"]
+    save_file(lora_of(fitting, 24), lora / LORA_NAME)
+    generate(folder, prompts, tmp_path / "with", lora=str(lora))
+    generate(folder, prompts, tmp_path / "without")
+    clips, others = read_all(tmp_path / "with"), read_all(tmp_path / "without")
+    assert all(clips[name] != others[name] for name in others)
+    for tensors in (
+        lora_of(fitting, 32),
+        lora_of([*fitting, "blocks.9.attn1.to_v"], 24),
+        {"transformer.blocks.0.attn1.to_v.lora_A.weight": torch.zeros(2, 24)},
+        lora_of(["single_blocks.0.linear"], 24),
+    ):
+        save_file(tensors, lora / LORA_NAME)
+        with pytest.raises(CheckpointError, match=f"{LORA_NAME}: cannot be laid over .*; is it of another generator"):
+            generate(folder, prompts, tmp_path / "out", lora=str(lora))
+    (lora / LORA_NAME).write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=f"{LORA_NAME}: cannot be laid over"):
+        generate(folder, prompts, tmp_path / "out", lora=str(lora))

@@ -390,7 +390,7 @@ def test_clips_are_opened_in_one_place() -> None:
         for path in folder.rglob("*.py")
         if re.search(r"\bav\.open\(|VideoReader\(|\bcv2\b|torchcodec", path.read_text())
     }
-    assert openers == {"video/containers.py", "video/decoding.py", "worlds/video_world.py"}  # the last one writes clips
+    assert openers == {"video/containers.py", "video/decoding.py", "video/encoding.py"}  # the last one writes clips
 
 
 # --- the pool ---------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from safe_rlhf_video.alignment.config import GeneratorConfig
-from safe_rlhf_video.alignment.generators import Generator
-from safe_rlhf_video.alignment.generators.loading import load_generator
+from safe_rlhf_video.alignment.generators import VideoGenerator
+from safe_rlhf_video.alignment.generators.load_generator import load_generator
 from safe_rlhf_video.contracts import STRICT, read_json, write_json
 from safe_rlhf_video.data.datasets import PromptDataset
 from safe_rlhf_video.data.records import PromptSample
@@ -23,7 +23,7 @@ from safe_rlhf_video.progress import progress_bar
 from safe_rlhf_video.scoring.devices import resolve_device
 from safe_rlhf_video.video.encoding import encode_mp4
 
-FOLDER_NAME = re.compile(r"[^./\\\0][^/\\\0]{0,199}")
+FOLDER_NAME = re.compile(r"[^.].{0,199}")
 SETTINGS_NAME = ".generation.json"  # scripts/evaluate_generator.py passes over names that begin with a dot
 
 
@@ -75,17 +75,19 @@ def generate_clips(
         if not FOLDER_NAME.fullmatch(prompt.prompt_id):
             raise SampleError(
                 f"{prompts}: prompt_id {prompt.prompt_id!r:.60} cannot name a folder; give names of at most 200 "
-                "characters, without slashes and a dot at their beginning"
+                "characters, without a dot at their beginning"
             )
     wanted = [Wanted(p.prompt_id, p.prompt_text, number) for p in found for number in range(clips_per_prompt)]
     make_folder(out)
     with lock_folder(out):
-        _check_settings(out, _Settings(config, seed))
+        settings = _Settings(config, seed)
+        _check_settings(out, settings)
         missing = [clip for clip in wanted if not (out / clip.name).exists()]
         if missing:
             generator = load_generator(config, resolve_device("auto"))
             for prompt in found:
                 check_length(generator, prompt)
+            write_json(out / SETTINGS_NAME, settings)  # not before a clip can be made: another try may have others
             with progress_bar(len(wanted), len(wanted) - len(missing), "generating", "clip") as progress:
                 for clip, content in make_clips(generator, config, missing, seed, batch_size):
                     make_folder(out / clip.prompt_id)
@@ -96,7 +98,7 @@ def generate_clips(
 
 @torch.no_grad()
 def make_clips(
-    generator: Generator, config: GeneratorConfig, wanted: Sequence[Wanted], seed: int, batch_size: int
+    generator: VideoGenerator, config: GeneratorConfig, wanted: Sequence[Wanted], seed: int, batch_size: int
 ) -> Iterator[tuple[Wanted, bytes]]:
     """Yields each clip and its MP4."""
     rest = iter(wanted)
@@ -109,7 +111,7 @@ def make_clips(
             yield clip, encode_mp4(frames, generator.frame_rate)
 
 
-def check_length(generator: Generator, prompt: PromptSample) -> None:
+def check_length(generator: VideoGenerator, prompt: PromptSample) -> None:
     """Raises SampleError if a prompt is longer than the generator reads."""
     if (count := generator.count_tokens(prompt.prompt_text)) > generator.text_tokens:
         raise SampleError(
@@ -126,7 +128,6 @@ def seed_of(clip: Wanted, seed: int) -> int:
 def _check_settings(out: Path, settings: _Settings) -> None:
     path = out / SETTINGS_NAME
     if not path.exists():
-        write_json(path, settings)
         return
     there = read_json(_Settings, path, ConfigError, "")
     for name, value in {**asdict(settings.generator), "seed": settings.seed}.items():

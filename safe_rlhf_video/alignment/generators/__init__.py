@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from safe_rlhf_video.alignment.generators.base import ClipShape, Condition, Generator
 from safe_rlhf_video.alignment.generators.cogvideox import CogVideoX
 from safe_rlhf_video.alignment.generators.ltx import LTX
+from safe_rlhf_video.alignment.generators.video_generator import ClipShape, Condition, VideoGenerator
 from safe_rlhf_video.alignment.generators.wan import Wan
 
-FAMILIES: Mapping[str, type[Generator]] = {"WanPipeline": Wan, "LTXPipeline": LTX, "CogVideoXPipeline": CogVideoX}
+FAMILIES: Mapping[str, type[VideoGenerator]] = {"WanPipeline": Wan, "LTXPipeline": LTX, "CogVideoXPipeline": CogVideoX}
 
-__all__ = ["FAMILIES", "ClipShape", "Condition", "Generator"]
+__all__ = ["FAMILIES", "ClipShape", "Condition", "VideoGenerator"]

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safe_rlhf_video.alignment.generators.base import ClipShape, Condition, Generator, to_frames
+from safe_rlhf_video.alignment.generators.video_generator import ClipShape, Condition, VideoGenerator, to_frames
 
 
-class CogVideoX(Generator):
+class CogVideoX(VideoGenerator):
     """A diffusion with sqrt(a) x_0 + sqrt(1 - a) e, a at 1,000 times; the network says sqrt(a) e - sqrt(1 - a) x_0."""
 
     text_tokens = 226

@@ -9,12 +9,12 @@ import torch
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from torch import Tensor
 
-from safe_rlhf_video.alignment.generators.base import ClipShape, Condition, Generator, to_frames
+from safe_rlhf_video.alignment.generators.video_generator import ClipShape, Condition, VideoGenerator, to_frames
 
 DECODE_TIME = 0.05  # how noisy its decoder, where it denoises, takes latents to be
 
 
-class LTX(Generator):
+class LTX(VideoGenerator):
     """A flow on packed latents (B, tokens, channels): x_t = (1 - t) x_0 + t e; the network says e - x_0."""
 
     text_tokens = 128

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safe_rlhf_video.alignment.generators.base import ClipShape, Condition, Generator, to_frames
+from safe_rlhf_video.alignment.generators.video_generator import ClipShape, Condition, VideoGenerator, to_frames
 from safe_rlhf_video.errors import ConfigError
 
 NUM_TRAIN_TIMESTEPS = 1000
 
 
-class Wan(Generator):
+class Wan(VideoGenerator):
     """A flow: x_t = (1 - t) x_0 + t e; the network says the velocity e - x_0.
 
     Raises:

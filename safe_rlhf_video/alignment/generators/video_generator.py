@@ -30,7 +30,7 @@ class Condition:
     mask: Tensor | None = None
 
 
-class Generator(ABC):
+class VideoGenerator(ABC):
     """A pipeline of diffusers, seen as a network that predicts the clean clip from a noisy one.
 
     A noisy clip is alpha x_0 + sigma e. Times go from 1, all noise, to 0; a family says what they mean.

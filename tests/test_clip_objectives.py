@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from safe_rlhf_video.alignment.objectives import Predictions, awm, dpo, nft, pull, rwr
+from safe_rlhf_video.alignment.clip_objectives import Predictions, awm, dpo, nft, pull, rwr
 
 B, D = 6, 20
 
@@ -47,7 +47,7 @@ def test_nft_is_matching_weighted_by_the_advantage_and_a_pull_to_the_old(
     """The identity of its docstring, without the weights w."""
     p, b = predictions, 0.7
     monkeypatch.setattr(
-        "safe_rlhf_video.alignment.objectives._weighted_error", lambda error: error.flatten(1).square().mean(dim=1)
+        "safe_rlhf_video.alignment.clip_objectives._weighted_error", lambda error: error.flatten(1).square().mean(dim=1)
     )
     (gradient,) = torch.autograd.grad(nft(p, advantages, b).sum(), p.current)
     tilt = (advantages.clamp(-5, 5) / 5).view(B, 1, 1)  # 2 r - 1

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from safe_rlhf_video.alignment.config import GeneratorConfig
-from safe_rlhf_video.alignment.generators import FAMILIES, ClipShape, Generator
+from safe_rlhf_video.alignment.generators import FAMILIES, ClipShape, VideoGenerator
 from safe_rlhf_video.errors import CheckpointError, ConfigError
 from safe_rlhf_video.reading import load_json, read_regular
 
 LORA_NAME = "pytorch_lora_weights.safetensors"
 
 
-def load_generator(config: GeneratorConfig, device: torch.device | str = "cpu") -> Generator:
+def load_generator(config: GeneratorConfig, device: torch.device | str = "cpu") -> VideoGenerator:
     """Loads all parts of a pipeline, and a LoRA if one is named.
 
     The network and the text encoder are bfloat16 on CUDA and float32 elsewhere; the autoencoder is float32.
@@ -70,15 +70,24 @@ def _pipeline_class(config: GeneratorConfig) -> str:
 
 
 def _load_lora(pipeline: Any, folder: Path, source: str) -> None:
+    file = folder / LORA_NAME
     try:
+        with safe_open(file, "pt") as tensors:
+            wanted = len(list(tensors.keys()))
         pipeline.load_lora_weights(folder, weight_name=LORA_NAME)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    # diffusers indexes into names that it does not find
+    except (OSError, ValueError, RuntimeError, SafetensorError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{folder / LORA_NAME}: cannot be laid over {source} ({_first_line(error)}); is it of another generator?"
+            f"{file}: cannot be laid over {source} ({_first_line(error)}); is it of another generator?"
         ) from error
+    laid = sum("lora_" in name for name, _ in pipeline.transformer.named_parameters())
+    if laid != wanted:  # diffusers only warns of what it passes over
+        raise CheckpointError(
+            f"{file}: cannot be laid over {source} (of its {wanted} tensors, {laid} fit); is it of another generator?"
+        )
 
 
-def _check_shape(generator: Generator, path: str) -> None:
+def _check_shape(generator: VideoGenerator, path: str) -> None:
     """Decodes a clip of nothing in thought: what comes out must be what was asked for."""
     asked, made = generator.shape, generator.made_shape()
     if made != asked:
