@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,15 @@ TEXT = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "num_layers": 1, "
 
 
 def build_pipeline(family: str) -> Any:
-    """A pipeline of a family: `wan`, `ltx`, `cogvideox`, with weights that change what comes out."""
+    """A pipeline of a family: `wan`, `ltx`, `ltx_timed`, `cogvideox`, with weights that change what comes out."""
     torch.manual_seed(0)
-    pipeline = {"wan": _build_wan, "ltx": _build_ltx, "cogvideox": _build_cogvideox}[family]()
+    builders = {
+        "wan": _build_wan,
+        "ltx": _build_ltx,
+        "ltx_timed": partial(_build_ltx, timestep_conditioning=True),
+        "cogvideox": _build_cogvideox,
+    }
+    pipeline = builders[family]()
     for parameter in pipeline.transformer.parameters():  # some begin at zero
         torch.nn.init.normal_(parameter, std=0.2)
     return pipeline
@@ -62,7 +69,7 @@ def _build_wan() -> WanPipeline:
     )
 
 
-def _build_ltx() -> LTXPipeline:
+def _build_ltx(timestep_conditioning: bool = False) -> LTXPipeline:
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_FOLDER)
     return LTXPipeline(
         tokenizer=tokenizer,
@@ -82,6 +89,7 @@ def _build_ltx() -> LTXPipeline:
             patch_size_t=1,
             encoder_causal=True,
             decoder_causal=False,
+            timestep_conditioning=timestep_conditioning,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         transformer=LTXVideoTransformer3DModel(

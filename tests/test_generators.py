@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 from safetensors.torch import save_file
 from small_generators import build_pipeline, write_folder
 
@@ -26,7 +27,7 @@ PROMPTS = ["a red circle moving left at night", "by the sea, a white ring is gro
 NUM_STEPS = 5
 
 
-@pytest.mark.parametrize("family", ["wan", "ltx", "cogvideox"])
+@pytest.mark.parametrize("family", ["wan", "ltx", "ltx_timed", "cogvideox"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @torch.no_grad()
 def test_samples_equal_the_official_pipelines(family: str, guidance: float) -> None:
@@ -101,6 +102,23 @@ def test_no_clip_is_written_outside_its_folder(tmp_path: Path, prompts: Path, na
     prompts.write_text(json.dumps(records))
     with pytest.raises(SampleError, match=r"expected a plain name|cannot name a folder"):
         generate(tmp_path / "none", prompts, tmp_path / "out")
+
+
+def test_times_of_a_scheduler_of_higher_order_fall_to_zero() -> None:
+    pipeline = build_pipeline("wan")
+    flow = {"use_flow_sigmas": True, "flow_shift": 3.0}
+    pipeline.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", **flow)
+    generator = FAMILIES["WanPipeline"](pipeline, SHAPE)
+    times = generator.times(NUM_STEPS)
+    assert len(times) == NUM_STEPS + 1
+    assert times[0] == pytest.approx(1.0, abs=1e-3)
+    assert times[-1] == 0
+    assert (times.diff() < 0).all()
+    clip = generator.sample(generator.encode(PROMPTS), generator.draw_noise([1, 2]), NUM_STEPS)
+    assert clip.isfinite().all()
+    pipeline.scheduler = UniPCMultistepScheduler(prediction_type="epsilon", **flow)
+    with pytest.raises(ConfigError, match="prediction_type 'epsilon' is not supported here, only 'flow_prediction'"):
+        FAMILIES["WanPipeline"](pipeline, SHAPE)
 
 
 def test_two_experts_are_refused() -> None:

@@ -22,6 +22,7 @@ class CogVideoX(VideoGenerator):
 
     def __init__(self, pipeline: Any, shape: ClipShape) -> None:
         super().__init__(pipeline, shape)
+        self.require_prediction("v_prediction")
         frames = (shape.num_frames - 1) // pipeline.vae_scale_factor_temporal + 1
         patch = self.network.config.patch_size_t or 1  # of 1.5; its pipeline drops the frames that fill the last one
         self._surplus = -frames % patch

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from safe_rlhf_video.alignment.generators.video_generator import ClipShape, Condition, VideoGenerator, to_frames
 
-DECODE_TIME = 0.05  # how noisy its decoder, where it denoises, takes latents to be
-
 
 class LTX(VideoGenerator):
     """A flow on packed latents (B, tokens, channels): x_t = (1 - t) x_0 + t e; the network says e - x_0."""
@@ -87,6 +85,6 @@ class LTX(VideoGenerator):
         latents = pipeline._unpack_latents(latents, *self._grid, *self._patches)
         latents = pipeline._denormalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
         time = None
-        if vae.config.timestep_conditioning:
-            time = torch.full((len(latents),), DECODE_TIME, device=latents.device, dtype=vae.dtype)
+        if vae.config.timestep_conditioning:  # a decoder that can denoise, too; its pipeline lets it not, by default
+            time = torch.zeros(len(latents), device=latents.device, dtype=vae.dtype)
         return to_frames(vae.decode(latents.to(vae.dtype), time, return_dict=False)[0])

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safe_rlhf_video.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class ClipShape:
@@ -49,6 +51,12 @@ class VideoGenerator(ABC):
         self.pipeline = pipeline
         self.shape = shape
 
+    def require_prediction(self, kind: str) -> None:
+        """Raises ConfigError if the scheduler says that the network predicts something else."""
+        found = self.pipeline.scheduler.config.get("prediction_type", kind)  # that of flows alone says nothing
+        if found != kind:
+            raise ConfigError(f"scheduler_config.json: prediction_type {found!r} is not supported here, only {kind!r}")
+
     @property
     def network(self) -> Any:
         """What predicts."""
@@ -72,7 +80,7 @@ class VideoGenerator(ABC):
 
     @abstractmethod
     def times(self, num_steps: int) -> Tensor:
-        """The times (num_steps + 1,) at which the official scheduler samples, falling to 0."""
+        """The times (num_steps + 1,) at which the pipeline's own scheduler samples, falling to 0."""
 
     @abstractmethod
     def levels(self, times: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ class Wan(VideoGenerator):
     """A flow: x_t = (1 - t) x_0 + t e; the network says the velocity e - x_0.
 
     Raises:
-        ConfigError: a model of two experts, which share out the times.
+        ConfigError: a model of two experts, which share out the times, or one that predicts something else.
     """
 
     text_tokens = 512
@@ -29,6 +29,7 @@ class Wan(VideoGenerator):
 
     def __init__(self, pipeline: Any, shape: ClipShape) -> None:
         super().__init__(pipeline, shape)
+        self.require_prediction("flow_prediction")
         if getattr(pipeline, "transformer_2", None) is not None:
             raise ConfigError(
                 "generator.path: a Wan 2.2 of two experts is not supported, both would have to be trained; take Wan "
