@@ -85,6 +85,14 @@ def test_clips_depend_on_their_prompt_number_and_seed_alone(tmp_path: Path, prom
     assert np.abs(clips[0].frames.astype(int) - clips[1].frames).max() <= 8
     with pytest.raises(ConfigError, match="holds clips made with seed 0, not 1"):
         generate(folder, prompts, tmp_path / "one", seed=1)
+    prompts.write_text(json.dumps([records[0], records[1] | {"prompt_text": "another"}]))
+    with pytest.raises(ConfigError, match="holds clips of another text for prompt p1"):
+        generate(folder, prompts, tmp_path / "one")
+    (tmp_path / "one" / ".generation.json").unlink()
+    with pytest.raises(ConfigError, match=r"mp4: was not made by this command"):
+        generate(folder, prompts, tmp_path / "one")
+    with pytest.raises(ConfigError, match=r"prompts.json: cannot be written"):
+        generate(folder, prompts, prompts)
 
 
 def test_a_prompt_too_long_is_named(tmp_path: Path, prompts: Path) -> None:
@@ -131,8 +139,12 @@ def test_two_experts_are_refused() -> None:
 def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, prompts: Path) -> None:
     folder = write_folder("wan", tmp_path / "model")
     index = folder / "model_index.json"
-    with pytest.raises(ConfigError, match=r"10 frames of 32 x 32 do not fit .*; the nearest .* 9 frames of 32 x 32"):
+    with pytest.raises(ConfigError, match=r"10 frames of 32 x 32 do not fit .*; it would make 9 frames of 32 x 32"):
         generate(folder, prompts, tmp_path / "out", num_frames=10)
+    with pytest.raises(ConfigError, match="more than the network has places for"):
+        generate(folder, prompts, tmp_path / "out", width=1024)
+    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
+        generate(tmp_path / "nowhere", prompts, tmp_path / "out")
     content = json.loads(index.read_text())
     index.write_text(json.dumps(content | {"_class_name": "StableVideoDiffusionPipeline"}))
     with pytest.raises(CheckpointError, match=r"'StableVideoDiffusionPipeline' are not supported; supported: WanPipe"):
@@ -170,7 +182,7 @@ def test_a_lora_changes_the_clips_and_one_of_another_generator_is_refused(tmp_pa
         lora_of(["single_blocks.0.linear"], 24),
     ):
         save_file(tensors, lora / LORA_NAME)
-        with pytest.raises(CheckpointError, match=f"{LORA_NAME}: cannot be laid over .*; is it of another generator"):
+        with pytest.raises(CheckpointError, match=f"{LORA_NAME}: cannot be laid over .*; is it"):
             generate(folder, prompts, tmp_path / "out", lora=str(lora))
     (lora / LORA_NAME).write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match=f"{LORA_NAME}: cannot be laid over"):

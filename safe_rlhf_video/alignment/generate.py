@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 
 from safe_rlhf_video.alignment.config import GeneratorConfig
 from safe_rlhf_video.alignment.generators import VideoGenerator
-from safe_rlhf_video.alignment.generators.load_generator import load_generator
+from safe_rlhf_video.alignment.generators.load_generator import find_source, load_generator
 from safe_rlhf_video.contracts import STRICT, read_json, write_json
 from safe_rlhf_video.data.datasets import PromptDataset
 from safe_rlhf_video.data.records import PromptSample
@@ -48,6 +48,7 @@ class _Settings:
 
     generator: GeneratorConfig
     seed: int
+    prompts: Mapping[str, str]  # prompt_id -> SHA-256 of its text
 
 
 def generate_clips(
@@ -66,8 +67,13 @@ def generate_clips(
         ConfigError: a setting is wrong, or the folder holds clips of other settings.
         CheckpointError: the generator cannot be loaded.
     """
-    if min(clips_per_prompt, batch_size) < 1:
-        raise ConfigError("clips_per_prompt and batch_size: expected 1 or more")
+    for name, value, least in (
+        ("clips_per_prompt", clips_per_prompt, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name}: expected {least} or more, got {value}")
     found = PromptDataset.load(prompts).prompts
     if not found:
         raise SampleError(f"{prompts}: holds no prompt; there is nothing to generate")
@@ -78,18 +84,22 @@ def generate_clips(
                 "characters, without a dot at their beginning"
             )
     wanted = [Wanted(p.prompt_id, p.prompt_text, number) for p in found for number in range(clips_per_prompt)]
-    make_folder(out)
+    try:
+        make_folder(out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}); give another folder as out") from error
     with lock_folder(out):
-        settings = _Settings(config, seed)
-        _check_settings(out, settings)
+        config = replace(config, path=find_source(config.path))
+        settings = _merge_settings(out, _Settings(config, seed, {p.prompt_id: _digest(p.prompt_text) for p in found}))
         missing = [clip for clip in wanted if not (out / clip.name).exists()]
         if missing:
             generator = load_generator(config, resolve_device("auto"))
             for prompt in found:
                 check_length(generator, prompt)
-            write_json(out / SETTINGS_NAME, settings)  # not before a clip can be made: another try may have others
             with progress_bar(len(wanted), len(wanted) - len(missing), "generating", "clip") as progress:
                 for clip, content in make_clips(generator, config, missing, seed, batch_size):
+                    if clip is missing[0]:  # not before there is a clip: another try may have other settings
+                        write_json(out / SETTINGS_NAME, settings)
                     make_folder(out / clip.prompt_id)
                     write_whole(out / clip.name, content)
                     progress.update()
@@ -121,16 +131,28 @@ def check_length(generator: VideoGenerator, prompt: PromptSample) -> None:
 
 def seed_of(clip: Wanted, seed: int) -> int:
     """The seed of a clip's noise."""
-    text = f"{seed} {clip.number} {clip.prompt_text}"
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:7])
+    return int(_digest(f"{seed} {clip.number} {clip.prompt_text}")[:14], 16)
 
 
-def _check_settings(out: Path, settings: _Settings) -> None:
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _merge_settings(out: Path, settings: _Settings) -> _Settings:
+    """Checks that the clips of a folder are of these settings; the prompts of earlier calls are kept."""
     path = out / SETTINGS_NAME
     if not path.exists():
-        return
+        if stranger := next(out.glob("*/*.mp4"), None):
+            raise ConfigError(f"{stranger}: was not made by this command; give another folder as out")
+        return settings
     there = read_json(_Settings, path, ConfigError, "")
-    for name, value in {**asdict(settings.generator), "seed": settings.seed}.items():
-        old = {**asdict(there.generator), "seed": there.seed}[name]
-        if old != value:
-            raise ConfigError(f"{out}: holds clips made with {name} {old}, not {value}; give another folder as out")
+    old, new = ({**asdict(one.generator), "seed": one.seed} for one in (there, settings))
+    for name, value in new.items():
+        if old[name] != value:
+            raise ConfigError(
+                f"{out}: holds clips made with {name} {old[name]}, not {value}; give another folder as out"
+            )
+    for prompt_id, digest in settings.prompts.items():
+        if there.prompts.get(prompt_id, digest) != digest:
+            raise ConfigError(f"{out}: holds clips of another text for prompt {prompt_id}; give another folder as out")
+    return replace(settings, prompts={**there.prompts, **settings.prompts})

@@ -23,15 +23,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--lora", metavar="DIR", help="a folder with pytorch_lora_weights.safetensors")
-    parser.add_argument("--clips_per_prompt", type=int, default=1)
+    parser.add_argument("--clips_per_prompt", type=int, default=1, help="made for each prompt (1)")
     usual = "; by default as the family's own pipeline"
     parser.add_argument("--num_frames", type=int, help=f"of a clip{usual}")
     parser.add_argument("--height", type=int, help=f"pixels{usual}")
     parser.add_argument("--width", type=int, help=f"pixels{usual}")
     parser.add_argument("--guidance", type=float, help=f"how far a prompt is exaggerated, 1 is not at all{usual}")
-    parser.add_argument("--num_steps", type=int, default=50, help="from noise to a clip")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=1, help="clips made at once")
+    parser.add_argument("--num_steps", type=int, default=50, help="from noise to a clip (50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    parser.add_argument("--batch_size", type=int, default=1, help="clips made at once (1)")
     arguments = parser.parse_args()
     config = GeneratorConfig(
         path=arguments.generator,

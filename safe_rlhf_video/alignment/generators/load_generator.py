@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safe_rlhf_video.alignment.config import GeneratorConfig
 from safe_rlhf_video.alignment.generators import FAMILIES, ClipShape, VideoGenerator
 from safe_rlhf_video.errors import CheckpointError, ConfigError
+from safe_rlhf_video.files import is_only_a_path
 from safe_rlhf_video.reading import load_json, read_regular
 
 LORA_NAME = "pytorch_lora_weights.safetensors"
@@ -49,6 +50,19 @@ def load_generator(config: GeneratorConfig, device: torch.device | str = "cpu") 
     return generator
 
 
+def find_source(path: str) -> str:
+    """A folder's path without detours, or a hub id as it is.
+
+    Raises:
+        CheckpointError: there is no such folder, and it cannot be a hub id.
+    """
+    if Path(path).is_dir():
+        return str(Path(path).resolve())
+    if is_only_a_path(path):
+        raise CheckpointError(f"{path}: no such folder; give a pipeline's folder in the form of diffusers, or a hub id")
+    return path
+
+
 def _pipeline_class(config: GeneratorConfig) -> str:
     source = config.path
     try:
@@ -58,9 +72,9 @@ def _pipeline_class(config: GeneratorConfig) -> str:
             index = DiffusionPipeline.load_config(source, revision=config.revision)
         name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError, HFValidationError, HfHubHTTPError) as error:
+        what = "is no pipeline of diffusers" if Path(source).is_dir() else "cannot be read from the hub"
         raise CheckpointError(
-            f"{source}: is no pipeline of diffusers ({_first_line(error)}); give a folder with model_index.json or a "
-            "hub id"
+            f"{source}: {what} ({_first_line(error)}); give a folder with model_index.json, or the id of a hub in reach"
         ) from error
     if name not in FAMILIES:
         raise CheckpointError(
@@ -78,7 +92,7 @@ def _load_lora(pipeline: Any, folder: Path, source: str) -> None:
     # diffusers indexes into names that it does not find
     except (OSError, ValueError, RuntimeError, SafetensorError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{file}: cannot be laid over {source} ({_first_line(error)}); is it of another generator?"
+            f"{file}: cannot be laid over {source} ({_first_line(error)}); is it there, and of this generator?"
         ) from error
     laid = sum("lora_" in name for name, _ in pipeline.transformer.named_parameters())
     if laid != wanted:  # diffusers only warns of what it passes over
@@ -92,8 +106,8 @@ def _check_shape(generator: VideoGenerator, path: str) -> None:
     asked, made = generator.shape, generator.made_shape()
     if made != asked:
         raise ConfigError(
-            f"{asked.num_frames} frames of {asked.height} x {asked.width} do not fit {path}; the nearest clips it "
-            f"makes have {made.num_frames} frames of {made.height} x {made.width}: set num_frames, height and width"
+            f"{asked.num_frames} frames of {asked.height} x {asked.width} do not fit {path}; it would make "
+            f"{made.num_frames} frames of {made.height} x {made.width}: set num_frames, height and width"
         )
 
 

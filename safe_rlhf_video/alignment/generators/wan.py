@@ -36,6 +36,13 @@ class Wan(VideoGenerator):
                 "2.1 or Wan 2.2 TI2V-5B"
             )
 
+        size, patch = self.network.config.rope_max_seq_len, self.network.config.patch_size
+        if any(length // step > size for length, step in zip(self.latent_shape()[1:], patch, strict=True)):
+            raise ConfigError(
+                f"{shape.num_frames} frames of {shape.height} x {shape.width} are more than the network has places "
+                "for; lower num_frames, height or width"
+            )
+
     def encode(self, prompts: Sequence[str]) -> Condition:
         states, _ = self.pipeline.encode_prompt(
             list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.text_tokens, device=self.device
