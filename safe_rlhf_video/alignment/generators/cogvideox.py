@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,6 @@ class CogVideoX(VideoGenerator):
         patch = self.network.config.patch_size_t or 1  # of 1.5; its pipeline drops the frames that fill the last one
         self._surplus = -frames % patch
         self._frames = frames + self._surplus
-
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        states, _ = self.pipeline.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.text_tokens, device=self.device
-        )
-        return Condition(states)
 
     def latent_shape(self) -> tuple[int, ...]:
         spatial = self.pipeline.vae_scale_factor_spatial

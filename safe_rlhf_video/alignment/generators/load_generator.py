@@ -102,7 +102,7 @@ def _load_lora(pipeline: Any, folder: Path, source: str) -> None:
 
 
 def _check_shape(generator: VideoGenerator, path: str) -> None:
-    """Decodes a clip of nothing in thought: what comes out must be what was asked for."""
+    """Raises ConfigError unless the clips that would be made are those that were asked for."""
     asked, made = generator.shape, generator.made_shape()
     if made != asked:
         raise ConfigError(

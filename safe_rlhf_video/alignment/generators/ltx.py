@@ -30,9 +30,7 @@ class LTX(VideoGenerator):
         )
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        states, mask, *_ = self.pipeline.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.text_tokens, device=self.device
-        )
+        states, mask, *_ = self.encode_prompt(prompts)
         return Condition(states, mask)
 
     def latent_shape(self) -> tuple[int, ...]:
@@ -59,9 +57,6 @@ class LTX(VideoGenerator):
         )
         self.pipeline.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=shift)
         return self.pipeline.scheduler.sigmas.float()
-
-    def levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        return 1.0 - times, times
 
     def predict(self, noisy: Tensor, times: Tensor, condition: Condition) -> Tensor:
         frames, height, width = self._grid

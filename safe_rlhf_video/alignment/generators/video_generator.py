@@ -66,9 +66,16 @@ class VideoGenerator(ABC):
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Reads prompts; of one that is too long (`count_tokens`), only the beginning."""
+        states, *_ = self.encode_prompt(prompts)
+        return Condition(states)
+
+    def encode_prompt(self, prompts: Sequence[str]) -> tuple[Any, ...]:
+        """What the pipeline's own method of that name answers: states, and for some families more."""
+        return self.pipeline.encode_prompt(
+            list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.text_tokens, device=self.device
+        )
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
@@ -82,9 +89,9 @@ class VideoGenerator(ABC):
     def times(self, num_steps: int) -> Tensor:
         """The times (num_steps + 1,) at which the pipeline's own scheduler samples, falling to 0."""
 
-    @abstractmethod
     def levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """The alpha and sigma of times: (B,) each."""
+        """The alpha and sigma of times, (B,) each; those of flows unless a family says otherwise."""
+        return 1.0 - times, times
 
     @abstractmethod
     def predict(self, noisy: Tensor, times: Tensor, condition: Condition) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,12 +42,6 @@ class Wan(VideoGenerator):
                 "for; lower num_frames, height or width"
             )
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        states, _ = self.pipeline.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.text_tokens, device=self.device
-        )
-        return Condition(states)
-
     def latent_shape(self) -> tuple[int, ...]:
         vae, shape = self.pipeline.vae.config, self.shape
         return (
@@ -65,9 +58,6 @@ class Wan(VideoGenerator):
     def times(self, num_steps: int) -> Tensor:
         self.pipeline.scheduler.set_timesteps(num_steps)
         return self.pipeline.scheduler.sigmas.float()
-
-    def levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        return 1.0 - times, times
 
     def predict(self, noisy: Tensor, times: Tensor, condition: Condition) -> Tensor:
         output = self.network(
